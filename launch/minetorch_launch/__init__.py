@@ -1,0 +1,1 @@
+"""Starts one training process per device and keeps them together."""

@@ -1,0 +1,52 @@
+"""Every error that Minetorch raises on purpose.
+
+```
+MinetorchError
+├── ConfigurationError (ValueError)      an argument or environment variable is wrong; nothing was written
+├── CollectiveError (RuntimeError)       a collective where only one rank runs, or a lost process group
+├── RemoteError (RuntimeError)           rank 0 failed; the other ranks raise this in its place
+├── StorageError (OSError)               the storage could not be listed, read or written
+└── CheckpointError
+    ├── CheckpointNotFoundError          the checkpoint that was asked for does not exist
+    ├── CheckpointCorruptError           its bytes are not those that were written
+    └── CheckpointMismatchError          it is whole, but belongs to another model, optimizer or format
+```
+"""
+
+from __future__ import annotations
+
+
+class MinetorchError(Exception):
+    """The root of the tree above."""
+
+
+class ConfigurationError(MinetorchError, ValueError):
+    """An argument or environment variable is wrong. Raised before anything is written."""
+
+
+class CollectiveError(MinetorchError, RuntimeError):
+    """A collective was called where not every rank can take part."""
+
+
+class RemoteError(MinetorchError, RuntimeError):
+    """Rank 0 failed in something that all ranks wait for; its message is inside."""
+
+
+class StorageError(MinetorchError, OSError):
+    """The storage could not be listed, read or written."""
+
+
+class CheckpointError(MinetorchError):
+    """A checkpoint cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """The checkpoint that was asked for does not exist; the message lists those that do."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """The bytes of a checkpoint are not those that were written."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """A whole checkpoint that does not fit: another format, model or optimizer."""

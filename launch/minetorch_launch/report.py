@@ -1,0 +1,218 @@
+"""How the workers of a launch ended -> one :class:`FailureReport`, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["FailureReport", "RankFailure", "WorkerEnd", "make_report", "signal_name"]
+
+# What a rank says when it only noticed that another one was gone. Gloo, TCPStore, NCCL, sockets, in turn.
+_PEER_IS_GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Socket closed",
+    "recvValue failed",
+    "remote process exited",
+    "Connection was likely closed",
+)
+
+
+@dataclass(frozen=True)
+class WorkerEnd:
+    """All that is known of how one worker ended."""
+
+    rank: int
+    host: str
+    pid: int
+    exit_code: int | None
+    """As multiprocessing gives it: minus n for signal n; None for a worker that never said a word."""
+
+    ended_at: float
+    """Wall-clock second: of its own last words if there are any, else of its death."""
+
+    told_at: float | None = None
+    """Wall-clock second at which the launcher first told it to end, if it did while it lived."""
+
+    told: frozenset[int] = frozenset()
+    """The signals it was told by."""
+
+    said_code: int | None = None
+    """The exit code that its own last words announced; None without any."""
+
+    summary: str = ""
+    """What it said last, in a line."""
+
+    traceback: str = ""
+    """Of its exception, else the stacks that a fatal signal left."""
+
+    log_file: str | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this end is a failure of its own, and not the launcher's doing."""
+        if self.said_code is not None:
+            return self.told_at is None or self.ended_at <= self.told_at
+        if self.exit_code is None or self.exit_code == 0:
+            return False
+        return self.told_at is None or (self.exit_code < 0 and -self.exit_code not in self.told)
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """One rank's failure."""
+
+    rank: int
+    host: str
+    pid: int
+    exit_code: int
+    """As a shell shows it: 128 + n for signal n."""
+
+    signal: str | None
+    """Name of the signal that ended it, if one did."""
+
+    time: float
+    """Wall-clock second at which it failed."""
+
+    cause: str
+    """One line: the exception, the call of sys.exit, the signal."""
+
+    traceback: str
+    log_file: str | None
+
+
+@dataclass(frozen=True)
+class FailureReport:
+    """Which rank failed first, where and why, and what came of it."""
+
+    first: RankFailure
+    later: tuple[RankFailure, ...]
+    """The others that failed, in order of time."""
+
+    finished: tuple[int, ...]
+    """Ranks that had already ended well: the rest may have waited for them in vain."""
+
+    world_size: int
+    restarts: int
+    """How often all workers had been started anew before this failure."""
+
+    max_restarts: int
+    command: str
+
+    @property
+    def exit_code(self) -> int:
+        """What the launcher ends with."""
+        return self.first.exit_code
+
+    def line(self) -> str:
+        """The failure in one line."""
+        return f"rank {self.first.rank} failed: {self.first.cause}"
+
+    def text(self) -> str:
+        """The report for a person: what to know first, then the traceback, so that it stands last."""
+        first = self.first
+        lines = [
+            f"minetorch-launch: rank {first.rank} of {self.world_size} failed first: {first.cause}",
+            f"  command    {self.command}",
+            f"  host       {first.host}, process {first.pid}",
+            f"  exit code  {first.exit_code}" + (f" ({first.signal})" if first.signal else ""),
+        ]
+        if self.max_restarts:
+            lines.append(f"  restarts   {self.restarts} of {self.max_restarts} used")
+        if first.log_file:
+            lines.append(f"  log        {first.log_file}")
+        if self.later:
+            lines.append(f"  then       {_summed_up(self.later)}")
+        if self.finished:
+            lines.append(f"  before     {_ranks(self.finished)} had already ended with exit code 0")
+        if first.traceback:
+            lines += ["", first.traceback.rstrip()]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The same for a program; what ``failure.json`` holds."""
+        data: dict[str, Any] = asdict(self)
+        return json.dumps({"exit_code": self.exit_code, **data}, indent=2)
+
+
+def make_report(
+    ends: list[WorkerEnd], *, restarts: int = 0, max_restarts: int = 0, command: str = ""
+) -> FailureReport | None:
+    """Find out who failed first.
+
+    A rank that merely lost the connection to another comes after every other cause, whenever it said so: its
+    word may arrive before the launcher learns of the death behind it. Otherwise the earliest comes first.
+
+    Returns:
+        None if no worker failed by itself.
+    """
+    failed = sorted((end for end in ends if end.has_failed), key=lambda end: (_is_consequence(end), end.ended_at))
+    if not failed:
+        return None
+    first, *later = map(_failure, failed)
+    finished = (end.rank for end in ends if end.exit_code == 0 and not end.has_failed and end.told_at is None)
+    return FailureReport(
+        first=first,
+        later=tuple(later),
+        finished=tuple(sorted(finished)),
+        world_size=len(ends),
+        restarts=restarts,
+        max_restarts=max_restarts,
+        command=command,
+    )
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL`` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _is_consequence(end: WorkerEnd) -> bool:
+    return any(phrase in end.summary for phrase in _PEER_IS_GONE)
+
+
+def _failure(end: WorkerEnd) -> RankFailure:
+    code = end.said_code if end.said_code is not None else end.exit_code or 0
+    return RankFailure(
+        rank=end.rank,
+        host=end.host,
+        pid=end.pid,
+        exit_code=128 - code if code < 0 else code,
+        signal=signal_name(-code) if code < 0 else None,
+        time=end.ended_at,
+        cause=end.summary.strip().splitlines()[0] if end.summary.strip() else _cause(code),
+        traceback=end.traceback,
+        log_file=end.log_file,
+    )
+
+
+def _cause(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL (often the kernel, out of memory: see `dmesg`; or a person, or a batch system)"
+    if code < 0:
+        return f"killed by {signal_name(-code)}"
+    return f"ended with exit code {code} without an exception (os._exit, or a C library's exit)"
+
+
+def _summed_up(failures: tuple[RankFailure, ...]) -> str:
+    """The later failures in one line, ranks with the same cause together."""
+    by_cause: dict[str, list[int]] = {}
+    for failure in failures:
+        by_cause.setdefault(failure.cause, []).append(failure.rank)
+    return "; ".join(f"{_ranks(tuple(ranks))} failed: {_short(cause)}" for cause, ranks in by_cause.items())
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    ordered = sorted(ranks)
+    return ("rank " if len(ordered) == 1 else "ranks ") + ", ".join(map(str, ordered))
+
+
+def _short(text: str, longest: int = 120) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"

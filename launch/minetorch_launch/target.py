@@ -1,0 +1,138 @@
+"""What a launch runs: a script, a module or a function."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from minetorch_launch.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["Function", "Module", "Script", "Target", "check_target", "find_module"]
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Python file, run as ``python PATH ARGS…`` would."""
+
+    path: str
+    args: tuple[str, ...] = ()
+
+    @property
+    def import_root(self) -> str:
+        """What ``sys.path[0]`` is while it runs: its folder, links resolved, as Python does it."""
+        return str(Path(self.path).resolve().parent)
+
+    def __str__(self) -> str:
+        return shlex.join(("python", self.path, *self.args))
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module, run as ``python -m NAME ARGS…`` would."""
+
+    name: str
+    args: tuple[str, ...] = ()
+
+    @property
+    def import_root(self) -> str:
+        """What ``sys.path[0]`` is while it runs: the working folder."""
+        return str(Path.cwd())
+
+    def __str__(self) -> str:
+        return shlex.join(("python", "-m", self.name, *self.args))
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that can be pickled, called once in every worker; ``launch`` returns what it returned."""
+
+    call: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def import_root(self) -> None:
+        """Workers keep the ``sys.path`` of the process that launches a function."""
+        return
+
+    def __str__(self) -> str:
+        return f"{self.call.__module__}.{self.call.__qualname__}()"
+
+
+Target: TypeAlias = Script | Module | Function
+
+
+def check_target(target: Target) -> None:
+    """Look whether ``target`` is there at all, before anything is started for it.
+
+    Raises:
+        UsageError: with what to type instead.
+    """
+    if isinstance(target, Script):
+        _check_script(target.path)
+    elif isinstance(target, Module) and not find_module(target.name, target.import_root):
+        raise UsageError(
+            f"no module named {target.name!r} in {target.import_root} or the installed packages: "
+            "give -m a name that `python -m` would run"
+        )
+
+
+def find_module(name: str, import_root: str | None) -> bool:
+    """Whether ``import name`` would find something, with ``import_root`` first on the path.
+
+    A dotted name's parent packages are not imported, so only its first part is looked for, and the rest
+    as files beside it: packages may print, take seconds, or start threads when imported.
+    """
+    first, *rest = name.split(".")
+    with _first_on_path(import_root):
+        try:
+            spec = importlib.util.find_spec(first) if first else None
+        except (ImportError, ValueError):
+            return False
+    if spec is None:
+        return False
+    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    if not rest or not all(place.is_dir() for place in places):
+        return not rest or bool(places)
+    return any(_is_module(place.joinpath(*rest)) for place in places)
+
+
+def _is_module(place: Path) -> bool:
+    return place.is_dir() or any(place.parent.glob(f"{place.name}.*"))
+
+
+@contextmanager
+def _first_on_path(folder: str | None) -> Iterator[None]:
+    before = list(sys.path)
+    if folder is not None:
+        sys.path[:1] = [folder]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _check_script(path: str) -> None:
+    script = Path(path)
+    if script.is_dir():
+        entry = script / "__main__.py"
+        instead = f"type {entry}" if entry.is_file() else "give the path of a Python file in it"
+        raise UsageError(f"{path!r} is a directory: {instead}")
+    if not script.exists():
+        hint = f"type -m {path}" if find_module(path, str(Path.cwd())) else "give the path of a Python file"
+        raise UsageError(f"there is no script {path!r} in {Path.cwd()}: {hint}")
+    try:
+        with script.open("rb"):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"the script {path!r} cannot be read ({error.strerror}): make it readable, e.g. chmod u+r"
+        ) from None

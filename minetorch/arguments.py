@@ -1,0 +1,143 @@
+"""Checks of the objects that a Trainer is given, beside its plain `Settings`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from minetorch.errors import ConfigurationError
+from minetorch.stateful import Stateful
+
+
+def either(trival: bool, trivial: bool | None) -> bool:
+    """The one option that has two spellings."""
+    if trivial is None:
+        return trival
+    if trival and not trivial:
+        raise ConfigurationError("trival=True and trivial=False are the same option with two values: give one of them.")
+    return trivial
+
+
+def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloader: Any) -> None:
+    """Refuse what is not of the kind that is needed.
+
+    Raises:
+        ConfigurationError: and says which argument, what it is, and what it must be.
+    """
+    _check_kind("model", model, nn.Module, "a torch.nn.Module")
+    _check_kind("optimizer", optimizer, torch.optim.Optimizer, "a torch.optim.Optimizer")
+    _check_kind("train_dataloader", train_dataloader, DataLoader, "a torch.utils.data.DataLoader")
+    if val_dataloader is not None:
+        _check_kind("val_dataloader", val_dataloader, DataLoader, "a torch.utils.data.DataLoader, or None")
+    own = {id(parameter) for parameter in model.parameters()}
+    optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(id(parameter) in own for parameter in optimized):
+        raise ConfigurationError(
+            "The optimizer holds none of the model's parameters, so training would change nothing. "
+            "Make it from this very model: for example torch.optim.SGD(model.parameters(), lr=0.1)."
+        )
+
+
+def check_statable(statable: Any) -> dict[str, Stateful]:
+    """The `statable` argument as a dict of its own.
+
+    Raises:
+        ConfigurationError: it is no mapping of names to objects that can be saved.
+    """
+    if not isinstance(statable, Mapping):
+        raise ConfigurationError(
+            f"statable must be a dict of named objects, such as {{'scheduler': scheduler}}; {statable!r} was given."
+        )
+    for name, member in statable.items():
+        if isinstance(member, nn.Module | torch.optim.Optimizer) and name in ("model", "optimizer"):
+            raise ConfigurationError(f"statable[{name!r}]: the Trainer saves the model and the optimizer by itself.")
+        _check_stateful(f"statable[{name!r}]", member)
+    return dict(statable)
+
+
+def stateful_plugins(plugins: Iterable[Any]) -> dict[str, Stateful]:
+    """Those plugins that have a state, by the name that their state is kept under: `name`, or their class's.
+
+    Raises:
+        ConfigurationError: two of them have the same name, or one has half of the two methods.
+    """
+    named: dict[str, Stateful] = {}
+    for plugin in plugins:
+        name = getattr(plugin, "name", None) or type(plugin).__name__
+        if not (hasattr(plugin, "state_dict") or hasattr(plugin, "load_state_dict")):
+            continue
+        _check_stateful(f"plugin {name!r}", plugin)
+        if name in named:
+            raise ConfigurationError(
+                f"Two plugins keep their state as {name!r}. Give each a `name` of its own, so that a resumed run "
+                "gives each its own state back."
+            )
+        named[name] = plugin
+    return named
+
+
+def loss_caller(loss_func: Any) -> Callable[[Any, Any], Any]:
+    """The loss function as one that is called with `(trainer, data)`.
+
+    Raises:
+        ConfigurationError: it is no function of two arguments.
+    """
+    if not callable(loss_func):
+        raise ConfigurationError(f"loss_func must be a function of (trainer, data); {loss_func!r} was given.")
+    if isinstance(loss_func, nn.Module):
+        raise ConfigurationError(
+            f"loss_func must be a function of (trainer, data) that calls the model; {type(loss_func).__name__} is "
+            "called with a prediction and a target. Write, for example: "
+            "def loss_func(trainer, data): return criterion(trainer.model(data[0]), data[1])."
+        )
+    try:
+        signature = inspect.signature(loss_func)
+    except (TypeError, ValueError):
+        return loss_func  # type: ignore[no-any-return]
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise ConfigurationError(
+            f"loss_func must take two arguments, (trainer, data); this one takes {signature}."
+        ) from None
+    if list(signature.parameters)[:2] == ["data", "trainer"]:
+        return lambda trainer, data: loss_func(data=data, trainer=trainer)
+    return loss_func  # type: ignore[no-any-return]
+
+
+def refuse_loss(loss: Any) -> NoReturn:
+    """Say what is wrong with what the loss function returned.
+
+    Raises:
+        ConfigurationError: always.
+    """
+    if not isinstance(loss, torch.Tensor):
+        given = f"{type(loss).__name__} ({loss!r})"
+    elif loss.numel() != 1:
+        given = f"a tensor of shape {tuple(loss.shape)}; take its mean, as with loss.mean()"
+    else:
+        given = (
+            "a loss without a gradient; compute it from trainer.model's output, without .item(), .detach() or "
+            "torch.no_grad()"
+        )
+    raise ConfigurationError(
+        f"loss_func must return a tensor with one element that has a gradient; it returned {given}."
+    )
+
+
+def _check_kind(name: str, value: Any, kind: type, description: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be {description}; {type(value).__name__} was given.")
+
+
+def _check_stateful(label: str, member: Any) -> None:
+    if not isinstance(member, Stateful):
+        raise ConfigurationError(
+            f"{label} must have the methods state_dict() and load_state_dict(state), as torch's own classes have; "
+            f"{type(member).__name__} has not both."
+        )

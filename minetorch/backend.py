@@ -1,0 +1,165 @@
+"""Device, mixed precision and gradients' exchange. The only file that imports accelerate.
+
+Of accelerate, the Trainer takes the `Accelerator` and its `prepare_model`. Its optimizer wrapper and loaders
+cost more a step than all of the Trainer's own work, so the few lines that they would do stand here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from minetorch.errors import CheckpointMismatchError, ConfigurationError
+from minetorch.world import World
+
+Amp = Literal[False, "bf16", "fp16"]
+
+
+class Backend:
+    """A model and its optimizer on this worker's device, in step with the other workers'."""
+
+    def __init__(self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp) -> None:
+        """Move the model to the device and wrap it for the world.
+
+        Raises:
+            ConfigurationError: fp16 on a CPU, or bf16 where the device has none.
+        """
+        if amp == "fp16" and world.device.type == "cpu":
+            raise ConfigurationError('amp="fp16" needs a GPU. On a CPU use amp="bf16", or amp=False.')
+        self.world = world
+        self.optimizer = optimizer
+        self.unwrapped_model = model
+        self.accelerator = _accelerator(world, amp)
+        self.model: nn.Module = self.accelerator.prepare_model(model)
+        self._ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
+        self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
+        self.leave_training()
+
+    def enter_training(self) -> None:
+        """Call before a forward whose gradients are exchanged."""
+        if self._ddp is not None:
+            self._ddp.require_forward_param_sync = True
+
+    def leave_training(self) -> None:
+        """Call after it. From here to the next, a forward without gradients is no collective.
+
+        DDP broadcasts the buffers at a forward, also in validation and in a hook on one rank. There the ranks
+        do not keep step, and the broadcast would wait for ever.
+        """
+        if self._ddp is not None:
+            self._ddp.require_forward_param_sync = False
+
+    def accumulating(self) -> AbstractContextManager[Any]:
+        """A context for a forward and backward whose gradients stay on this rank for now."""
+        return self._ddp.no_sync() if self._ddp is not None else nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the loss's gradients to the parameters'."""
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def step(self, clip_grad_norm: float | None, scale: float = 1.0) -> None:
+        """Take an optimizer step and clear the gradients.
+
+        Args:
+            clip_grad_norm: upper limit of the gradients' total 2-norm, or None.
+            scale: what the gradients are multiplied by first.
+        """
+        if self._scaler is not None and (clip_grad_norm is not None or scale != 1.0):
+            self._scaler.unscale_(self.optimizer)
+        if scale != 1.0:
+            gradients = [p.grad for p in self.unwrapped_model.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, scale)
+        if clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.unwrapped_model.parameters(), clip_grad_norm)
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def align_buffers(self) -> None:
+        """Give every rank rank 0's buffers (BatchNorm's statistics), as a checkpoint and validation need them."""
+        if self._ddp is None or not self._ddp.broadcast_buffers:
+            return
+        with torch.no_grad():
+            for buffer in self.unwrapped_model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model's, the optimizer's and the gradient scaler's state."""
+        state = {"state_dict": self.unwrapped_model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self._scaler is not None:
+            state["scaler"] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned.
+
+        Raises:
+            CheckpointMismatchError: it is another model's or optimizer's state.
+        """
+        try:
+            self.unwrapped_model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            raise CheckpointMismatchError(
+                f"The checkpoint does not fit this model: {error}\n"
+                "Use the model it was made with, another `code`, or resume=False to start afresh."
+            ) from None
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointMismatchError(
+                f"The checkpoint does not fit this {type(self.optimizer).__name__}: {error}. "
+                "Use the optimizer it was made with, another `code`, or resume=False to start afresh."
+            ) from None
+        if self._scaler is not None and "scaler" in state:
+            self._scaler.load_state_dict(state["scaler"])
+
+
+def placement(device: torch.device) -> Callable[[Any], Any] | None:
+    """What moves a batch (tensors in lists, dicts, tuples) to the device; None for a CPU, where it is already."""
+    if device.type == "cpu":
+        return None
+    return lambda data: send_to_device(data, device, non_blocking=True)
+
+
+def _accelerator(world: World, amp: Amp) -> Accelerator:
+    cpu = world.device.type == "cpu"
+    precision = amp or "no"
+    shared = AcceleratorState._shared_state
+    if shared and (shared.get("_mixed_precision") != precision or shared.get("_cpu") != cpu):
+        # accelerate keeps one state a process and refuses another precision; a notebook has many Trainers.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with _environment_for_accelerate(world):
+            return Accelerator(cpu=cpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
+    except ValueError as error:
+        raise ConfigurationError(f"amp={amp!r} cannot be had on {world.device}: {error}") from error
+
+
+@contextmanager
+def _environment_for_accelerate(world: World) -> Iterator[None]:
+    """One worker needs no process group, though a launcher set LOCAL_RANK; nor other threads than torch has."""
+    names = ("LOCAL_RANK", "OMP_NUM_THREADS")
+    saved = {name: os.environ.get(name) for name in names}
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    if world.size == 1:
+        os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,120 @@
+"""The files of a store on a local (or mounted) file system.
+
+Every write goes to a temporary file beside its target and is made durable before it takes the target's place, so
+that a reader, and a machine that loses its power, sees the old file or the new one and never a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TEMPORARY = ".minetorch-tmp-"
+"""How the names of temporary files begin; a listing leaves them out."""
+
+_BUFFER = 1 << 20
+_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class LocalDisk:
+    """Files by their absolute paths. Raises what the operating system raises."""
+
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+        return Path(path).read_bytes()
+
+    def open_read(self, path: str) -> BinaryIO:
+        """The file, open for reading from its start."""
+        return open(path, "rb")
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace the file atomically and durably."""
+        self.write_stream(path, lambda file: file.write(data))
+
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+        """Replace the file atomically and durably with what `write` writes."""
+        target = Path(path)
+        with _temporary(target, write) as temporary:
+            temporary.replace(target)
+        _sync_folder(target.parent)
+
+    def create(self, path: str, data: bytes) -> None:
+        """Create the file with all its content at once; FileExistsError if there is one."""
+        target = Path(path)
+        with _temporary(target, lambda file: file.write(data)) as temporary:
+            try:
+                target.hardlink_to(temporary)
+            except OSError as err:
+                if err.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                _write_new(target, lambda file: file.write(data))  # no hard links here: exclusive, but not at once
+        _sync_folder(target.parent)
+
+    def list(self, path: str) -> list[str]:
+        """Names of the files and folders directly in a folder; FileNotFoundError if there is none."""
+        return [entry.name for entry in Path(path).iterdir() if not entry.name.startswith(TEMPORARY)]
+
+    def size(self, path: str) -> int:
+        """Bytes of a file; FileNotFoundError if there is none."""
+        if Path(path).is_dir():
+            raise FileNotFoundError(errno.ENOENT, "it is a folder, not a file", path)
+        return Path(path).stat().st_size
+
+    def delete(self, path: str) -> None:
+        """Delete a file; FileNotFoundError if there is none."""
+        Path(path).unlink()
+
+    def upload(self, local_path: str, path: str) -> None:
+        """Copy a local file here, atomically and durably."""
+        with open(local_path, "rb") as source:
+            self.write_stream(path, lambda file: shutil.copyfileobj(source, file, _BUFFER))
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """A complete, durable temporary file beside the target; gone afterwards unless it was moved."""
+    _make_folder(target.parent)
+    # Not derived from the target's name, to which nothing can be added when it is already as long as names may be.
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    try:
+        _write_new(temporary, write)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    # 0o666 and not mkstemp's 0o600: the umask decides who else may read a run.
+    with os.fdopen(os.open(path, _EXCLUSIVE, 0o666), "wb", buffering=_BUFFER) as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, durably: a file in a folder that is lost is lost too."""
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)  # another process may have been faster
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,180 @@
+"""A checkpoint's manifest: the small JSON file that, written last, commits it. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CheckpointCorruptError, CheckpointMismatchError
+from .names import BEST, LATEST, CheckpointName, alias_problem
+
+FORMAT = 1
+"""The format that this version writes and the newest that it reads."""
+
+_DIGEST = re.compile(r"crc32:[0-9a-f]{8}")
+_SEAL = "seal"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a committed checkpoint without opening it."""
+
+    name: str
+    """Its own name, as in `names.CheckpointName`."""
+    generation: int
+    """Which start of the run wrote it, from 1."""
+    sequence: int
+    """Which save of that generation it is, from 1."""
+    step: int
+    """Optimizer steps taken."""
+    epoch: int
+    """The current epoch, from 1."""
+    epoch_complete: bool
+    """Whether that epoch was over."""
+    position: int
+    """Iterations of that epoch done."""
+    world_size: int
+    """Ranks that trained."""
+    payload: str
+    """Name of the file beside the manifest that holds the state."""
+    size: int
+    """The payload's bytes."""
+    digest: str
+    """The payload's checksum, as `crc32:` and 8 hexadecimal digits; `writer.digest_of` says why this one."""
+    metrics: dict[str, float]
+    """Figures at this point; NaN and infinities allowed."""
+    aliases: dict[str, str]
+    """The run's table of names as of this commit: to which checkpoint `latest`, `best` and a user's names point."""
+    created: float
+    """Unix time in seconds."""
+    host: str = ""
+    """The machine that wrote it."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of minetorch, torch and python."""
+    format: int = FORMAT
+
+    @property
+    def key(self) -> CheckpointName:
+        """Sorts manifests as checkpoints supersede each other: by generation, then by sequence.
+
+        A run started afresh, or from an older epoch, in the same folder is a new generation and thereby newer than
+        all before it, whatever its step.
+        """
+        name = CheckpointName.parse(self.name)
+        assert name is not None, self.name
+        return name
+
+    def to_json(self) -> bytes:
+        """The manifest as strict JSON (NaN and infinities as strings), with a seal over all of it."""
+        content = dataclasses.asdict(self)
+        content["metrics"] = {key: _to_json_number(value) for key, value in self.metrics.items()}
+        content[_SEAL] = _seal(content)
+        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, origin: str = "the manifest") -> Manifest:
+        """The manifest in a file; `origin` names that file in errors. Fields that it does not know are ignored.
+
+        Raises:
+            CheckpointMismatchError: a newer Minetorch wrote it.
+            CheckpointCorruptError: it is not what a Minetorch wrote.
+        """
+        content = _parse(data, origin)
+        _check_format(content, origin)
+        if content.pop(_SEAL, None) != _seal(content):
+            raise CheckpointCorruptError(f"{origin} was changed after it was written: its seal does not match")
+        known = {f.name: content[f.name] for f in dataclasses.fields(cls) if f.name in content}
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in content]
+        problem = f"it lacks {', '.join(missing)}" if missing else _problem(known)
+        if problem is not None:
+            raise CheckpointCorruptError(f"{origin} is not a manifest: {problem}")
+        known["metrics"] = {key: float(value) for key, value in known["metrics"].items()}
+        known["created"] = float(known["created"])
+        return cls(**known)
+
+
+def _to_json_number(value: float) -> float | str:
+    # JSON has no NaN; other readers than Python's choke on it.
+    return value if math.isfinite(value) else repr(value)
+
+
+def _seal(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parse(data: bytes, origin: str) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as err:
+        raise CheckpointCorruptError(f"{origin} is not a manifest: it is not JSON ({err})") from None
+    if not isinstance(content, dict):
+        raise CheckpointCorruptError(f"{origin} is not a manifest: it is not a JSON object")
+    return content
+
+
+def _check_format(content: dict[str, Any], origin: str) -> None:
+    version = content.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointCorruptError(f"{origin} is not a manifest: its format is {version!r}, not a number")
+    if version > FORMAT:
+        raise CheckpointMismatchError(
+            f"{origin} has format {version}, and this Minetorch reads up to {FORMAT}: upgrade Minetorch to use it"
+        )
+
+
+def _is_int(value: Any, minimum: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _problem(content: dict[str, Any]) -> str | None:
+    """What is wrong with a manifest's fields, or None."""
+    name = CheckpointName.parse(content["name"]) if isinstance(content["name"], str) else None
+    if name is None:
+        return f"{content['name']!r} is not the name of a checkpoint"
+    if content["payload"] != name.payload:
+        return f"its payload must be {name.payload!r} beside it, not {content['payload']!r}"
+    for key in ("generation", "sequence", "step"):
+        if not _is_int(content[key]) or content[key] != getattr(name, key):
+            return f"its {key} is {content[key]!r}, which its name {content['name']!r} contradicts"
+    for key, minimum in {"epoch": 0, "position": 0, "world_size": 1, "size": 0}.items():
+        if not _is_int(content[key], minimum):
+            return f"its {key} is {content[key]!r}"
+    if not isinstance(content["epoch_complete"], bool):
+        return f"its epoch_complete is {content['epoch_complete']!r}"
+    if not isinstance(content["digest"], str) or not _DIGEST.fullmatch(content["digest"]):
+        return f"its digest is {content['digest']!r}"
+    if not _is_number(content["created"]) or not isinstance(content["host"], str):
+        return "its time or host is not one"
+    return _metrics_problem(content["metrics"]) or _tables_problem(content["aliases"], content["versions"])
+
+
+def _metrics_problem(metrics: Any) -> str | None:
+    if not isinstance(metrics, dict):
+        return "its metrics are not a table"
+    for key, value in metrics.items():
+        if not _is_number(value) and value not in ("nan", "inf", "-inf"):
+            return f"its metric {key!r} is {value!r}"
+    return None
+
+
+def _tables_problem(aliases: Any, versions: Any) -> str | None:
+    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+        return "its versions are not a table"
+    if not isinstance(aliases, dict):
+        return "its aliases are not a table"
+    for alias, target in aliases.items():
+        if alias not in (LATEST, BEST) and alias_problem(alias) is not None:
+            return f"it has an alias {alias!r}"
+        if not isinstance(target, str) or CheckpointName.parse(target) is None:
+            return f"its alias {alias!r} points to {target!r}"
+    return None

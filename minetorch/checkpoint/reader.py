@@ -1,0 +1,99 @@
+"""Verifies and decodes payloads. Nothing in a payload is ever run."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import CheckpointCorruptError, CheckpointMismatchError
+from .writer import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]  # Python 3.12's name, for type checkers only
+
+    from .manifest import Manifest
+
+# The ways in which torch's restricted reader says that a file wants to call or make something.
+_CODE = re.compile(
+    r"Unsupported global: GLOBAL (?P<a>\S+)|unsupported GLOBAL (?P<b>\S+)|unrecognized function (?P<c>.+)"
+    r"|Can only create new object|Can only build|TorchScript"
+)
+
+
+def verify(payload: bytes | memoryview, manifest: Manifest, origin: str) -> None:
+    """Check that a payload is the one that its manifest commits.
+
+    Raises:
+        CheckpointCorruptError: it is not.
+    """
+    size = memoryview(payload).nbytes
+    if size < manifest.size:
+        raise CheckpointCorruptError(f"{origin} is truncated: it has {size} of its {manifest.size} bytes")
+    if size > manifest.size:
+        raise CheckpointCorruptError(f"{origin} is not the file that was saved: {size} bytes, not {manifest.size}")
+    if digest_of(payload) != manifest.digest:
+        raise CheckpointCorruptError(f"{origin} was changed after it was saved: its digest does not match")
+
+
+def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoint") -> dict[str, Any]:
+    """The state in a payload, its tensors on the CPU. Every rank calls it on the bytes that rank 0 read.
+
+    Raises:
+        CheckpointMismatchError: it contains code, or is not a state dict.
+        CheckpointCorruptError: it cannot be read at all.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of odd pickle protocols in files that it then refuses
+            state = torch.load(_MemoryFile(payload), map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+    except Exception as err:  # garbage fails in any way
+        raise _undecodable(err, origin) from None
+    if not isinstance(state, dict):
+        raise CheckpointMismatchError(f"{origin} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _undecodable(err: Exception, origin: str) -> Exception:
+    code = _CODE.search(str(err))
+    if code is not None:
+        what = next((name.rstrip(".,") for name in code.groups() if name), "an object of its own class")
+        return CheckpointMismatchError(
+            f"{origin} is refused because it contains code ({what}), which loading it would run. If you trust what "
+            "wrote it, convert it once with torch.load(weights_only=False) to tensors and plain values"
+        )
+    reason = next(iter(str(err).splitlines()), "") or type(err).__name__
+    return CheckpointCorruptError(f"{origin} cannot be read as a checkpoint: {reason}")
+
+
+class _MemoryFile(io.RawIOBase):
+    """Reads from bytes in memory without copying them first, as BytesIO does with all but `bytes`."""
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Buffer) -> int:
+        target = memoryview(buffer).cast("B")
+        chunk = self._data[self._at : self._at + len(target)]
+        target[: len(chunk)] = chunk
+        self._at += len(chunk)
+        return len(chunk)

@@ -1,0 +1,372 @@
+"""Where a run's files live: a local folder or any storage that fsspec reaches. The only file that imports fsspec."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+
+from ..errors import ConfigurationError, StorageError
+from .local_disk import LocalDisk
+from .urls import checked_name, hider, shown, split_protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+_Names = list[str]  # because a method is called `list`
+_EXTRAS = {"s3": "s3", "s3a": "s3"}
+# Where folders do not exist apart from the files in them. There, making one may call CreateBucket.
+_WITHOUT_FOLDERS = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "r2"})
+_READERS = 16
+
+
+class _Files(Protocol):
+    """What a store needs of a storage; paths are whole paths. Missing files raise FileNotFoundError."""
+
+    def read(self, path: str) -> bytes: ...
+    def open_read(self, path: str) -> BinaryIO: ...
+    def write(self, path: str, data: bytes) -> None: ...
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None: ...
+    def create(self, path: str, data: bytes) -> None: ...
+    def list(self, path: str) -> _Names: ...
+    def size(self, path: str) -> int: ...
+    def delete(self, path: str) -> None: ...
+    def upload(self, local_path: str, path: str) -> None: ...
+
+
+class Store:
+    """The files of one run below one URL.
+
+    Opening a store touches no storage and makes no client: that happens with the first call, because clients such
+    as s3fs do not survive a fork. Every name is relative to the store. A missing file is a FileNotFoundError; all
+    else that goes wrong in the storage is a StorageError with the storage's own words.
+    """
+
+    url: str
+    """The place, for display: without passwords or signatures. An absolute path if it is local."""
+    is_local: bool
+    """Whether it is a folder of this machine's file system."""
+
+    def __init__(self, files: _Files, root: str, url: str, is_local: bool, hide: Callable[[str], str]) -> None:
+        """Use `Store.open`."""
+        self._files = files
+        self._root = root
+        self._hide = hide
+        self.url = url
+        self.is_local = is_local
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Store:
+        """The store at a path or URL.
+
+        Args:
+            url: a local path (`~` is expanded), `file://…`, or any URL that fsspec knows, such as `s3://bucket/runs`.
+            storage_options: what fsspec's file system for this URL takes, such as keys or an endpoint. Not used
+                for a local path.
+
+        Raises:
+            ConfigurationError: the URL is not one, or the package for its protocol is not installed.
+        """
+        text = os.fspath(url)
+        if not isinstance(text, str) or not text.strip() or "\0" in text:
+            raise ConfigurationError(f"a path or URL is needed, not {url!r}")
+        protocol, rest = split_protocol(text)
+        if protocol is None:
+            # Not resolve(): a user who reaches a disk through a link goes on calling it by the link's name.
+            path = os.path.normpath(Path(rest).expanduser().absolute())
+            return cls(LocalDisk(), path, path, True, str)
+        options = dict(storage_options or {})
+        _check_protocol(protocol, text)
+        files = _RemoteFiles(text, protocol, options)
+        return cls(files, "", shown(text), False, hider(text, options))
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    def child(self, *parts: str) -> Store:
+        """The store one or more folders below.
+
+        Raises:
+            ConfigurationError: a part is empty, absolute, or leads outside.
+        """
+        below = "/".join(checked_name(part) for part in parts)
+        return Store(self._files, self._path(below), f"{self.url.rstrip('/')}/{below}", self.is_local, self._hide)
+
+    def locate(self, url: str) -> tuple[Store, str]:
+        """The folder, as a store, and the name of a file given by path or URL, links on a local disk followed.
+
+        A URL of this store's own protocol is reached with this store's `storage_options`.
+        """
+        protocol, rest = split_protocol(url)
+        if protocol is None:
+            path = Path(rest).expanduser().resolve()
+            return Store.open(path.parent), path.name
+        folder, _, name = url.rstrip("/").rpartition("/")
+        files = self._files
+        same = isinstance(files, _RemoteFiles) and files.protocol == protocol
+        options = files.options if same and isinstance(files, _RemoteFiles) else None
+        return Store.open(f"{folder}/" if folder.endswith("/") else folder, options), checked_name(name)
+
+    def local_path(self, name: str = "") -> Path:
+        """The path of a file, or of the store itself; only when `is_local`."""
+        if not self.is_local:
+            raise StorageError(f"{self.url_of(name)} has no path on this machine")
+        return Path(self._path(checked_name(name)) if name else self._root)
+
+    def url_of(self, name: str = "") -> str:
+        """The full path of a file in a local store, its URL in another; for display and for users to copy."""
+        return f"{self.url.rstrip('/')}/{name}" if name else self.url
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        with self._translated("read", name):
+            return self._files.read(self._path(checked_name(name)))
+
+    def read_many(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The contents of small files, fetched side by side where each costs a round trip; missing ones left out."""
+
+        def read(name: str) -> bytes | None:
+            try:
+                return self.read(name)
+            except FileNotFoundError:
+                return None
+
+        names = list(names)
+        if len(names) > 1 and isinstance(self._files, _RemoteFiles) and self._files.is_asynchronous:
+            with ThreadPoolExecutor(_READERS, thread_name_prefix="minetorch-read") as pool:
+                contents = list(pool.map(read, names))
+        else:
+            contents = [read(name) for name in names]
+        return {name: data for name, data in zip(names, contents, strict=True) if data is not None}
+
+    def open_read(self, name: str) -> BinaryIO:
+        """A file, open for reading from its start."""
+        with self._translated("read", name):
+            return self._files.open_read(self._path(checked_name(name)))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file atomically: a reader sees the old content or the new. Durable when it returns."""
+        with self._translated("write", name):
+            self._files.write(self._path(checked_name(name)), data)
+
+    def write_stream(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """Replace a file atomically with what `write` writes to the file it is given (which cannot seek)."""
+        with self._translated("write", name):
+            self._files.write_stream(self._path(checked_name(name)), _unharmed(write))
+
+    def create(self, name: str, data: bytes) -> None:
+        """Create a file that must not exist yet.
+
+        Raises:
+            FileExistsError: it does.
+        """
+        with self._translated("create", name):
+            self._files.create(self._path(checked_name(name)), data)
+
+    def list(self, prefix: str = "") -> _Names:
+        """Sorted names of the files and folders directly in the store that begin with `prefix`.
+
+        A folder that does not exist is empty; a folder that cannot be listed is a StorageError, for "no checkpoints"
+        would be a lie there.
+        """
+        with self._translated("list", ""):
+            try:
+                names = self._files.list(self._root)
+            except FileNotFoundError as err:
+                if _says(err, "NoSuchBucket"):
+                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from err
+                return []
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self.size(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_link(self, name: str) -> bool:
+        """Whether the name is a symbolic link, which only a local disk has."""
+        return self.is_local and self.local_path(name).is_symlink()
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        with self._translated("look at", name):
+            return self._files.size(self._path(checked_name(name)))
+
+    def delete(self, name: str) -> None:
+        """Delete a file; one that is not there is as good as deleted."""
+        with self._translated("delete", name), suppress(FileNotFoundError):
+            self._files.delete(self._path(checked_name(name)))
+
+    def upload(self, local_path: str | os.PathLike[str], name: str) -> None:
+        """Copy a local file into the store."""
+        with self._translated("write", name):
+            self._files.upload(os.fspath(local_path), self._path(checked_name(name)))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}" if self._root else name
+
+    @contextmanager
+    def _translated(self, verb: str, name: str) -> Iterator[None]:
+        """Whatever a storage raises, as an error of ours that names the file and keeps the storage's words."""
+        try:
+            yield
+        except (StorageError, ConfigurationError):
+            raise
+        except _WriterError as err:
+            raise err.original from None
+        except Exception as err:
+            if isinstance(err, FileNotFoundError) and verb in ("read", "look at"):
+                raise FileNotFoundError(f"{self.url_of(name)} does not exist") from err
+            if verb == "create" and _exists_already(err):
+                raise FileExistsError(f"{self.url_of(name)} exists already") from err
+            words = self._hide(str(err).strip()) or "it gave no reason"
+            raise StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})") from (
+                err if self.is_local else None  # a remote one's words may hold secrets
+            )
+
+
+class _RemoteFiles:
+    """Files in a storage that fsspec reaches, by their paths below one URL. Its client is made by the first call."""
+
+    def __init__(self, url: str, protocol: str, options: dict[str, Any]) -> None:
+        self.protocol = protocol
+        self.options = options
+        self._url = url
+        self._opened: tuple[Any, str] | None = None
+        self._folders: set[str] = set()
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether calls from several threads run side by side."""
+        return bool(self._at("")[0].async_impl)
+
+    def read(self, path: str) -> bytes:
+        """The whole file."""
+        fs, whole = self._at(path)
+        return cast("bytes", fs.cat_file(whole))
+
+    def open_read(self, path: str) -> BinaryIO:
+        """The file, open for reading from its start."""
+        fs, whole = self._at(path)
+        file = fs.open(whole, "rb")
+        # fsspec's memory files have one position, shared by all who read them.
+        return io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else cast("BinaryIO", file)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace the file."""
+        fs, whole = self._at(path)
+        self._make_folder(fs, whole)
+        fs.pipe_file(whole, data)
+
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+        """Replace the file with what `write` writes."""
+        # Gathered first, because closing an fsspec file publishes it, even when its writer failed half-way.
+        buffer = io.BytesIO()
+        write(buffer)
+        self.write(path, buffer.getvalue())
+
+    def create(self, path: str, data: bytes) -> None:
+        """Create the file; FileExistsError if there is one."""
+        fs, whole = self._at(path)
+        self._make_folder(fs, whole)
+        fs.pipe_file(whole, data, mode="create")
+
+    def list(self, path: str) -> _Names:
+        """Names of the files and folders directly in a folder."""
+        fs, whole = self._at(path)
+        fs.invalidate_cache(whole)  # another process may have written since
+        names = [entry.rstrip("/") for entry in fs.ls(whole, detail=False)]
+        folder = fs._strip_protocol(whole).rstrip("/")
+        return [name.rpartition("/")[2] for name in names if name != folder]
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        fs, whole = self._at(path)
+        fs.invalidate_cache(fs._parent(whole))
+        # Not fs.exists(): it takes every error for "no".
+        info = fs.info(whole)
+        if info["type"] != "file":
+            raise FileNotFoundError(f"{whole} is a folder, not a file")
+        return int(info["size"])
+
+    def delete(self, path: str) -> None:
+        """Delete a file."""
+        fs, whole = self._at(path)
+        # Not fs.rm(): it expands wildcards, and deletes in bulk, which some servers cannot.
+        fs.rm_file(whole)
+
+    def upload(self, local_path: str, path: str) -> None:
+        """Copy a local file here."""
+        fs, whole = self._at(path)
+        self._make_folder(fs, whole)
+        fs.put_file(local_path, whole)
+
+    def _at(self, path: str) -> tuple[Any, str]:
+        """The client, and the path as it wants it."""
+        if self._opened is None:
+            import fsspec.core
+
+            fs, root = fsspec.core.url_to_fs(self._url, **self.options)
+            self._opened = fs, root.rstrip("/")
+        fs, root = self._opened
+        return fs, f"{root}/{path}" if path else root
+
+    def _make_folder(self, fs: Any, whole: str) -> None:
+        folder = fs._parent(whole)
+        if self.protocol not in _WITHOUT_FOLDERS and folder not in self._folders:
+            fs.makedirs(folder, exist_ok=True)
+            self._folders.add(folder)
+
+
+class _WriterError(Exception):
+    """Carries what a writer raised through the storage's own error handling, so that it is not taken for it."""
+
+    def __init__(self, original: Exception) -> None:
+        super().__init__(str(original))
+        self.original = original
+
+
+def _unharmed(write: Callable[[BinaryIO], object]) -> Callable[[BinaryIO], None]:
+    def guarded(file: BinaryIO) -> None:
+        try:
+            write(file)
+        except OSError:
+            raise  # the storage's own, from file.write
+        except Exception as err:
+            raise _WriterError(err) from err
+
+    return guarded
+
+
+def _check_protocol(protocol: str, url: str) -> None:
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as err:
+        extra = _EXTRAS.get(protocol)
+        cure = f"pip install 'minetorch[{extra}]'" if extra else str(err)
+        raise ConfigurationError(f"{shown(url)} needs a package that is not installed: {cure}") from err
+    except ValueError as err:
+        raise ConfigurationError(
+            f"{shown(url)}: no storage is known as {protocol}://; give a local path, s3://bucket/folder, or another "
+            "URL of a protocol that fsspec knows"
+        ) from err
+
+
+def _says(err: BaseException, code: str) -> bool:
+    """Whether an S3 server's answer, which s3fs keeps as the cause, has this code or HTTP status."""
+    response = getattr(err.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return code in (response.get("Error", {}).get("Code"), str(status))
+
+
+def _exists_already(err: Exception) -> bool:
+    # s3fs: FileExistsError or, by the server's wording of the refused condition, OSError(EINVAL).
+    return isinstance(err, FileExistsError) or _says(err, "412")

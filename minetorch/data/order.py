@@ -1,0 +1,89 @@
+"""Which sample is seen when, and by which rank. Pure: no process, no clock, no data.
+
+An epoch is a sequence of *units* in one global order that depends on (seed, epoch) alone, not on the number
+of ranks. A unit is a sample, or a whole batch where the user's own batch sampler makes the batches. An
+iteration takes the next *chunk* of units and splits it evenly over the ranks, so that at any world size every
+unit is seen once, and the ranks' shares of one iteration differ by one unit at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Unit = TypeVar("Unit")
+
+
+def derive_seed(seed: int, *path: int | str) -> int:
+    """A 63-bit seed for one purpose, such as `derive_seed(seed, "order", epoch)`.
+
+    BLAKE2b spreads neighbouring seeds and epochs apart; adding them up would make seed 0 in epoch 1 and seed
+    1 in epoch 0 the same.
+    """
+    text = "/".join(map(str, (seed, *path)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def split_evenly(length: int, parts: int, part: int) -> range:
+    """The indices of part `part` when `length` things are split into `parts` runs as equal as can be.
+
+    The first `length % parts` parts get one more than the others.
+    """
+    size, rest = divmod(length, parts)
+    start = part * size + min(part, rest)
+    return range(start, start + size + (part < rest))
+
+
+@dataclass(frozen=True)
+class Share(Generic[Unit]):
+    """What one rank sees of one iteration."""
+
+    units: Sequence[Unit]
+    """The rank's own units; one borrowed unit where the chunk is too small to go round (see `counted`)."""
+    counted: int
+    """How many of `units` count: all, or 0 where the unit is borrowed so that the rank can take part."""
+    total: int
+    """Units of all ranks in this iteration."""
+
+
+def share_of(chunk: Sequence[Unit], rank: int, world_size: int) -> Share[Unit]:
+    """Rank `rank`'s share of a chunk that is not empty.
+
+    Where there are fewer units than ranks, the ranks left over borrow one with a count of 0: every rank must
+    take part in the gradients' sum, and none may count a sample twice.
+    """
+    own = split_evenly(len(chunk), world_size, rank)
+    if own:
+        return Share(chunk[own.start : own.stop], len(own), len(chunk))
+    borrowed = rank % len(chunk)
+    return Share(chunk[borrowed : borrowed + 1], 0, len(chunk))
+
+
+@dataclass(frozen=True)
+class EpochPlan(Generic[Unit]):
+    """One rank's shares of the rest of an epoch. Indexing costs the same anywhere in the epoch."""
+
+    units: Sequence[Unit]
+    """The epoch's units in global order."""
+    chunk: int
+    """Units that one iteration takes on all ranks together."""
+    rank: int
+    world_size: int
+    start: int = 0
+    """Units of the epoch that were seen before, at whatever world size."""
+    drop_last: bool = False
+    """Leave out a last chunk that is not full."""
+
+    def __len__(self) -> int:
+        """Iterations, the same number on every rank."""
+        rest = max(0, len(self.units) - self.start)
+        return rest // self.chunk if self.drop_last else -(-rest // self.chunk)
+
+    def __getitem__(self, iteration: int) -> Share[Unit]:
+        """The share of the iteration-th iteration from `start`."""
+        if not 0 <= iteration < len(self):
+            raise IndexError(iteration)
+        first = self.start + iteration * self.chunk
+        return share_of(self.units[first : first + self.chunk], self.rank, self.world_size)

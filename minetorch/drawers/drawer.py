@@ -1,0 +1,98 @@
+"""What a drawer is.
+
+A drawer of your own takes ten lines:
+
+```python
+class PrintDrawer(minetorch.Drawer):
+    def scalars(self, values, graph, x):
+        for curve, y in values.items():
+            print(f"{graph}/{curve}: {y} at {x}")
+
+
+Trainer(..., drawer=["matplotlib", PrintDrawer()])
+```
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from minetorch.drawers.curves import Curves
+
+
+class RunStore(Protocol):
+    """The files of one run: as much of the checkpoint store as drawers and the log need."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `local_path` works."""
+        ...
+
+    def local_path(self, name: str = "") -> Path:
+        """Where a file stands on this machine's disk (local stores only)."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError where there is none."""
+        ...
+
+    def write(self, name: str, data: bytes) -> object:
+        """Replace a file at once: a reader sees the old content or the new, never a part."""
+        ...
+
+    def upload(self, local_path: Path, name: str) -> object:
+        """Copy a file of this machine into the store."""
+        ...
+
+    def list(self, prefix: str = "") -> Sequence[str]:
+        """The names of the files that begin with `prefix`."""
+        ...
+
+    def delete(self, name: str) -> object:
+        """Remove a file."""
+        ...
+
+
+class Drawer(ABC):
+    """The base of every drawer. Only `scalars` must be written; the rest is there for those who need it.
+
+    Only rank 0 has drawers. An exception from any method never stops the training: it is reported
+    once, and the drawer is tried again, and brought up to date by `restore`.
+    """
+
+    @abstractmethod
+    def scalars(self, values: Mapping[str, float], graph: str, x: float) -> None:
+        """Add one point to some curves of a graph.
+
+        Args:
+            values: y by the name of its curve; may be NaN or infinite.
+            graph: the graph's name, fit to be a file name.
+            x: the epoch, unless the hook that draws chose another x.
+        """
+
+    # The hooks below are meant to be empty: a drawer overrides those it needs.
+
+    def bind(self, store: RunStore, code: str) -> None:  # noqa: B027
+        """Learn where to draw; called once, before anything else.
+
+        Args:
+            store: the files of this run.
+            code: the name of the run.
+        """
+
+    def restore(self, curves: Curves) -> None:  # noqa: B027
+        """Forget everything drawn so far for this run, and draw the points of `curves` instead."""
+
+    def name_x(self, graph: str, name: str) -> None:  # noqa: B027
+        """Learn what x counts on a graph, where that is not the epoch."""
+
+    def flush(self) -> None:  # noqa: B027
+        """Make what was drawn visible to others; called at the end of each epoch."""
+
+    def close(self) -> None:  # noqa: B027
+        """Draw the final state and let go of everything. Later calls may follow and begin anew."""

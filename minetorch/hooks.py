@@ -1,0 +1,156 @@
+"""The points of a run at which users' functions are called, and the calling."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from minetorch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from minetorch.state import TrainerState
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+HOOK_POINTS: Mapping[str, tuple[str, ...]] = {
+    "after_init": (),
+    "before_epoch_start": ("epoch",),
+    "after_epoch_end": ("epoch", "train_loss", "val_loss"),
+    "before_train_iteration_start": ("index", "data"),
+    "after_train_iteration_end": ("index", "data", "loss"),
+    "before_val_iteration_start": ("index", "data"),
+    "after_val_iteration_end": ("index", "data", "loss"),
+    "before_checkpoint_persisted": ("names",),
+    "after_checkpoint_persisted": ("names", "path"),
+    "before_quit": (),
+}
+"""Each hook point, and what a hook there may ask for by name beside `trainer`."""
+
+
+def main_only(function: Function) -> Function:
+    """Mark a hook or a plugin's method to run on rank 0 only.
+
+    A collective inside it raises `CollectiveError`, since the other ranks would never come to it.
+    """
+    function.__minetorch_main_only__ = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_main_only(function: Callable[..., Any]) -> bool:
+    """Whether `function` was marked by `main_only`."""
+    return getattr(function, "__minetorch_main_only__", False)
+
+
+class Hooks:
+    """All functions to call, by hook point, in the order in which they were added."""
+
+    def __init__(self, trainer: TrainerState) -> None:
+        self._trainer = trainer
+        self._calls: dict[str, list[Callable[[Mapping[str, Any]], None]]] = {point: [] for point in HOOK_POINTS}
+
+    def add(self, point: str, function: Callable[..., Any], owner: str | None = None) -> None:
+        """Call `function` at `point` from now on.
+
+        Args:
+            point: one of `HOOK_POINTS`.
+            function: receives `trainer` first, and by name whatever else it declares of the point's payload.
+            owner: whose it is, for messages; the function's own name where it is None.
+
+        Raises:
+            ConfigurationError: no such point, not a function, or it declares what the point does not have.
+        """
+        if point not in HOOK_POINTS:
+            raise ConfigurationError(unknown_name("hook point", point, HOOK_POINTS))
+        if not callable(function):
+            raise ConfigurationError(
+                f"The hook for {point!r} must be a function or a list of functions; {function!r} was given."
+            )
+        label = f"hook {owner or getattr(function, '__qualname__', function)!r} at {point!r}"
+        wanted = _wanted(function, point, label)
+        main = is_main_only(function)
+        if main and not self._trainer.is_main:
+            return
+        call = functools.partial(_call, self._trainer, function, wanted)
+        if main and self._trainer.world_size > 1:
+            call = functools.partial(self._call_alone, call, label)
+        self._calls[point].append(call)
+
+    def add_all(self, hooks: Mapping[str, Any]) -> None:
+        """Add the hooks of the Trainer's `hooks` argument: a function or a list of functions a point."""
+        for point, functions in hooks.items():
+            for function in functions if isinstance(functions, list | tuple) else [functions]:
+                self.add(point, function)
+
+    def add_plugin(self, plugin: object) -> None:
+        """Add every method of `plugin` that is named as a hook point.
+
+        Raises:
+            ConfigurationError: a method looks like a hook point but is none, or there is no hook at all.
+        """
+        name = type(plugin).__name__
+        for method in dir(plugin):
+            if method.startswith(("before_", "after_")) and method not in HOOK_POINTS:
+                raise ConfigurationError(f"Plugin {name}: " + unknown_name("hook point", method, HOOK_POINTS))
+        points = [point for point in HOOK_POINTS if callable(getattr(plugin, point, None))]
+        if not points:
+            raise ConfigurationError(
+                f"Plugin {plugin!r} has no method named as a hook point, so it would never be called. "
+                f"The hook points are {', '.join(HOOK_POINTS)}."
+            )
+        for point in points:
+            self.add(point, getattr(plugin, point), f"{name}.{point}")
+
+    def call(self, point: str, **payload: Any) -> None:
+        """Call every function of `point`, in order. An error in one is the run's error."""
+        for call in self._calls[point]:
+            call(payload)
+
+    def any_at(self, point: str) -> bool:
+        """Whether anything is to be called at `point`."""
+        return bool(self._calls[point])
+
+    def _call_alone(self, call: Callable[[Mapping[str, Any]], None], label: str, payload: Mapping[str, Any]) -> None:
+        with self._trainer.world.alone(label):
+            call(payload)
+
+
+def _call(
+    trainer: TrainerState, function: Callable[..., Any], wanted: tuple[str, ...] | None, payload: Mapping[str, Any]
+) -> None:
+    if wanted is None:
+        function(trainer, **payload)
+    elif wanted:
+        function(trainer, **{name: payload[name] for name in wanted})
+    else:
+        function(trainer)
+
+
+def _wanted(function: Callable[..., Any], point: str, label: str) -> tuple[str, ...] | None:
+    """The payload's names that `function` declares; None for all of them (it takes **kwargs)."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    takes_trainer = parameters and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY
+    if not takes_trainer:
+        raise ConfigurationError(f"The {label} must take `trainer` as its first parameter.")
+    asked = [p for p in parameters[1:] if p.kind is not p.VAR_POSITIONAL]
+    known = HOOK_POINTS[point]
+    for parameter in asked:
+        if parameter.name not in known and parameter.default is parameter.empty:
+            has = f"{', '.join(map(repr, known))} beside 'trainer'" if known else "nothing but 'trainer'"
+            raise ConfigurationError(f"The {label} asks for {parameter.name!r}, but this point has {has}.")
+    return tuple(p.name for p in asked if p.name in known and p.kind is not p.POSITIONAL_ONLY)
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
+    """A sentence for a name that is none of `known`, with the nearest one suggested."""
+    known = list(known)
+    near = difflib.get_close_matches(str(given), known, n=1)
+    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    return f"There is no {kind} {given!r}.{suggestion} Known are {', '.join(known)}."

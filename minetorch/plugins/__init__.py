@@ -1,0 +1,1 @@
+"""Effects that attach to hook points: one effect, one file."""

@@ -1,0 +1,53 @@
+"""How far a run has come. Counters only: nothing is shown or stored here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Counters of the whole world, saved in every checkpoint."""
+
+    epoch: int = 0
+    """The current epoch, counted from 1; 0 before the first."""
+    epoch_complete: bool = True
+    """Whether the current epoch has ended."""
+    iteration: int = 0
+    """Iterations of the current epoch that are done: batches on one rank."""
+    position: int = 0
+    """Units of the epoch's global order that are done: samples, or the user's own batches."""
+    step: int = 0
+    """Optimizer steps since the run's first start."""
+    samples: int = 0
+    """Samples of all ranks since the run's first start."""
+    samples_in_epoch: int = 0
+    """Samples of all ranks in the current epoch."""
+    loss_sum: float = 0.0
+    """Sum of the current epoch's training losses over its samples so far, of all ranks, as of the last save."""
+
+    def start_epoch(self) -> None:
+        """Turn to the next epoch, or stay in one that a checkpoint left unfinished."""
+        if self.epoch_complete:
+            self.epoch += 1
+            self.epoch_complete = False
+            self.iteration = self.position = self.samples_in_epoch = 0
+            self.loss_sum = 0.0
+
+    def count(self, units: int, samples: int) -> None:
+        """Count an iteration of `units` units and `samples` samples on all ranks."""
+        self.iteration += 1
+        self.position += units
+        self.samples += samples
+        self.samples_in_epoch += samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over counters that `state_dict` returned; those it lacks stay."""
+        for field in fields(self):
+            if field.name in state_dict:
+                setattr(self, field.name, state_dict[field.name])

@@ -1,0 +1,116 @@
+"""The Trainer's plain options: what each means, what it may be, checked before anything is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from minetorch.errors import ConfigurationError
+
+DEFAULT_LOGGING_FORMAT = "%(levelname)s %(asctime)s %(message)s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of one run.
+
+    Raises:
+        ConfigurationError: at construction, for a value that is not allowed.
+    """
+
+    code: str = "default"
+    """Name of the run: its directory below `alchemistic_directory`."""
+    resume: bool | str | int = True
+    """True: the newest checkpoint, if there is one. False: start afresh. Or which one: see `Trainer`."""
+    eval_stride: int = 1
+    """Validate every so many epochs."""
+    persist_stride: int | None = 1
+    """Save a checkpoint every so many epochs; None: only at the end and by the other `persist_` options."""
+    persist_steps: int | None = None
+    """Save a checkpoint every so many optimizer steps, too."""
+    persist_minutes: float | None = None
+    """Save a checkpoint after so many minutes, too."""
+    keep_last: int | None = None
+    """Keep this many of the newest checkpoints; None: no limit of this kind."""
+    keep_best: int | None = None
+    """Keep this many of the best checkpoints; None: no limit of this kind."""
+    monitor: str = "val_loss"
+    """The metric that says which checkpoint is best."""
+    mode: Literal["min", "max"] = "min"
+    """Whether the lowest or the highest value of `monitor` is best."""
+    max_epochs: int | None = None
+    """The last epoch; None: until stopped."""
+    max_time: float | timedelta | None = None
+    """Seconds (or a timedelta) after which to save and stop."""
+    logging_format: str = DEFAULT_LOGGING_FORMAT
+    """Format of a log line, as in the standard library's `logging`."""
+    trival: bool = False
+    """Stop every pass over training and validation data after 10 iterations."""
+    in_notebook: bool = False
+    """Show output as a notebook can."""
+    accumulated_iter: int = 1
+    """Iterations whose gradients make one optimizer step."""
+    amp: Literal[False, "bf16", "fp16"] = False
+    """Mixed precision of the model's forward."""
+    clip_grad_norm: float | None = None
+    """Upper limit of the gradients' total 2-norm at each step."""
+    seed: int = 0
+    """What the data's order and every random generator derive from."""
+    split_batches: bool = False
+    """Whether `batch_size` is that of all workers together, rather than that of each."""
+
+    def __post_init__(self) -> None:
+        self._check_code()
+        if not isinstance(self.resume, bool | str | int) or self.resume == "":
+            self._refuse("resume", "True, False, an epoch's number, or a checkpoint's name, file name, path or URL")
+        for name in ("eval_stride", "accumulated_iter"):
+            self._check_count(name)
+        for name in ("persist_stride", "persist_steps", "keep_last", "keep_best", "max_epochs"):
+            self._check_count(name, optional=True)
+        for name in ("persist_minutes", "clip_grad_norm"):
+            self._check_positive(name, getattr(self, name))
+        self._check_positive("max_time", self.max_seconds)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            self._refuse("seed", "a whole number")
+        self._check_choice("mode", ("min", "max"))
+        self._check_choice("amp", (False, "bf16", "fp16"))
+        for name in ("trival", "in_notebook", "split_batches"):
+            self._check_choice(name, (True, False))
+        if not isinstance(self.monitor, str) or not self.monitor:
+            self._refuse("monitor", "the name of a metric, such as 'val_loss' or 'train_loss'")
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds."""
+        return self.max_time.total_seconds() if isinstance(self.max_time, timedelta) else self.max_time
+
+    def _check_code(self) -> None:
+        parts = self.code.split("/") if isinstance(self.code, str) else [""]
+        if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+            self._refuse(
+                "code", "the name of a directory below alchemistic_directory, such as 'plan-a' or 'mnist/plan-a'"
+            )
+
+    def _check_count(self, name: str, *, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self._refuse(name, "a whole number from 1" + (", or None" if optional else ""))
+
+    def _check_positive(self, name: str, value: Any) -> None:
+        if value is None:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not value > 0 or math.isinf(value):
+            self._refuse(name, "a number above 0, or None")
+
+    def _check_choice(self, name: str, choices: tuple[Any, ...]) -> None:
+        value = getattr(self, name)
+        if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in choices):
+            self._refuse(name, " or ".join(map(repr, choices)))
+
+    def _refuse(self, name: str, allowed: str) -> None:
+        raise ConfigurationError(f"{name}={getattr(self, name)!r} is not allowed: {name} must be {allowed}.")

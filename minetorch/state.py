@@ -1,0 +1,130 @@
+"""What a hook or plugin sees of a run, as its `trainer`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, overload
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from minetorch.backend import Backend
+from minetorch.data import RankLoader
+from minetorch.drawers import Drawers
+from minetorch.progress import Progress
+from minetorch.requests import Requests
+from minetorch.settings import Settings
+from minetorch.world import ReduceOp, World
+
+
+class TrainerState:
+    """The state of a run, and what a hook may ask of it. `Trainer` adds the loop.
+
+    Hooks run on every rank unless marked `minetorch.main_only`. On ranks other than 0, `drawer` is silent
+    and `logger` lets only warnings through.
+    """
+
+    settings: Settings
+    """The run's options."""
+    world: World
+    """This worker's place among all, and the collectives."""
+    backend: Backend
+    progress: Progress
+    """Counters of epochs, iterations, steps and samples."""
+    optimizer: torch.optim.Optimizer
+    train_dataloader: RankLoader
+    """This rank's share of the training data; batches come on `device`."""
+    val_dataloader: RankLoader | None
+    """This rank's share of the validation data; batches come on `device`."""
+    logger: logging.Logger
+    """Writes to the console and `log.txt` on rank 0."""
+    drawer: Drawers
+    """Draws curves on rank 0: `drawer.scalar(value, graph)`, `drawer.scalars({name: value}, graph)`."""
+    metrics: dict[str, float]
+    """The newest epoch's figures: `train_loss`, `val_loss`, and what hooks add for `monitor` to watch."""
+    train_iterations: int | None
+    """Training iterations of an epoch on this rank; None where the data has no length."""
+    val_iterations: int | None
+    """Validation iterations on this rank; None where there are none, or the data has no length."""
+    lowest_train_loss: float
+    lowest_val_loss: float
+    _requests: Requests
+
+    @property
+    def rank(self) -> int:
+        """Global rank of this worker, from 0."""
+        return self.world.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers on all nodes."""
+        return self.world.size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.world.is_main
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes, and where its batches are."""
+        return self.world.device
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to call in the loss function: with several workers, wrapped in DDP."""
+        return self.backend.model
+
+    @property
+    def unwrapped_model(self) -> nn.Module:
+        """The user's own model."""
+        return self.backend.unwrapped_model
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The `accelerate.Accelerator` underneath."""
+        return self.backend.accelerator
+
+    @property
+    def current_epoch(self) -> int:
+        """The epoch under way, or just ended, counted from 1."""
+        return self.progress.epoch
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The last epoch; None where there is no end."""
+        return self.settings.max_epochs
+
+    @property
+    def code(self) -> str:
+        """Name of the run."""
+        return self.settings.code
+
+    @property
+    def in_notebook(self) -> bool:
+        """Whether output is shown as a notebook can."""
+        return self.settings.in_notebook
+
+    @overload
+    def reduce(self, value: torch.Tensor, op: ReduceOp = "mean") -> torch.Tensor: ...
+    @overload
+    def reduce(self, value: float, op: ReduceOp = "mean") -> float: ...
+    def reduce(self, value: torch.Tensor | float, op: ReduceOp = "mean") -> Any:
+        """Combine a value of each rank: see `World.reduce`. Every rank must call it."""
+        return self.world.reduce(value, op)
+
+    def graceful_stop(self) -> None:
+        """Stop all ranks after this epoch, its validation and its checkpoint. From a hook on any rank."""
+        self._requests.ask("stop_after_epoch")
+
+    def save_and_stop(self) -> None:
+        """Save a checkpoint and stop all ranks, in the middle of the epoch. From a hook on any rank.
+
+        Alone, a worker stops after the current optimizer step; with others, after the next.
+        """
+        self._requests.ask("save_and_stop")
+
+    def save_soon(self) -> None:
+        """Save a checkpoint after this or the next optimizer step. From a hook on any rank."""
+        self._requests.ask("save")

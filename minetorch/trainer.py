@@ -1,0 +1,436 @@
+"""The training loop and its order of events."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from functools import partial
+from itertools import islice, repeat
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from minetorch import arguments
+from minetorch.backend import Backend, placement
+from minetorch.checkpoint import Checkpointer, Store
+from minetorch.data import Batch, mark_last, share_out
+from minetorch.data.order import derive_seed
+from minetorch.drawers import Drawer, make_drawers
+from minetorch.errors import ConfigurationError
+from minetorch.hooks import Hooks
+from minetorch.log import RunLog
+from minetorch.persistence import Persistence
+from minetorch.plugins.drawing import DrawLosses
+from minetorch.plugins.epoch_log import EpochLog
+from minetorch.plugins.progress_bar import make_progress_bar
+from minetorch.plugins.saving import SaveByTime
+from minetorch.plugins.stopping import StopByTime
+from minetorch.progress import Progress
+from minetorch.randomness import seed_generators
+from minetorch.requests import NOTHING, Request, Requests
+from minetorch.settings import DEFAULT_LOGGING_FORMAT, Settings
+from minetorch.state import TrainerState
+from minetorch.stateful import Stateful
+from minetorch.world import World
+
+TRIVIAL_ITERATIONS = 10
+"""Iterations of a pass over the data under `trival=True`."""
+
+
+class Trainer(TrainerState):
+    """Trains a model, and goes on from its last checkpoint when it is started again.
+
+    The order of events, with the hook points in it:
+
+    ```
+    after_init
+    for each epoch up to max_epochs:
+        before_epoch_start
+        for each batch of this rank's share of the training data:
+            before_train_iteration_start
+            loss_func(trainer, data), backward
+            every accumulated_iter batches: clip, optimizer step
+            after_train_iteration_end
+            after a step: the saves and stops that were asked for
+        every eval_stride epochs, for each batch of this rank's share of the validation data:
+            before_val_iteration_start
+            loss_func(trainer, data)
+            after_val_iteration_end
+        the losses of all ranks: into metrics, drawn
+        after_epoch_end
+        every persist_stride epochs, at the best, and at the last: save a checkpoint
+            before_checkpoint_persisted, after_checkpoint_persisted
+    before_quit
+    ```
+    """
+
+    def __init__(
+        self,
+        alchemistic_directory: str | os.PathLike[str],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train_dataloader: DataLoader[Any],
+        loss_func: Callable[..., torch.Tensor],
+        val_dataloader: DataLoader[Any] | None = None,
+        *,
+        code: str = "default",
+        resume: bool | str | int = True,
+        eval_stride: int = 1,
+        persist_stride: int | None = 1,
+        persist_steps: int | None = None,
+        persist_minutes: float | None = None,
+        keep_last: int | None = None,
+        keep_best: int | None = None,
+        monitor: str = "val_loss",
+        mode: Literal["min", "max"] = "min",
+        drawer: str | Drawer | Sequence[str | Drawer] | None = "matplotlib",
+        hooks: Mapping[str, Any] | None = None,
+        plugins: Iterable[Any] = (),
+        statable: Mapping[str, Stateful] | None = None,
+        max_epochs: int | None = None,
+        max_time: float | timedelta | None = None,
+        logging_format: str = DEFAULT_LOGGING_FORMAT,
+        trival: bool = False,
+        trivial: bool | None = None,
+        in_notebook: bool = False,
+        accumulated_iter: int = 1,
+        amp: Literal[False, "bf16", "fp16"] = False,
+        clip_grad_norm: float | None = None,
+        seed: int = 0,
+        split_batches: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Join the other workers, place the model, and resume.
+
+        Args:
+            alchemistic_directory: path or fsspec URL (`s3://bucket/runs`) below which all runs are kept.
+            model: the user's model, on any device; it is moved to this worker's.
+            optimizer: of the model's parameters.
+            train_dataloader: any DataLoader; its data is shared out over the ranks.
+            loss_func: called as `loss_func(trainer, data)`, or by name where its two parameters are named
+                `data` and `trainer`; returns a scalar tensor, the mean over the batch's samples.
+            val_dataloader: as `train_dataloader`; None to leave out validation.
+            code: name of the run; its files are at `{alchemistic_directory}/{code}/`.
+            resume: True: from the newest checkpoint that verifies, if there is any. False: from scratch. Or the
+                checkpoint to take: an epoch's number, "latest", "best", "epoch_3", a file's name, an absolute
+                path or a URL.
+            eval_stride: validate every so many epochs.
+            persist_stride: save every so many epochs, and at the last; None: at the last only.
+            persist_steps: save every so many optimizer steps, too.
+            persist_minutes: save after so many minutes, too.
+            keep_last: keep this many of the newest checkpoints.
+            keep_best: keep this many of the best checkpoints.
+            monitor: the metric that says which checkpoint is best.
+            mode: "min" or "max": which value of `monitor` is best.
+            drawer: "matplotlib", "tensorboard", a `Drawer`, a list of these, or None.
+            hooks: a function or a list of functions for each hook point.
+            plugins: objects whose methods are named as hook points; their state is in the checkpoint if
+                they have `state_dict` and `load_state_dict`.
+            statable: named objects to keep in the checkpoint, such as an LR scheduler.
+            max_epochs: the last epoch; None: until stopped.
+            max_time: seconds (or a timedelta) after which to save and stop.
+            logging_format: of a log line, as in the standard library's `logging`.
+            trival: stop every pass over the data after 10 iterations.
+            trivial: the same as `trival`.
+            in_notebook: show output as a notebook can.
+            accumulated_iter: iterations whose gradients make one optimizer step.
+            amp: False, "bf16" or "fp16": mixed precision of the model's forward.
+            clip_grad_norm: upper limit of the gradients' total 2-norm at each step.
+            seed: what the data's order and every random generator derive from.
+            split_batches: the loaders' `batch_size` is that of all workers together, not that of each.
+            storage_options: passed on to fsspec.
+
+        Raises:
+            ConfigurationError: an argument is wrong; nothing was written.
+            CheckpointError: `resume` names no checkpoint, or one that cannot be used.
+            StorageError: the storage cannot be used.
+        """
+        self.settings = Settings(
+            code=code,
+            resume=resume,
+            eval_stride=eval_stride,
+            persist_stride=persist_stride,
+            persist_steps=persist_steps,
+            persist_minutes=persist_minutes,
+            keep_last=keep_last,
+            keep_best=keep_best,
+            monitor=monitor,
+            mode=mode,
+            max_epochs=max_epochs,
+            max_time=max_time,
+            logging_format=logging_format,
+            trival=arguments.either(trival, trivial),
+            in_notebook=in_notebook,
+            accumulated_iter=accumulated_iter,
+            amp=amp,
+            clip_grad_norm=clip_grad_norm,
+            seed=seed,
+            split_batches=split_batches,
+        )
+        arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
+        self._loss_func = arguments.loss_caller(loss_func)
+        self.optimizer = optimizer
+        self.progress = Progress()
+        self.metrics = {}
+        self.lowest_train_loss = self.lowest_val_loss = float("inf")
+        self.world = World.from_environ(os.environ)
+        self._requests = Requests(self.world)
+        plugins = list(plugins)
+        self._hooks = self._gather_hooks(plugins, hooks or {})
+        states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
+        self._store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
+        self._open_log()
+        self.drawer = make_drawers(
+            drawer,
+            store=self._store,
+            code=code,
+            current_x=lambda: self.current_epoch,
+            logger=self.logger,
+            silent=not self.is_main,
+        )
+        self._share_out(train_dataloader, val_dataloader)
+        # Up to here nothing was written, and no other worker was waited for.
+        self.world.connect()
+        try:
+            self.backend = Backend(self.world, model, optimizer, amp)
+            seed_generators(derive_seed(seed, "rank", self.rank))
+            self._persistence = Persistence(self, self._checkpointer(), *states)
+            self._persistence.restore(resume)
+            self._hooks.call("after_init")
+        except BaseException:
+            self._close()
+            raise
+
+    def _open_log(self) -> None:
+        settings = self.settings
+        self._log = RunLog(
+            self._store, rank=self.rank, logging_format=settings.logging_format, in_notebook=settings.in_notebook
+        )
+        self.logger = self._log.logger
+
+    def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
+        settings, gathered = self.settings, Hooks(self)
+        built_in: list[Any] = [DrawLosses()]
+        if self.is_main:
+            built_in.append(make_progress_bar(os.environ, in_notebook=settings.in_notebook))
+        if settings.persist_minutes is not None:
+            built_in.append(SaveByTime(settings.persist_minutes))
+        if settings.max_seconds is not None:
+            built_in.append(StopByTime(settings.max_seconds))
+        for plugin in [*built_in, *plugins]:
+            gathered.add_plugin(plugin)
+        gathered.add_all(hooks)
+        if self.is_main:
+            # Last, for the line to have what the hooks add to the metrics.
+            gathered.add_plugin(EpochLog())
+        return gathered
+
+    def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
+        share = partial(
+            share_out,
+            world=self.world,
+            seed=self.settings.seed,
+            split_batches=self.settings.split_batches,
+            place=placement(self.device),
+        )
+        self.train_dataloader = share(train, training=True)
+        self.val_dataloader = None if val is None else share(val, training=False)
+
+    def _checkpointer(self) -> Checkpointer | None:
+        if not self.is_main:
+            return None
+        return Checkpointer(
+            self._store.child("models"),
+            keep_last=self.settings.keep_last,
+            keep_best=self.settings.keep_best,
+            monitor=self.settings.monitor,
+            mode=self.settings.mode,
+            logger=self.logger,
+        )
+
+    def train(self) -> None:
+        """Train until `max_epochs`, or until stopped. Every rank calls it."""
+        try:
+            if self._at_end():
+                self.logger.info("All %d epochs are done. Raise max_epochs to go on.", self.current_epoch)
+            while not self._at_end():
+                self.progress.start_epoch()
+                self._hooks.call("before_epoch_start", epoch=self.current_epoch)
+                if not self._run_epoch():
+                    break
+            self._hooks.call("before_quit")
+        finally:
+            self._close()
+
+    def _at_end(self) -> bool:
+        last = self.settings.max_epochs
+        return last is not None and self.progress.epoch_complete and self.progress.epoch >= last
+
+    def _run_epoch(self) -> bool:
+        """Run the current epoch, or the rest of it. Returns whether to go on after it."""
+        asked = self._train_epoch()
+        if "save_and_stop" in asked:
+            return self._stop_in_epoch()
+        train_loss = self._train_loss()
+        val_loss = self._validate() if self._is_validation_due() else None
+        self._end_epoch(train_loss, val_loss)
+        asked |= self._requests.now()
+        stop = bool(asked & {"save_and_stop", "stop_after_epoch"})
+        self._persist_epoch(must=stop or self._at_end() or "save" in asked)
+        if stop:
+            self.logger.info("Stopped after epoch %d, as asked.", self.current_epoch)
+        return not stop
+
+    def _stop_in_epoch(self) -> bool:
+        self.persist()
+        self.logger.info(
+            "Stopped in epoch %d after iteration %d, as asked.", self.current_epoch, self.progress.iteration
+        )
+        return False
+
+    def _train_epoch(self) -> frozenset[Request]:
+        """Train on this rank's share of the epoch's data. Returns what any rank asked for on the way."""
+        progress, step_every = self.progress, self.settings.accumulated_iter
+        self.model.train()
+        self._loss_sum = self._zero()
+        left = self.train_dataloader.prepare(progress.epoch, progress.position)
+        self.train_iterations = None if left is None else progress.iteration + left
+        asked: frozenset[Request] = NOTHING
+        pending = 0
+        batches = self._limited(self.train_dataloader.epoch(progress.epoch, progress.position))
+        for batch, is_last in mark_last(batches) if step_every > 1 else zip(batches, repeat(True), strict=False):
+            pending += 1
+            stepping = is_last or pending == step_every
+            self._train_iteration(batch, pending, stepping)
+            if stepping:
+                pending = 0
+                asked |= self._after_step()
+                if "save_and_stop" in asked:
+                    return asked
+        return asked | self._requests.now()
+
+    def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
+        """One forward and backward and, at the end of an accumulation, the optimizer's step."""
+        index, data, backend = self.progress.iteration, batch.data, self.backend
+        if self._hooks.any_at("before_train_iteration_start"):
+            self._hooks.call("before_train_iteration_start", index=index, data=data)
+        with nullcontext() if stepping else backend.accumulating():
+            backend.enter_training()
+            loss = self._loss(data, training=True)
+            # DDP takes the ranks' mean; a smaller share of the last batch must weigh less in it.
+            weight = batch.counted * self.world_size / (batch.total * self.settings.accumulated_iter)
+            backend.backward(loss if weight == 1.0 else loss * weight)
+            backend.leave_training()
+        loss = loss.detach()
+        self._loss_sum.add_(loss, alpha=batch.counted)
+        self.progress.count(batch.units, batch.total)
+        if stepping:
+            # The epoch's last accumulation may be shorter than the others.
+            backend.step(self.settings.clip_grad_norm, scale=self.settings.accumulated_iter / pending)
+            self.progress.step += 1
+        if self._hooks.any_at("after_train_iteration_end"):
+            self._hooks.call("after_train_iteration_end", index=index, data=data, loss=loss)
+
+    def _after_step(self) -> frozenset[Request]:
+        """Exchange requests between ranks, and save if it is time. Returns what is asked of the loop."""
+        asked = self._requests.at_step()
+        every = self.settings.persist_steps
+        if "save_and_stop" not in asked and ("save" in asked or (every and self.progress.step % every == 0)):
+            self.persist()
+        return asked - {"save"}
+
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        """The world's mean validation loss; None where there is not one sample."""
+        assert self.val_dataloader is not None
+        self.backend.align_buffers()
+        self.model.eval()
+        self.val_iterations = self.val_dataloader.prepare(self.current_epoch)
+        loss_sum, samples = self._zero(), 0
+        for index, batch in enumerate(self._limited(self.val_dataloader.epoch(self.current_epoch))):
+            if self._hooks.any_at("before_val_iteration_start"):
+                self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
+            loss = self._loss(batch.data, training=False).detach()
+            loss_sum.add_(loss, alpha=batch.counted)
+            samples += batch.counted
+            if self._hooks.any_at("after_val_iteration_end"):
+                self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
+        world_sum, world_samples = self.reduce(
+            torch.stack([loss_sum, torch.full_like(loss_sum, samples)]), "sum"
+        ).tolist()
+        return world_sum / world_samples if world_samples else None
+
+    def _loss(self, data: Any, *, training: bool) -> torch.Tensor:
+        loss = self._loss_func(self, data)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or (training and not loss.requires_grad):
+            arguments.refuse_loss(loss)
+        return loss if loss.ndim == 0 else loss.reshape(())
+
+    def _is_validation_due(self) -> bool:
+        return self.val_dataloader is not None and self.current_epoch % self.settings.eval_stride == 0
+
+    def _end_epoch(self, train_loss: float, val_loss: float | None) -> None:
+        self.progress.epoch_complete = True
+        self.metrics = {"train_loss": train_loss}
+        self.lowest_train_loss = min(self.lowest_train_loss, train_loss)
+        if val_loss is not None:
+            self.metrics["val_loss"] = val_loss
+            self.lowest_val_loss = min(self.lowest_val_loss, val_loss)
+        self._hooks.call("after_epoch_end", epoch=self.current_epoch, train_loss=train_loss, val_loss=val_loss)
+        self.drawer.flush()
+
+    def _persist_epoch(self, *, must: bool) -> None:
+        """Save at the strides, at the best, and where it must be."""
+        stride = self.settings.persist_stride
+        if must or (stride is not None and self.current_epoch % stride == 0) or self._persistence.is_best():
+            self.persist()
+
+    def persist(self, *names: str) -> str:
+        """Save a checkpoint now, under the names given and `latest`. Every rank must call it.
+
+        Returns:
+            The checkpoint's path or URL.
+
+        Raises:
+            ConfigurationError: a name that is not allowed, or a state that a checkpoint cannot hold.
+            StorageError: the storage failed; the run's earlier checkpoints are as they were.
+        """
+        self._hooks.call("before_checkpoint_persisted", names=names)
+        self._sum_up()
+        path = self._persistence.save(names)
+        self.logger.info("Saved %s", path)
+        self._log.flush()
+        self._hooks.call("after_checkpoint_persisted", names=names, path=path)
+        return path
+
+    def _train_loss(self) -> float:
+        """The world's mean training loss of the epoch."""
+        self._sum_up()
+        samples = self.progress.samples_in_epoch
+        if not samples:
+            raise ConfigurationError(
+                "train_dataloader gave no batch in a whole epoch. Is its dataset empty, or smaller than a batch of all "
+                "workers with drop_last=True?"
+            )
+        return self.progress.loss_sum / samples
+
+    def _sum_up(self) -> None:
+        """Bring the world's sum of losses into the counters, from where a resumed epoch goes on."""
+        self.progress.loss_sum += float(self.world.reduce(self._loss_sum, "sum"))
+        self._loss_sum.zero_()
+
+    def _zero(self) -> torch.Tensor:
+        """A sum of losses that stays on the device, where adding to it waits for nothing."""
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.zeros((), dtype=dtype, device=self.device)
+
+    def _limited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return islice(batches, TRIVIAL_ITERATIONS) if self.settings.trival else batches
+
+    def _close(self) -> None:
+        self.drawer.close()
+        self._log.close()

@@ -1,0 +1,299 @@
+"""The workers of a run as one of them sees them: its rank, its device, and how to talk to the others.
+
+A world is read from the environment that `minetorch-launch` and `torchrun` set, or else from SLURM's job
+step (`srun python train.py`), or else it has one member. Reading is pure; `connect` acts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, overload
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minetorch.errors import CollectiveError, ConfigurationError, RemoteError
+
+T = TypeVar("T")
+
+ReduceOp = Literal["mean", "sum", "min", "max"]
+
+REDUCE_OPS: dict[str, dist.ReduceOp.RedOpType] = {
+    "mean": dist.ReduceOp.SUM,
+    "sum": dist.ReduceOp.SUM,
+    "min": dist.ReduceOp.MIN,
+    "max": dist.ReduceOp.MAX,
+}
+
+BROADCAST_CHUNK = 256 * 2**20
+"""Bytes sent at once by `broadcast_bytes`: bounds the buffers that gloo and NCCL take for it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One worker's place among all workers of a run."""
+
+    rank: int = 0
+    """Global rank, from 0 to size - 1."""
+    size: int = 1
+    """Number of workers on all nodes."""
+    local_rank: int = 0
+    """Rank among the workers of this node; also the index of this worker's GPU."""
+    local_size: int = 1
+    """Number of workers on this node."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where this worker computes."""
+    rendezvous: Mapping[str, str] = field(default_factory=dict)
+    """Variables that torch.distributed needs and the environment lacks (filled in from SLURM's)."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> World:
+        """Read the world from `environ`; nothing is started.
+
+        Raises:
+            ConfigurationError: a variable is missing or senseless, or there are more workers than GPUs.
+        """
+        variables = _from_torchrun(environ) or _from_slurm(environ) or {}
+        rank = _integer(variables, "RANK", 0)
+        size = _integer(variables, "WORLD_SIZE", 1)
+        local_rank = _integer(variables, "LOCAL_RANK", rank)
+        local_size = _integer(variables, "LOCAL_WORLD_SIZE", size)
+        if not 0 <= rank < size:
+            raise ConfigurationError(f"RANK={rank} and WORLD_SIZE={size} do not fit: RANK must be 0 to {size - 1}.")
+        device = _device(environ.get("MINETORCH_DEVICE", "auto"), local_rank)
+        added = {name: value for name, value in variables.items() if name not in environ}
+        return cls(rank, size, local_rank, local_size, device, added)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone logs, draws and writes checkpoints."""
+        return self.rank == 0
+
+    def connect(self, timeout: timedelta | None = None) -> None:
+        """Join the other workers; returns when all are there. Does nothing in a world of one, or when joined.
+
+        Raises:
+            ConfigurationError: a process group is there already, of another size than this world.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.size == 1:
+            return
+        if dist.is_initialized():
+            if dist.get_world_size() != self.size:
+                raise ConfigurationError(
+                    f"The process group has {dist.get_world_size()} members, but WORLD_SIZE={self.size}. "
+                    "Let the Trainer make the group, or make it of all workers."
+                )
+            return
+        os.environ.update(self.rendezvous)
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+
+    @overload
+    def reduce(self, value: torch.Tensor, op: ReduceOp = "mean") -> torch.Tensor: ...
+    @overload
+    def reduce(self, value: float, op: ReduceOp = "mean") -> float: ...
+    def reduce(self, value: torch.Tensor | float, op: ReduceOp = "mean") -> torch.Tensor | float:
+        """Combine one value of each rank; every rank gets the result.
+
+        Args:
+            value: a number, or a tensor of any shape that is the same on every rank (it is not changed).
+            op: "mean", "sum", "min" or "max", over the ranks.
+
+        Raises:
+            ConfigurationError: an unknown op.
+            CollectiveError: called where only rank 0 runs.
+        """
+        if op not in REDUCE_OPS:
+            raise ConfigurationError(f"reduce knows {', '.join(map(repr, REDUCE_OPS))}; {op!r} was given.")
+        if isinstance(value, torch.Tensor):
+            return self._reduce_tensor(value.detach(), op)
+        return float(self._reduce_tensor(torch.tensor(float(value), dtype=torch.float64), op))
+
+    def _reduce_tensor(self, value: torch.Tensor, op: ReduceOp) -> torch.Tensor:
+        if self.size == 1:
+            return value.clone()
+        result = value.to(torch.float64) if op == "mean" and not value.is_floating_point() else value.clone()
+        dist.all_reduce(result, REDUCE_OPS[op])
+        return result / self.size if op == "mean" else result
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank. Any picklable object; for a lot of bytes, see `broadcast_bytes`."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def broadcast_bytes(self, data: bytes | memoryview | None) -> memoryview:
+        """Rank 0's bytes, on every rank, without the copies that pickling makes. Others pass None."""
+        if self.size == 1:
+            assert data is not None
+            return memoryview(data)
+        length = self.broadcast(None if data is None else len(data))
+        assert length is not None
+        buffer = torch.empty(length, dtype=torch.uint8) if data is None else _as_tensor(data)
+        for chunk in buffer.split(BROADCAST_CHUNK):
+            dist.broadcast(chunk, src=0)
+        return memoryview(buffer.numpy())  # type: ignore[arg-type]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value in rank order, on every rank. Any picklable object."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 and give its result to every rank.
+
+        An error is exchanged in place of the result, so that no rank waits for one that has failed: rank 0
+        raises the error itself, the others `RemoteError`.
+        """
+        if self.size == 1:
+            return action()
+        outcome: tuple[T | None, str | None] = (None, None)
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                outcome = (action(), None)
+            except Exception as error:
+                failure = error
+                outcome = (None, f"{type(error).__name__}: {error}")
+        result, reason = self.broadcast(outcome)
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            raise RemoteError(f"Rank 0 failed, so rank {self.rank} stops too: {reason}")
+        return result  # type: ignore[return-value]
+
+    def alone(self, where: str) -> AbstractContextManager[Any]:
+        """A context in which a collective is an error, for code that only one rank runs.
+
+        Args:
+            where: named in the error, as in "hook 'after_epoch_end'".
+        """
+        return _NoCollectives(where) if self.size > 1 else nullcontext()
+
+
+class _NoCollectives(TorchDispatchMode):
+    """Raises where a collective would wait for ranks that never come.
+
+    Every collective of torch.distributed passes through torch's dispatcher as an operator of the
+    namespace `c10d`, whoever calls it: this class, the user, DDP.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.where = where
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            raise CollectiveError(
+                f"{self.where} runs on rank 0 only (@minetorch.main_only), but calls the collective "
+                f"'{func.__name__.split('.')[0].rstrip('_')}', which waits for every rank: it would wait for ever. "
+                "Remove @minetorch.main_only, or move the collective out of it."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _as_tensor(data: bytes | memoryview) -> torch.Tensor:
+    """The bytes as a tensor that shares their memory; it is only read from."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _from_torchrun(environ: Mapping[str, str]) -> dict[str, str] | None:
+    if "WORLD_SIZE" not in environ and "RANK" not in environ:
+        return None
+    names = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    missing = [name for name in names if not environ.get(name)]
+    if environ.get("WORLD_SIZE") == "1":
+        missing = [name for name in missing if name == "RANK"]
+    if missing:
+        given = [name for name in names if name in environ]
+        raise ConfigurationError(
+            f"{', '.join(given)} set, but not {', '.join(missing)}. Start the script with `minetorch-launch` or "
+            "`torchrun`, which set all of them, or unset them all to run one worker."
+        )
+    names += ["LOCAL_RANK", "LOCAL_WORLD_SIZE"]
+    return {name: environ[name] for name in names if name in environ}
+
+
+def _from_slurm(environ: Mapping[str, str]) -> dict[str, str] | None:
+    """The place of a task of an `srun` step. A batch script itself is no such task: it has no step."""
+    if "SLURM_STEP_ID" not in environ or _integer(environ, "SLURM_STEP_NUM_TASKS", 1) == 1:
+        return None
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+    job = _integer(environ, "SLURM_JOB_ID", 0)
+    step = _integer(environ, "SLURM_STEP_ID", 0)
+    return {
+        "RANK": environ.get("SLURM_PROCID", ""),
+        "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environ.get("SLURM_LOCALID", ""),
+        "LOCAL_WORLD_SIZE": environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0],
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or first_host(nodes),
+        # Below Linux's ephemeral ports (from 32768), and another one for each job step.
+        "MASTER_PORT": environ.get("MASTER_PORT") or str(15000 + (job * 31 + step) % 15000),
+    }
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a SLURM node list: `n[003-007,9],m1` gives `n003`.
+
+    Raises:
+        ConfigurationError: not a node list.
+    """
+    match = re.match(r"([^\[\],\s]+)(?:\[([0-9]+)[^\]]*\]([^\[\],\s]*))?", nodelist)
+    if match is None:
+        raise ConfigurationError(f"SLURM's node list names no host: {nodelist!r}. Set MASTER_ADDR to rank 0's host.")
+    prefix, number, suffix = match.groups(default="")
+    return f"{prefix}{number}{suffix}"
+
+
+def _integer(variables: Mapping[str, str], name: str, default: int) -> int:
+    text = variables.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise ConfigurationError(f"{name}={text!r} must be a whole number, 0 or more.")
+    return int(text)
+
+
+def _device(kind: str, local_rank: int) -> torch.device:
+    if kind not in ("auto", "cpu", "cuda"):
+        raise ConfigurationError(f"MINETORCH_DEVICE={kind!r} must be 'auto', 'cpu' or 'cuda'.")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise ConfigurationError(
+                f"Worker {local_rank} of this node has no GPU of its own: {count} are visible. Start at most "
+                f"{count} workers a node, or set MINETORCH_DEVICE=cpu (`minetorch-launch --device cpu`)."
+            )
+        return torch.device("cuda", local_rank)
+    if kind == "cuda":
+        raise ConfigurationError(
+            "MINETORCH_DEVICE=cuda, but torch sees no GPU. Unset it, or install a CUDA build of torch."
+        )
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

@@ -112,6 +112,8 @@ def _formatter(logging_format: str, rank: int) -> logging.Formatter:
         ConfigurationError: a line cannot be formatted with it.
     """
     try:
+        if not logging_format:
+            raise ValueError("it is empty")
         formatter = logging.Formatter(logging_format)
         formatter.format(logging.LogRecord("minetorch", logging.INFO, __file__, 1, "tried", None, None))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -172,7 +174,7 @@ class _FileHandler(logging.Handler, ABC):
         """Bring them to the store."""
 
     @abstractmethod
-    def release(self) -> None:
+    def let_go(self) -> None:
         """Bring them to the store, and hold nothing open."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -185,7 +187,7 @@ class _FileHandler(logging.Handler, ABC):
         try:
             self.add(text)
             if self._closed:
-                self.release()
+                self.let_go()
         except Exception as error:
             self._report(error)
 
@@ -198,11 +200,11 @@ class _FileHandler(logging.Handler, ABC):
                 self._report(error)
 
     def close(self) -> None:
-        """Release the file, now and after each later line."""
+        """Let go of the file, now and after each later line."""
         with self._locked():
             self._closed = True
             try:
-                self.release()
+                self.let_go()
             except Exception as error:
                 self._report(error)
         super().close()
@@ -234,7 +236,7 @@ class _LocalFileHandler(_FileHandler):
     def sync(self) -> None:
         """Nothing waits: each line is written at once."""
 
-    def release(self) -> None:
+    def let_go(self) -> None:
         """Close the file."""
         stream, self._stream = self._stream, None
         if stream is not None:
@@ -275,7 +277,7 @@ class _RemoteFileHandler(_FileHandler):
         self._store.write(LOG_FILE, b"".join([self._before, *self._lines]))
         self._waiting = False
 
-    def release(self) -> None:
+    def let_go(self) -> None:
         """Write what is left."""
         self.sync()
 

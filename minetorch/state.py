@@ -121,10 +121,10 @@ class TrainerState:
     def save_and_stop(self) -> None:
         """Save a checkpoint and stop all ranks, in the middle of the epoch. From a hook on any rank.
 
-        Alone, a worker stops after the current optimizer step; with others, after the next.
+        Alone, a worker stops after the current optimizer step; with others, within a fraction of a second.
         """
         self._requests.ask("save_and_stop")
 
     def save_soon(self) -> None:
-        """Save a checkpoint after this or the next optimizer step. From a hook on any rank."""
+        """Save a checkpoint, as soon as `save_and_stop` would. From a hook on any rank."""
         self._requests.ask("save")

@@ -179,6 +179,7 @@ class Trainer(TrainerState):
         self.lowest_train_loss = self.lowest_val_loss = float("inf")
         self.world = World.from_environ(os.environ)
         self._requests = Requests(self.world)
+        self._loss_sum = self._zero()
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
         states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)

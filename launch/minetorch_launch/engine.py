@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch.distributed.elastic.rendezvous.dynamic_rendezvous as dynamic_rendezvous
-from torch.distributed import PrefixStore, TCPStore
-from torch.distributed.elastic.agent.server import WorkerSpec, WorkerState
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, RunProcsResult, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -37,13 +37,11 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from minetorch_launch import forkserver, worker
 from minetorch_launch.errors import StartError, StoppedError
-from minetorch_launch.report import FailureReport, WorkerEnd, make_report
+from minetorch_launch.report import FailureReport, WorkerEnd, make_report, tidy_crash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.process import BaseProcess
-
-    from torch.distributed.elastic.agent.server import RunResult, WorkerGroup
 
     from minetorch_launch.channel import Channel
     from minetorch_launch.guard import Guard
@@ -147,13 +145,13 @@ class _Agent(LocalElasticAgent):
         if plan.start_method == "forkserver":
             forkserver.keep_running(engine.guard)
         with forkserver.signals_blocked():
-            ids = super()._start_workers(worker_group)
+            ids: dict[int, Any] = super()._start_workers(worker_group)
         self._workers = _Workers(self._pcontext, engine, attempt)
         self._pcontext = self._workers  # type: ignore[assignment]
         return ids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        result = super()._monitor_workers(worker_group)
+        result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED and self._workers is not None:
             self._engine.failure = self._workers.report()
             if self._remaining_restarts > 0 and self._engine.failure is not None:
@@ -264,7 +262,7 @@ class _Workers:
             told=frozenset(told),
             said_code=said["code"] if said else None,
             summary=summary,
-            traceback=said["traceback"] if said else heard.crash() if heard else "",
+            traceback=said["traceback"] if said else tidy_crash(heard.crash()) if heard else "",
             log_file=str(log_file) if log_file else None,
         )
 

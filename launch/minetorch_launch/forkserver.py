@@ -15,6 +15,7 @@ import signal
 import sys
 import types
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def fork_server(preload: Sequence[str], guard: Guard) -> Iterator[None]:
     The process's own fork server, if its program uses one, is put aside meanwhile: it has other modules, and
     workers would live as long as it does.
     """
-    server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = multiprocessing.forkserver._forkserver
     aside = dict(vars(server))
     server.__init__()
     server.set_forkserver_preload([*_PRELOAD, *preload])
@@ -61,7 +62,7 @@ def fork_server(preload: Sequence[str], guard: Guard) -> Iterator[None]:
 
 def keep_running(guard: Guard) -> None:
     """Start the fork server, again if it has died, and have the guard watch it."""
-    server: Any = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = multiprocessing.forkserver._forkserver
     before = server._forkserver_pid
     with without_main(), signals_blocked():
         server.ensure_running()
@@ -104,6 +105,10 @@ def signals_blocked() -> Iterator[None]:
     Ctrl-C reaches every process of the terminal's group. A child that is still on its way must neither die of
     it nor lose it; a worker unblocks them once it has a group of its own and its script is about to run.
     """
+    # Starting this helper unblocks signals, so it comes first. What killed workers leave to it to clean up is
+    # no news: its warnings would follow the failure report, which shall stand last.
+    with environment({"PYTHONWARNINGS": "ignore"}):
+        multiprocessing.resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -134,4 +139,4 @@ def _end(server: Any, guard: Guard) -> None:
     guard.remove("d", multiprocessing.util.get_temp_dir())
     os.close(server._forkserver_alive_fd)
     with suppress(OSError, TypeError):
-        os.unlink(server._forkserver_address)
+        Path(server._forkserver_address).unlink()

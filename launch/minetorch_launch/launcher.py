@@ -6,7 +6,8 @@ import os
 import pickle
 import signal
 import sys
-from contextlib import ExitStack, nullcontext
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,7 @@ from minetorch_launch.target import Function, Module, Script, Target, check_targ
 from minetorch_launch.worker import Task
 
 if TYPE_CHECKING:
-    from minetorch_launch.engine import Engine
-    from minetorch_launch.report import FailureReport
+    from minetorch_launch.report import FailureReport, RankFailure
 
 __all__ = ["LaunchResult", "launch", "plan_launch"]
 
@@ -65,6 +65,8 @@ def launch(target: Target, options: LaunchOptions | None = None, *, own_process:
         stop = stack.enter_context(Stop())
         console = Console(_OUT, _ERR, logs)
         stack.callback(console.close)
+        for rank in logs:  # one log may hold many launches, of which the last is not always the one to read
+            console.log(rank, f"minetorch-launch: {time.strftime('%F %T')} {target} as rank {rank} of {len(logs)}")
         guard = stack.enter_context(Guard())
         stack.enter_context(forkserver.environment(_launcher_env(plan)))
         if plan.start_method == "forkserver":
@@ -143,6 +145,7 @@ def _task(plan: LaunchPlan, channel: Channel, mask: tuple[int, ...], *, own_proc
         address=channel.address,
         token=channel.token,
         signal_mask=mask,
+        forked=plan.start_method == "forkserver",
         env=env,
         script=target.path if isinstance(target, Script) else None,
         module=target.name if isinstance(target, Module) else None,
@@ -157,7 +160,7 @@ def _announce(console: Console, plan: LaunchPlan, failure: FailureReport, number
     for line in first.traceback.splitlines():
         console.say(f"[{first.rank}] {line}")
     said = f"minetorch-launch: {failure.line()}; restart {number} of {plan.max_restarts} of all workers"
-    console.log(first.rank, first.traceback.rstrip("\n"))
+    _log_traceback(console, first)
     for worker in plan.workers:
         console.log(worker.rank, said)
     console.say(said)
@@ -165,10 +168,15 @@ def _announce(console: Console, plan: LaunchPlan, failure: FailureReport, number
 
 def _keep(console: Console, plan: LaunchPlan, failure: FailureReport) -> None:
     for rank_failure in (failure.first, *failure.later):
-        if rank_failure.traceback:
-            console.log(rank_failure.rank, rank_failure.traceback.rstrip("\n"))
+        _log_traceback(console, rank_failure)
     if plan.log_dir is not None:
         _failure_file(plan.log_dir).write_text(failure.to_json() + "\n", encoding="utf-8")
+
+
+def _log_traceback(console: Console, failure: RankFailure) -> None:
+    """Into the rank's own log, which its worker could not write: the screen shows it in the report."""
+    if failure.traceback:
+        console.log(failure.rank, failure.traceback.rstrip("\n"))
 
 
 def _returned(channel: Channel, world_size: int) -> tuple[Any, ...]:

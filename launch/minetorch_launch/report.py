@@ -7,7 +7,7 @@ import signal
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["FailureReport", "RankFailure", "WorkerEnd", "make_report", "signal_name"]
+__all__ = ["FailureReport", "RankFailure", "WorkerEnd", "make_report", "signal_name", "tidy_crash"]
 
 # What a rank says when it only noticed that another one was gone. Gloo, TCPStore, NCCL, sockets, in turn.
 _PEER_IS_GONE = (
@@ -166,6 +166,19 @@ def make_report(
     )
 
 
+def tidy_crash(text: str) -> str:
+    """What Python's fault handler wrote, less this launcher's own frames and the list of loaded libraries."""
+    kept: list[str] = []
+    below_script = False
+    for line in text.splitlines():
+        if not line.startswith("  File "):
+            below_script = False
+        below_script = below_script or "minetorch_launch/worker.py" in line or "<frozen runpy>" in line
+        if not below_script and not line.startswith("Extension modules:"):
+            kept.append(line)
+    return "\n".join(kept).strip()
+
+
 def signal_name(number: int) -> str:
     """``SIGKILL`` for 9."""
     try:
@@ -187,7 +200,7 @@ def _failure(end: WorkerEnd) -> RankFailure:
         exit_code=128 - code if code < 0 else code,
         signal=signal_name(-code) if code < 0 else None,
         time=end.ended_at,
-        cause=end.summary.strip().splitlines()[0] if end.summary.strip() else _cause(code),
+        cause=end.summary or _cause(code),
         traceback=end.traceback,
         log_file=end.log_file,
     )
@@ -195,7 +208,7 @@ def _failure(end: WorkerEnd) -> RankFailure:
 
 def _cause(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "killed by SIGKILL (often the kernel, out of memory: see `dmesg`; or a person, or a batch system)"
+        return "killed by SIGKILL (if nobody did that, memory ran out: see `dmesg`)"
     if code < 0:
         return f"killed by {signal_name(-code)}"
     return f"ended with exit code {code} without an exception (os._exit, or a C library's exit)"

@@ -3,7 +3,8 @@
 Everything here runs on rank 0 and knows nothing of ranks; other ranks only call `decode` on the bytes they are sent.
 """
 
-from .checkpointer import Checkpoint, Checkpointer
+from .checkpointer import Checkpointer
+from .finder import Checkpoint
 from .manifest import Manifest
 from .names import check_alias, parse_resume
 from .reader import decode

@@ -1,4 +1,4 @@
-"""Finds, reads, writes, names and drops the checkpoints of one run, which share one folder. For rank 0 only.
+"""Reads, writes, names and drops the checkpoints of one run, which share one folder. For rank 0 only.
 
 A save, in this order (each step leaves the folder whole if the process dies in it):
 
@@ -13,25 +13,18 @@ from __future__ import annotations
 import platform
 import socket
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import (
-    CheckpointCorruptError,
-    CheckpointError,
-    CheckpointMismatchError,
-    ConfigurationError,
-    StorageError,
-)
+from ..errors import ConfigurationError, StorageError
 from ..version import __version__
 from .catalogue import Catalogue
+from .finder import Checkpoint, Finder
 from .links import sync_links, wanted_links
 from .manifest import Manifest
-from .names import BEST, LATEST, CheckpointName, Wanted, check_alias, parse_resume
+from .names import BEST, LATEST, CheckpointName, check_alias, parse_resume
 from .plain import plain_state
-from .reader import decode, verify
 from .retention import Mode, expired, is_better, rankable
 from .writer import write_payload
 
@@ -43,20 +36,6 @@ if TYPE_CHECKING:
     from .store import Store
 
 _Manifests = list[Manifest]  # because a method is called `list`
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that was found, verified and read."""
-
-    manifest: Manifest | None
-    """None if it is a file without one, which could be read but not verified."""
-    path: str
-    """Where it was read, for display."""
-    payload: bytes
-    """Its bytes, to send to the other ranks, which call `decode` on them."""
-    state: dict[str, Any]
-    """What `decode(payload)` gives; tensors on the CPU."""
 
 
 class Checkpointer:
@@ -103,7 +82,7 @@ class Checkpointer:
         self._keep_best = keep_best
         self._monitor = monitor
         self._mode: Mode = mode
-        self._expected_keys = expected_keys
+        self._finder = Finder(store, expected_keys, logger)
         self._logger = logger
         self._clock = clock
         self._generation = 0
@@ -128,7 +107,7 @@ class Checkpointer:
         """
         wanted = parse_resume(resume)
         catalogue = Catalogue.read(self._store)
-        checkpoint = self._read_wanted(catalogue, wanted)
+        checkpoint = self._finder.find(catalogue, wanted)
         self._begin(catalogue, checkpoint)
         return checkpoint
 
@@ -212,77 +191,6 @@ class Checkpointer:
             StorageError: the folder could not be listed or read.
         """
         return [*Catalogue.read(self._store).manifests]
-
-    def _read_wanted(self, catalogue: Catalogue, wanted: Wanted) -> Checkpoint | None:
-        if wanted.kind == "fresh":
-            return None
-        if wanted.kind == "newest":
-            return self._read_newest(catalogue)
-        if wanted.kind == "epoch":
-            return self._read_committed(self._store, catalogue.find(wanted))
-        if wanted.kind == "name":
-            return self._read_named(self._store, catalogue, wanted.text)
-        store, name = self._store.locate(wanted.text)
-        elsewhere = catalogue if store.url == self._store.url else Catalogue.read(store)
-        # By the rules of names, so that s3://…/models/best.pth.tar is what the link is on a local disk.
-        inside = parse_resume(name)
-        if inside.kind == "epoch" and not store.exists(name):
-            return self._read_committed(store, elsewhere.find(inside))
-        return self._read_named(store, elsewhere, name)
-
-    def _read_newest(self, catalogue: Catalogue) -> Checkpoint | None:
-        failures: list[str] = []
-        for entry in catalogue.newest_first():
-            try:
-                if isinstance(entry, CheckpointError):
-                    raise entry
-                return self._read_committed(self._store, entry)
-            except CheckpointCorruptError as err:
-                self._logger.warning("A checkpoint is damaged, the next older one is tried: %s", err)
-                failures.append(str(err))
-        if failures:
-            reasons = "\n  ".join(failures)
-            raise CheckpointCorruptError(
-                f"{catalogue.place} holds {len(failures)} checkpoints, and all are damaged; give resume=False to "
-                f"train from scratch:\n  {reasons}"
-            )
-        if catalogue.uncommitted:
-            self._logger.warning(
-                "%s holds %s, but no checkpoint that was finished: training starts from scratch. To load a file "
-                "all the same, give resume= its name.",
-                catalogue.place,
-                ", ".join(catalogue.uncommitted[:3]),
-            )
-        return None
-
-    def _read_named(self, store: Store, catalogue: Catalogue, name: str) -> Checkpoint:
-        """By name if the manifests know it, otherwise as a file that stands in the folder without one."""
-        own = CheckpointName.of_file(name) is not None
-        if name in catalogue.uncommitted or (not own and not store.is_link(name) and store.exists(name)):
-            return self._read_unverified(store, name)
-        return self._read_committed(store, catalogue.find(Wanted("name", text=name)))
-
-    def _read_committed(self, store: Store, manifest: Manifest) -> Checkpoint:
-        path = store.url_of(manifest.payload)
-        try:
-            payload = store.read(manifest.payload)
-        except FileNotFoundError:
-            raise CheckpointCorruptError(f"{path} is missing, though its manifest is there") from None
-        verify(payload, manifest, path)
-        return Checkpoint(manifest, path, payload, decode(payload, path))
-
-    def _read_unverified(self, store: Store, file: str) -> Checkpoint:
-        path = store.url_of(file)
-        payload = store.read(file)
-        state = decode(payload, path)
-        missing = sorted(set(self._expected_keys) - state.keys())
-        if missing:
-            raise CheckpointMismatchError(
-                f"{path} is not a checkpoint of Minetorch: it lacks {', '.join(missing)}; it has "
-                f"{', '.join(sorted(map(str, state))[:12]) or 'nothing'}"
-            )
-        self._logger.warning("%s has no manifest: it can be read, but not verified.", path)
-        return Checkpoint(None, path, payload, state)
 
     def _begin(self, catalogue: Catalogue, checkpoint: Checkpoint | None) -> None:
         self._manifests = [*catalogue.manifests]

@@ -35,7 +35,12 @@ def wanted_links(manifests: Sequence[Manifest]) -> dict[str, str]:
 
 def sync_links(folder: Path, wanted: Mapping[str, str], logger: logging.Logger) -> None:
     """Make the links in a folder those that are wanted, each replaced atomically. Other files are left alone."""
-    for link, target in _present_links(folder).items():
+    try:
+        present = _present_links(folder)
+    except OSError as err:
+        logger.warning("could not update the links in %s: %s (the checkpoints are not affected)", folder, err)
+        return
+    for link, target in present.items():
         if link not in wanted and CheckpointName.of_file(target) is not None:
             _attempt(logger, folder / link, (folder / link).unlink)
     for link, target in wanted.items():
@@ -64,9 +69,8 @@ def _replace_link(path: Path, target: str) -> None:
     temporary.symlink_to(target)
     try:
         temporary.replace(path)
-    except OSError:
-        temporary.unlink()
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _attempt(logger: logging.Logger, path: Path, action: Callable[[], None]) -> None:

@@ -140,7 +140,7 @@ def _problem(content: dict[str, Any]) -> str | None:
     """What is wrong with a manifest's fields, or None."""
     name = CheckpointName.parse(content["name"]) if isinstance(content["name"], str) else None
     if name is None:
-        return f"{content['name']!r} is not the name of a checkpoint"
+        return f"its name is {content['name']!r}"
     if content["payload"] != name.payload:
         return f"its payload must be {name.payload!r} beside it, not {content['payload']!r}"
     for key in ("generation", "sequence", "step"):

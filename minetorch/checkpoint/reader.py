@@ -14,7 +14,7 @@ from ..errors import CheckpointCorruptError, CheckpointMismatchError
 from .writer import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer  # type: ignore[attr-defined]  # Python 3.12's name, for type checkers only
+    from typing_extensions import Buffer
 
     from .manifest import Manifest
 

@@ -37,8 +37,8 @@ class RunStore(Protocol):
         """Where a file stands on this machine's disk (local stores only)."""
         ...
 
-    def read(self, name: str) -> bytes:
-        """The content of a file; FileNotFoundError where there is none."""
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
         ...
 
     def write(self, name: str, data: bytes) -> object:

@@ -84,10 +84,10 @@ class Drawers:
             return
         for name, y in floats.items():
             self.curves.add(graph, name, place, y)
-        if not _within_epoch(place, epoch):
-            self._name_x(graph, "step" if place.is_integer() else "x")
         for guard in self._guards:
             guard.draw("scalars", floats, graph, place)
+        if not _within_epoch(place, epoch):
+            self._name_x(graph, "step" if place.is_integer() else "x")
 
     def flush(self) -> None:
         """Have every drawer show what it has; called at the end of each epoch."""

@@ -18,24 +18,27 @@ if TYPE_CHECKING:
     from minetorch.drawers.drawer import RunStore
 
 # Matplotlib holds the interpreter's lock while it draws, so that a picture costs the training thread
-# up to the time that it takes. Drawing at most this share of the time bounds that cost.
+# up to the time that it takes. Drawing at most this share of the time bounds that cost, up to the
+# longest wait: who looks at many graphs would rather pay than see old ones.
 _SHARE_OF_TIME = 0.01
+_LONGEST_WAIT_S = 60.0
 
 
 class MatplotlibDrawer(Drawer):
     """One PNG per graph, drawn anew after a flush if the graph has changed.
 
-    A thread draws, at most every `interval_s` seconds, and less often where drawing is slow; `close`
-    draws what is left. An error of the thread is raised by the next `flush` or `close`, and what it
-    could not draw is drawn later.
+    A thread draws, at most every `interval_s` seconds, and less often where drawing is slow (a picture
+    takes about 0.1 s of computing, so that one graph is drawn every 10 s or so); `close` draws what is
+    left. An error of the thread is raised by the next `flush` or `close`, and what it could not draw is
+    drawn later.
     """
 
-    def __init__(self, *, interval_s: float = 3.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, interval_s: float = 3.0, cpu_clock: Callable[[], float] = time.thread_time) -> None:
         """Make a drawer for one run.
 
         Args:
-            interval_s: seconds from one drawing to the next, at least.
-            clock: the time in seconds.
+            interval_s: seconds from one drawing to the next, at least; 0 to draw at every flush.
+            cpu_clock: the seconds that the calling thread has computed: a slow storage is no cost.
 
         Raises:
             ConfigurationError: Matplotlib is not installed.
@@ -43,7 +46,7 @@ class MatplotlibDrawer(Drawer):
         if importlib.util.find_spec("matplotlib") is None:
             raise ConfigurationError("drawer='matplotlib' needs Matplotlib: pip install matplotlib")
         self._interval_s = interval_s
-        self._clock = clock
+        self._cpu_clock = cpu_clock
         self._store: RunStore | None = None
         self._code = ""
         self._curves = Curves()
@@ -127,13 +130,19 @@ class MatplotlibDrawer(Drawer):
                 self._lock.wait_for(lambda: self._closing or self._flushed)
                 if self._closing:
                     return
-            start = self._clock()
+            start = self._cpu_clock()
             try:
                 self._draw_flushed()
             except Exception as error:
                 with self._lock:
                     self._error = error
-            wait_s = max(self._interval_s, (self._clock() - start) / _SHARE_OF_TIME)
+            wait_s = self._wait_s(self._cpu_clock() - start)
+
+    def _wait_s(self, cost_s: float) -> float:
+        """Seconds to let pass after a drawing that took `cost_s`; `interval_s=0` asks for none."""
+        if self._interval_s == 0:
+            return 0.0
+        return max(self._interval_s, min(cost_s / _SHARE_OF_TIME, _LONGEST_WAIT_S))
 
     def _draw_flushed(self) -> None:
         """Draw each flushed graph as it is now."""

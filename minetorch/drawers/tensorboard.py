@@ -33,8 +33,8 @@ class TensorboardDrawer(Drawer):
     """One event file per run, which holds the run's record and nothing else.
 
     Whenever it begins (at the first point, or at `restore`), it writes a new file with every point of
-    the record and then deletes the files of processes before it: what those drew after the checkpoint
-    from which the run goes on would overlap with what the run draws now.
+    the record and then empties the files before it: what was drawn after the checkpoint from which the
+    run goes on would overlap with what the run draws now.
 
     TensorBoard's steps are whole numbers: a graph whose x are not is drawn in steps of a thousandth.
     Wall times are those of drawing: a restored point has the time of its restoration.
@@ -105,7 +105,7 @@ class TensorboardDrawer(Drawer):
         self._written = True
 
     def _begin(self) -> None:
-        """Start a file with every point so far; when it is complete, delete all before it."""
+        """Start a file with every point so far; when it is complete, do away with all before it."""
         assert self._store is not None, "bind comes before anything else"
         self._let_go()
         old = self._event_files()
@@ -116,7 +116,7 @@ class TensorboardDrawer(Drawer):
         self._upload()
         self._written = False
         for name in old:
-            self._store.delete(name)
+            self._discard(name)
 
     def _open(self) -> None:
         with warnings.catch_warnings():
@@ -151,6 +151,18 @@ class TensorboardDrawer(Drawer):
             return [path.name for path in Path(self._store.local_path()).glob(f"{_PREFIX}*{_SUFFIX}")]
         names = self._store.list(_PREFIX)
         return [name for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
+
+    def _discard(self, name: str) -> None:
+        """Empty an old event file; one that is empty since long is deleted.
+
+        A TensorBoard that is looking on goes from a file to the next at the end of the first. Where the
+        first is gone, the loader that it uses for remote storages stays there for ever (seen with 2.21).
+        """
+        assert self._store is not None
+        if self._store.size(name):
+            self._store.write(name, b"")
+        else:
+            self._store.delete(name)
 
     def _let_go(self) -> None:
         """Close the writer, even one that can write no more."""

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     import logging
@@ -215,16 +215,19 @@ class ProgressBar:
         )
 
 
-def make_progress_bar(environ: Mapping[str, str], *, in_notebook: bool = False) -> ProgressBar:
+def make_progress_bar(
+    environ: Mapping[str, str], *, in_notebook: bool = False, stream: TextIO | None = None
+) -> ProgressBar:
     """The progress bar that suits the place to which this process writes.
 
     Args:
         environ: the environment, in which the launcher says how wide its terminal is.
         in_notebook: use the notebook's own bar (or a text bar, where ipywidgets is not installed).
+        stream: where to write outside of notebooks; stderr by default.
     """
     if in_notebook:
         return ProgressBar(Bar(_notebook_bar()))
-    stream = sys.stderr
+    stream = stream or sys.stderr
     if stream is not None and stream.isatty():
         return ProgressBar(Bar(_text_bar(stream, dynamic_ncols=True)))
     columns = environ.get(COLUMNS_VARIABLE, "")

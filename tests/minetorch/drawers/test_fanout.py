@@ -55,9 +55,7 @@ class Run:
         self.store = Store.open(path)
         logger = logging.Logger("test")
         logger.addHandler(logging.StreamHandler(self.said))
-        self.drawer = Drawers(
-            drawers, store=self.store, code="run a", current_x=lambda: self.epoch, logger=logger
-        )
+        self.drawer = Drawers(drawers, store=self.store, code="run a", current_x=lambda: self.epoch, logger=logger)
 
 
 def test_every_drawer_gets_every_point_as_floats(tmp_path):

@@ -2,7 +2,7 @@ from minetorch.drawers.lettering import families, printable
 
 
 def test_letters_without_a_glyph_become_boxes():
-    assert printable("Größe $x$ α") == "Größe $x$ α"
+    assert printable("Größe $x$ λ") == "Größe $x$ λ"
     assert printable("a\N{OGHAM LETTER BEITH}\U0010fffdb").endswith("□b")
 
 

@@ -97,7 +97,9 @@ def test_killed_and_resumed_twice_every_point_is_there_once(tmp_path):
     third.epochs(4, 5, 6)
     third.drawer.close()
     assert read(tmp_path / "run") == expected(1, 2, 3, 4, 5, 6)
-    assert len(list((tmp_path / "run").iterdir())) == 1
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "run").iterdir())]
+    assert len(sizes) == 2  # the one before is empty; those before that are gone
+    assert sizes[0] == 0
 
 
 def test_a_tensorboard_that_looks_on_forgets_what_was_rolled_back(tmp_path):
@@ -106,6 +108,8 @@ def test_a_tensorboard_that_looks_on_forgets_what_was_rolled_back(tmp_path):
     first.epochs(1)
     saved = first.save()
     first.epochs(2, 3)
+    first.drawer.scalar(1, "gone")
+    first.drawer.flush()
     viewer = EventMultiplexer({"run": str(tmp_path / "run")}, size_guidance={"scalars": 0})
     viewer.Reload()
     assert [event.step for event in viewer.Scalars("run", "accuracy")] == [1, 2, 3]
@@ -116,6 +120,7 @@ def test_a_tensorboard_that_looks_on_forgets_what_was_rolled_back(tmp_path):
     second.drawer.close()
     viewer.Reload()
     assert [event.step for event in viewer.Scalars("run", "accuracy")] == [1, 2]
+    assert viewer.Scalars("run", "gone") == []
 
 
 def test_a_start_from_scratch_replaces_what_was_there(tmp_path):
@@ -149,7 +154,7 @@ def test_a_remote_run_is_uploaded_and_leaves_nothing_here(tmp_path):
         folder.mkdir()
         for name in names:
             (folder / name).write_bytes(store.read(name))
-        assert len(names) == 1
+        assert sum(store.size(name) > 0 for name in names) == 1
         return read(folder)
 
     first = Run(store)
@@ -203,7 +208,7 @@ def test_x_that_are_not_whole_become_thousandths(tmp_path):
     assert read(tmp_path) == {"loss/train": shown["loss/train"]}
 
 
-def test_nan_and_a_hundred_points_at_once(tmp_path):
+def test_nan_and_thousands_of_points(tmp_path):
     drawer = TensorboardDrawer()
     drawer.bind(Store.open(tmp_path), "run")
     for x in range(5000):
@@ -222,7 +227,6 @@ def test_a_broken_writer_is_replaced(tmp_path, monkeypatch):
     run.epochs(3)
     run.drawer.close()
     assert read(tmp_path / "run") == expected(1, 2, 3)
-    assert len(list((tmp_path / "run").iterdir())) == 1
 
 
 @pytest.mark.parametrize("flag", ["-Werror", "-Wdefault"])

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+from minetorch.checkpoint import Checkpointer, Manifest, Store
+from minetorch.checkpoint.names import CheckpointName
+
+# A folder name that has broken many a path handler.
+UGLY = "my run [1] ünï#%20 'x'"
+
+
+@pytest.fixture
+def memory_url() -> Iterator[str]:
+    url = f"memory://tests-{uuid.uuid4().hex}/{UGLY}"
+    yield url
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def local_url(tmp_path: Path) -> str:
+    return str(tmp_path / UGLY)
+
+
+@pytest.fixture(params=["local", "memory", "file"])
+def store(request: pytest.FixtureRequest, local_url: str, memory_url: str) -> Store:
+    """Every storage that claims the contract of a store."""
+    return Store.open({"local": local_url, "memory": memory_url, "file": f"file://{local_url}"}[request.param])
+
+
+@pytest.fixture
+def models(store: Store) -> Store:
+    return store.child("models")
+
+
+@pytest.fixture
+def checkpointer() -> Callable[..., Checkpointer]:
+    """Makes a checkpointer with a clock of its own, whose log goes to `caplog`."""
+
+    def make(store: Store, **options: Any) -> Checkpointer:
+        return Checkpointer(store, logger=logging.getLogger("tests"), clock=lambda: 1000.0, **options)
+
+    return make
+
+
+@pytest.fixture
+def save() -> Callable[..., Manifest]:
+    """Saves a state that holds `value`, at the end of an epoch."""
+
+    def save(checkpointer: Checkpointer, value: float, **changes: Any) -> Manifest:
+        arguments: dict[str, Any] = {
+            "step": int(value) * 10,
+            "epoch": int(value),
+            "epoch_complete": True,
+            "position": 0,
+            "world_size": 2,
+            "metrics": {"val_loss": 1 / value} if value else {},
+        }
+        return checkpointer.save({"model": torch.full((100,), float(value))}, **{**arguments, **changes})
+
+    return save
+
+
+@pytest.fixture
+def manifest() -> Callable[..., Manifest]:
+    """Makes a manifest out of thin air."""
+
+    def make(generation: int = 1, sequence: int = 1, step: int = 10, **changes: Any) -> Manifest:
+        name = CheckpointName(generation, sequence, step, "abcdef")
+        values: dict[str, Any] = {
+            "name": str(name),
+            "generation": generation,
+            "sequence": sequence,
+            "step": step,
+            "epoch": 1,
+            "epoch_complete": True,
+            "position": 0,
+            "world_size": 1,
+            "payload": name.payload,
+            "size": 5,
+            "digest": "crc32:" + "0" * 8,
+            "metrics": {},
+            "aliases": {},
+            "created": 1000.0,
+        }
+        return Manifest(**{**values, **changes})
+
+    return make

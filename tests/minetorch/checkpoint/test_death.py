@@ -1,0 +1,235 @@
+"""A writer dies, or is refused, at every single storage call of a save, before it, in it or after it.
+
+Whatever happens, who comes next finds the old state or the new one: never nothing, never a part, and no name that
+points nowhere. The storage calls are those of the operating system on a disk, and those of fsspec elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+from minetorch.checkpoint import Checkpointer, Manifest, Store
+from minetorch.errors import StorageError
+
+Make = Callable[..., Checkpointer]
+Save = Callable[..., Manifest]
+
+FDOPEN = os.fdopen
+CALLS: dict[str, list[tuple[Any, str]]] = {
+    "local": [
+        *[(os, name) for name in ("open", "fsync", "fdopen")],
+        *[(Path, name) for name in ("replace", "unlink", "mkdir", "symlink_to", "iterdir", "readlink", "read_bytes")],
+    ],
+    "memory": [(MemoryFileSystem, name) for name in ("pipe_file", "rm_file", "cat_file", "ls", "info")],
+}
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncs are still calls that fate can strike, but cost nothing: these deaths are not power cuts."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+class Death(BaseException):
+    """Not an Exception: a dead process handles nothing."""
+
+
+class Fate:
+    """Counts storage calls, and strikes at one of them.
+
+    `before` and `after` kill: from then on every call fails, as those of a dead process do. `refused` and `lost`
+    are errors of the storage, before and after it obeyed, that the process survives.
+    """
+
+    def __init__(self, at: int, kind: str) -> None:
+        self.calls = 0
+        self.at = at
+        self.kind = kind
+
+    def strike(self, before: bool) -> None:
+        if before:
+            self.calls += 1
+        dead = self.kind in ("before", "after")
+        if dead and self.calls > self.at:
+            raise Death
+        if self.calls == self.at and before == (self.kind in ("before", "refused")):
+            raise Death if dead else OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.strike(before=True)
+            result = function(*args, **kwargs)
+            if function is FDOPEN:
+                return self.bind_file(result)
+            self.strike(before=False)
+            return result
+
+        return call
+
+    def bind_file(self, file: Any) -> Any:
+        fate = self
+
+        class File:
+            """Writes half of what it is given when fate strikes after a write began."""
+
+            def write(self, data: bytes) -> int:
+                fate.strike(before=True)
+                half = memoryview(data)[: len(data) // 2]
+                if fate.calls == fate.at:
+                    file.write(half)
+                fate.strike(before=False)
+                return int(file.write(data))
+
+            def __enter__(self) -> File:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                file.close()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+        return File()
+
+
+@contextmanager
+def struck(backend: str, fate: Fate) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in CALLS[backend]:
+            patch.setattr(owner, name, fate.bind(getattr(owner, name)))
+        yield
+
+
+def folder(backend: str, tmp_path: Path, memory_url: str, case: str) -> Store:
+    return Store.open(str(tmp_path) if backend == "local" else memory_url).child(case, "models")
+
+
+def prepared(store: Store, make: Make, save: Save) -> Checkpointer:
+    """A run whose next save is best, ends an epoch, moves a name and drops two older ones."""
+    run = make(store, keep_last=2, keep_best=1)
+    save(run, 1, metrics={"val_loss": 0.9}, names=["mine"])
+    save(run, 2, metrics={"val_loss": 0.5})
+    save(run, 3, metrics={"val_loss": 0.7})
+    return run
+
+
+def the_save(run: Checkpointer, save: Save) -> None:
+    save(run, 4, metrics={"val_loss": 0.1}, names=["mine"])
+
+
+def check(store: Store, make: Make, save: Save) -> int:
+    """What the next process finds, which is whole; and its own save succeeds."""
+    newest = make(store).open(True)
+    assert newest is not None
+    assert newest.manifest is not None
+    value = int(newest.state["model"][0])
+    assert value in (3, 4)
+    for name, target in newest.manifest.aliases.items():
+        named = make(store).open(name)
+        assert named is not None
+        assert named.manifest is not None
+        assert named.manifest.name == target
+    for manifest in make(store).list():  # no manifest without its payload
+        assert make(store).open(manifest.name) is not None
+    if store.is_local:
+        for path in store.local_path().iterdir():
+            if path.is_symlink():
+                assert "model" in torch.load(path, weights_only=True)
+    successor = make(store, keep_last=2, keep_best=1)
+    successor.open(True)
+    save(successor, 5, metrics={"val_loss": 0.8})
+    after = make(store).open(True)
+    assert after is not None
+    assert after.state["model"][0] == 5
+    return value
+
+
+def count(backend: str, store: Store, make: Make, save: Save) -> int:
+    run, fate = prepared(store, make, save), Fate(10**9, "before")
+    with struck(backend, fate):
+        the_save(run, save)
+    return fate.calls
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("backend", CALLS)
+def test_death(backend: str, kind: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save) -> None:
+    calls = count(backend, folder(backend, tmp_path, memory_url, "count"), checkpointer, save)
+    assert calls >= (30 if backend == "local" else 5)
+    found = []
+    for at in range(1, calls + 1):
+        store = folder(backend, tmp_path, memory_url, f"case {at}")
+        run = prepared(store, checkpointer, save)
+        with struck(backend, Fate(at, kind)), pytest.raises(Death):
+            the_save(run, save)
+        found.append(check(store, checkpointer, save))
+    # One commit: old up to some call, new from there on.
+    assert found == sorted(found)
+    assert set(found) == {3, 4}
+
+
+@pytest.mark.parametrize("kind", ["refused", "lost"])
+@pytest.mark.parametrize("backend", CALLS)
+def test_an_error_that_the_writer_survives(
+    backend: str, kind: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save
+) -> None:
+    calls = count(backend, folder(backend, tmp_path, memory_url, "count"), checkpointer, save)
+    for at in range(1, calls + 1):
+        store = folder(backend, tmp_path, memory_url, f"case {at}")
+        run = prepared(store, checkpointer, save)
+        with struck(backend, Fate(at, kind)):
+            failure = failure_of(lambda run=run: the_save(run, save))
+        assert failure is None or "Input/output error" in str(failure)
+        found = checkpointer(store).open(True)
+        assert found is not None
+        assert found.state["model"][0] in ((4,) if failure is None else (3, 4))
+        the_save(run, save)  # the same writer goes on
+        assert check(store, checkpointer, save) == 4
+
+
+def failure_of(action: Callable[[], None]) -> StorageError | None:
+    try:
+        action()
+    except StorageError as err:
+        return err
+    return None
+
+
+SAVES_FOR_EVER = """
+import itertools, logging, sys, torch
+from minetorch.checkpoint import Checkpointer, Store
+run = Checkpointer(Store.open(sys.argv[1]), keep_last=2, logger=logging.getLogger())
+found = run.open(True)
+for step in itertools.count(1 + int(found.state["w"][0]) if found else 1):
+    run.save({"w": torch.full((200_000,), float(step))}, step=step, epoch=step, epoch_complete=True, position=0,
+             world_size=1, metrics={"val_loss": 1 / step})
+    print(step, flush=True)
+"""
+
+
+def test_a_real_kill(tmp_path: Path, checkpointer: Make) -> None:
+    reported = 0
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVES_FOR_EVER, str(tmp_path / "models")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        reported = int(process.stdout.read().split()[-1])
+    found = checkpointer(Store.open(tmp_path / "models")).open(True)
+    assert found is not None
+    assert found.state["w"].unique().tolist() in ([reported], [reported + 1])

@@ -1,0 +1,224 @@
+import io
+import logging
+import re
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from minetorch.checkpoint import Store
+from minetorch.errors import ConfigurationError
+from minetorch.log import RunLog
+
+LINE = re.compile(r"INFO \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (.*)")
+
+
+@pytest.fixture(params=["{}/ugly päth/run", "memory://log/{}"])
+def store(request, tmp_path):
+    name = tmp_path if request.param.startswith("{") else tmp_path.name
+    return Store.open(request.param.format(name))
+
+
+def lines(store):
+    return store.read("log.txt").decode().splitlines()
+
+
+def test_rank_0_writes_to_the_console_and_to_the_file(store, capsys):
+    log = RunLog(store)
+    assert "log.txt" not in store.list()
+    log.logger.info("epoch %d: ünï", 1)
+    log.logger.debug("not shown")
+    log.flush()
+    (line,) = lines(store)
+    assert LINE.fullmatch(line)[1] == "epoch 1: ünï"
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", line + "\n")
+    log.close()
+
+
+def test_a_resumed_run_goes_on_below(store):
+    for message in ("first", "second"):
+        log = RunLog(store, logging_format="%(message)s")
+        log.logger.info(message)
+        log.flush()
+        log.logger.info("%s again", message)
+        log.close()
+    assert lines(store) == ["first", "first again", "second", "second again"]
+    log = RunLog(store, logging_format="%(message)s", append=False)
+    log.logger.info("anew")
+    log.close()
+    assert lines(store) == ["anew"]
+
+
+def test_a_line_that_a_kill_tore_is_ended(store):
+    store.write("log.txt", b"whole\nto")
+    log = RunLog(store, logging_format="%(message)s")
+    log.logger.info("next")
+    log.close()
+    assert lines(store) == ["whole", "to", "next"]
+
+
+def test_lines_after_close_are_not_lost(store, capsys):
+    log = RunLog(store, logging_format="%(message)s")
+    log.logger.info("in time")
+    log.close()
+    log.close()
+    log.logger.info("late")
+    log.logger.info("later")
+    assert lines(store) == ["in time", "late", "later"]
+    assert capsys.readouterr().err == "in time\nlate\nlater\n"
+
+
+def test_a_local_line_is_there_at_once(tmp_path):
+    log = RunLog(Store.open(tmp_path), logging_format="%(message)s")
+    log.logger.info("now")
+    assert (tmp_path / "log.txt").read_text() == "now\n"
+    log.close()
+
+
+def test_other_ranks_write_warnings_with_their_rank_and_no_file(store, capsys):
+    log = RunLog(store, rank=3)
+    log.logger.info("nobody needs this four times")
+    log.logger.warning("look")
+    log.flush()
+    log.close()
+    assert re.fullmatch(r"rank 3: WARNING .* look\n", capsys.readouterr().err)
+    assert store.list() == []
+
+
+def test_a_notebook_gets_stdout(tmp_path, capsys):
+    log = RunLog(Store.open(tmp_path), in_notebook=True, logging_format="%(message)s")
+    log.logger.warning("calm")
+    log.close()
+    assert capsys.readouterr() == ("calm\n", "")
+
+
+@pytest.mark.parametrize("logging_format", ["", "no field", "{message}", "%(nope)s", "%(message)d", "%(message)", 3])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_format_is_an_error_at_once(logging_format, rank, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"logging_format=.*the default is"):
+        RunLog(Store.open(tmp_path), logging_format=logging_format, rank=rank)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_logging_itself_is_left_alone(tmp_path, caplog):
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), sorted(root.manager.loggerDict)
+    one, two = RunLog(Store.open(tmp_path / "1")), RunLog(Store.open(tmp_path / "2"))
+    one.logger.info("only here")
+    assert before == (root.level, list(root.handlers), sorted(root.manager.loggerDict))
+    assert not (tmp_path / "2").exists()
+    assert caplog.text == ""
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("stream", ["stderr", "stdout"])
+def test_a_line_stands_above_a_living_bar(stream, tmp_path, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, stream, screen)
+    log = RunLog(Store.open(tmp_path), in_notebook=stream == "stdout", logging_format="%(message)s")
+    with tqdm(total=10, file=screen, ncols=40, leave=False) as bar:
+        bar.update(3)
+        log.logger.info("line")
+        shown = screen.getvalue()
+    log.close()
+    before, after = shown.split("line\n")
+    *_, bar, wiped, start = before.split("\r")
+    assert "| 0/10 [" in bar
+    assert wiped == " " * len(bar)
+    assert start == ""
+    assert after.lstrip("\r").startswith(" 30%|")  # and came back below it
+
+
+class FlakyStore:
+    """A remote storage that fails as often as it is told to."""
+
+    is_local = False
+
+    def __init__(self, held=b""):
+        self.files = {"log.txt": held} if held else {}
+        self.fails = set()
+
+    def read(self, name):
+        if "read" in self.fails:
+            raise OSError("no read")
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return self.files[name]
+
+    def write(self, name, data):
+        if "write" in self.fails:
+            raise OSError("no write")
+        self.files[name] = data
+
+
+def test_a_failing_storage_stops_nothing_loses_nothing_and_is_reported_once(capsys):
+    store = FlakyStore()
+    log = RunLog(store, logging_format="%(levelname)s %(message)s")
+    store.fails = {"write"}
+    log.logger.info("one")
+    log.flush()
+    log.logger.info("two")
+    log.flush()
+    assert capsys.readouterr().err.splitlines() == [
+        "INFO one",
+        "WARNING log.txt cannot be written: OSError: no write. Training goes on; it is tried again, "
+        "and this is said only once.",
+        "INFO two",
+    ]
+    store.fails = set()
+    log.close()
+    assert store.files["log.txt"] == b"INFO one\nINFO two\n"
+
+
+def test_a_log_that_cannot_be_read_is_not_overwritten(capsys):
+    store = FlakyStore(b"precious\n")
+    log = RunLog(store, logging_format="%(message)s")
+    store.fails = {"read"}
+    log.logger.info("new")
+    log.flush()
+    assert store.files["log.txt"] == b"precious\n"
+    store.fails = set()
+    log.close()
+    assert store.files["log.txt"] == b"precious\nnew\n"
+
+
+def test_a_local_file_that_cannot_be_opened_stops_nothing(tmp_path, capsys):
+    (tmp_path / "log.txt").mkdir()
+    log = RunLog(Store.open(tmp_path), logging_format="%(message)s")
+    log.logger.info("one")
+    log.logger.info("two")
+    (tmp_path / "log.txt").rmdir()
+    log.logger.info("three")
+    log.close()
+    err = capsys.readouterr().err
+    assert err.count("log.txt cannot be written: IsADirectoryError") == 1
+    assert (tmp_path / "log.txt").read_text() == "three\n"
+
+
+def test_nothing_new_is_written_twice(monkeypatch):
+    store = FlakyStore()
+    log = RunLog(store)
+    log.logger.info("one")
+    log.flush()
+    store.fails = {"write"}
+    log.flush()
+    log.close()
+
+
+def test_a_wrong_logging_call_is_shown_with_its_place(tmp_path, capsys):
+    log = RunLog(Store.open(tmp_path), logging_format="%(message)s")
+    log.logger.info("%d epochs", "many")
+    log.logger.info("next")
+    log.close()
+    assert "Logging error" in capsys.readouterr().err
+    assert (tmp_path / "log.txt").read_text() == "next\n"
+
+
+def test_a_process_without_a_console(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    log = RunLog(Store.open(tmp_path), logging_format="%(message)s")
+    log.logger.info("one")
+    log.close()
+    assert (tmp_path / "log.txt").read_text() == "one\n"

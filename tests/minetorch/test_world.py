@@ -1,0 +1,119 @@
+"""Reading a worker's place from the environment, without any worker."""
+
+import pytest
+import torch
+
+from minetorch.errors import ConfigurationError
+from minetorch.world import World, first_host
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node0",
+    "MASTER_PORT": "29400",
+}
+SLURM = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
+
+
+def test_alone_without_any_variable():
+    world = World.from_environ({})
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+
+
+@pytest.mark.parametrize("environ", [TORCHRUN, SLURM], ids=["torchrun", "slurm"])
+def test_the_place_among_others(environ):
+    world = World.from_environ(environ | {"MINETORCH_DEVICE": "cpu"})
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
+    assert not world.is_main
+    assert world.device == torch.device("cpu")
+
+
+def test_torchrun_needs_nothing_added_and_slurm_gets_a_rendezvous():
+    assert World.from_environ(TORCHRUN).rendezvous == {}
+    added = World.from_environ(SLURM).rendezvous
+    assert added["MASTER_ADDR"] == "gpu07"
+    assert 15000 <= int(added["MASTER_PORT"]) < 30000
+    other_step = World.from_environ(SLURM | {"SLURM_STEP_ID": "1"}).rendezvous
+    assert other_step["MASTER_PORT"] != added["MASTER_PORT"]
+
+
+def test_launchers_variables_count_more_than_slurms():
+    assert World.from_environ(SLURM | TORCHRUN | {"RANK": "2"}).rank == 2
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"},
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+    ],
+    ids=["batch script", "step of one task"],
+)
+def test_one_process_of_a_slurm_job_is_alone(environ):
+    assert World.from_environ(environ).size == 1
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("n[003-007,9],m1", "n003"),
+        ("rack[1-2]-node", "rack1-node"),
+        ("a-b.c[10]", "a-b.c10"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodelist, host):
+    assert first_host(nodelist) == host
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"RANK": "1"}, "RANK set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2"}, "Start the script with `minetorch-launch`"),
+        (TORCHRUN | {"RANK": "4"}, "RANK must be 0 to 3"),
+        (TORCHRUN | {"RANK": "one"}, "RANK='one' must be a whole number"),
+        (TORCHRUN | {"WORLD_SIZE": "-2"}, "WORLD_SIZE='-2' must be a whole number"),
+        (SLURM | {"SLURM_STEP_NODELIST": ""}, "names no host: ''. Set MASTER_ADDR"),
+        ({"MINETORCH_DEVICE": "tpu"}, "MINETORCH_DEVICE='tpu' must be 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_senseless_variables_are_refused(environ, message):
+    with pytest.raises(ConfigurationError, match=message):
+        World.from_environ(environ)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ConfigurationError, match="torch sees no GPU"):
+        World.from_environ({"MINETORCH_DEVICE": "cuda"})
+
+
+def test_alone_every_collective_is_the_value_itself():
+    world = World()
+    assert world.reduce(3.0) == world.reduce(3, "sum") == 3.0
+    value = torch.ones(2)
+    reduced = world.reduce(value, "max")
+    assert torch.equal(reduced, value)
+    assert reduced is not value
+    assert world.broadcast("x") == "x"
+    assert bytes(world.broadcast_bytes(b"abc")) == b"abc"
+    assert world.gather(1) == [1]
+    assert world.on_main(lambda: 5) == 5
+    world.barrier()
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(ConfigurationError, match="reduce knows 'mean', 'sum', 'min', 'max'; 'median' was given"):
+        World().reduce(1.0, "median")

@@ -1,0 +1,86 @@
+"""The Trainer on several real workers."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, launch):
+    """What each of two workers found in `worlds/together.py`, which is started once for all tests here."""
+    out = tmp_path_factory.mktemp("together")
+    launch(2, "together.py", out)
+    return [json.loads((out / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_hooks_run_on_every_rank_unless_main_only(ranks):
+    assert [found["hook calls"] for found in ranks] == [["all", "main"] * 2, ["all"] * 2]
+
+
+def test_only_rank_0_draws(ranks):
+    assert [found["curves"] for found in ranks] == [["rank", "train", "train", "val", "val"], []]
+
+
+def test_metrics_and_weights_are_the_same_on_every_rank(ranks):
+    assert ranks[0]["metrics"] == ranks[1]["metrics"]
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+
+
+def test_reduce_and_broadcast(ranks):
+    for found in ranks:
+        assert found["reduce"] == [0.5, 1.0, 0.0, 1.0]
+        assert found["reduce tensor"] == [0.5, 2.0]
+        assert found["broadcast"] == "from 0"
+        assert found["broadcast bytes"] == 1000
+
+
+def test_a_collective_on_one_rank_is_an_error_that_says_so(ranks):
+    messages = ranks[0]["refused"]
+    assert len(messages) == 5
+    for message in messages:
+        assert "a hook runs on rank 0 only (@minetorch.main_only), but calls the collective" in message
+    assert ranks[0]["forward on one rank"] == [2, 1]
+
+
+def test_an_uneven_validation_ends_and_ranks_have_the_same_statistics(ranks):
+    assert [found["validated"] for found in ranks] == [8, 6]
+    assert ranks[0]["statistics"] == ranks[1]["statistics"]
+
+
+def test_an_error_of_rank_0_reaches_the_others(ranks):
+    assert ranks[0]["error"] == ["StorageError", "the disk is full"]
+    assert ranks[1]["error"][0] == "RemoteError"
+    assert "StorageError: the disk is full" in ranks[1]["error"][1]
+
+
+def test_one_rank_stops_all_at_the_same_step_and_the_run_goes_on_from_there(ranks):
+    epoch, iteration = ranks[0]["stopped at"]
+    assert epoch == 1
+    assert 3 <= iteration <= 6
+    assert ranks[1]["stopped at"] == ranks[0]["resumed at"] == ranks[1]["resumed at"] == [epoch, iteration]
+    assert ranks[0]["resumed weights"] == ranks[0]["weights"]
+    assert [found["graceful"] for found in ranks] == [1, 1]
+
+
+def test_accumulation(ranks):
+    """21 samples in batches of 2 on 2 ranks are 6 iterations, so 2 steps of an epoch."""
+    assert ranks[0]["accumulated steps"] == 4
+    assert ranks[0]["accumulated weights"] == ranks[1]["accumulated weights"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
+def test_at_another_world_size_each_sample_of_the_epoch_is_still_seen_once(launch, tmp_path, first, then):
+    launch(first, "ledger.py", tmp_path, 3)
+    launch(then, "ledger.py", tmp_path, -1)
+    rows = [
+        (epoch, number)
+        for nproc in (first, then)
+        for rank in range(nproc)
+        for epoch, _, numbers in json.loads((tmp_path / f"seen_{nproc}_{rank}.json").read_text())
+        for number in numbers
+    ]
+    assert Counter(rows) == Counter((epoch, float(number)) for epoch in (1, 2, 3) for number in range(48))
+    state = torch.load(tmp_path / "runs/default/models/latest.pth.tar", weights_only=True)
+    assert state["progress"]["samples"] == 3 * 48

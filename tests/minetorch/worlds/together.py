@@ -1,0 +1,154 @@
+"""What two workers do together. Each check stands for itself; each rank writes what it found to its own file."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from minetorch import CollectiveError, RemoteError, StorageError, Trainer, main_only
+
+OUT = Path(sys.argv[1])
+FOUND = {}
+
+
+def data(length):
+    inputs = torch.linspace(-1, 1, length).unsqueeze(1)
+    return TensorDataset(inputs, 2 * inputs + 1)
+
+
+def loss_func(trainer, data):
+    return nn.functional.mse_loss(trainer.model(data[0]), data[1])
+
+
+def make(code, *, model=None, train=21, val=5, **changes):
+    torch.manual_seed(0)
+    model = model or nn.Linear(1, 1)
+    return Trainer(
+        OUT / "runs",
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        DataLoader(data(train), batch_size=2, shuffle=True),
+        loss_func,
+        DataLoader(data(val), batch_size=1),
+        code=code,
+        **{"max_epochs": 2, "drawer": "matplotlib"} | changes,
+    )
+
+
+def refused(action):
+    try:
+        action()
+    except CollectiveError as error:
+        return str(error)
+    return None
+
+
+def hooks_run_on_every_rank_and_main_only_on_rank_0():
+    calls = []
+    trainer = make(
+        "hooks",
+        hooks={
+            "after_epoch_end": [lambda trainer: calls.append("all"), main_only(lambda trainer: calls.append("main"))],
+            "before_quit": lambda trainer: trainer.drawer.scalar(trainer.rank, "rank"),
+        },
+    )
+    trainer.train()
+    FOUND["hook calls"] = calls
+    FOUND["curves"] = sorted(curve for _, curve, _, _ in trainer.drawer.curves.points())
+    FOUND["metrics"] = trainer.metrics
+    FOUND["weights"] = [p.tolist() for p in trainer.unwrapped_model.parameters()]
+
+
+def reductions():
+    trainer = make("reductions")
+    rank = trainer.rank
+    FOUND["reduce"] = [trainer.reduce(rank, op) for op in ("mean", "sum", "min", "max")]
+    FOUND["reduce tensor"] = trainer.reduce(torch.tensor([rank, 4 * rank])).tolist()
+    FOUND["broadcast"] = trainer.world.broadcast(f"from {rank}")
+    payload = b"x" * 1000 if trainer.is_main else None
+    FOUND["broadcast bytes"] = len(trainer.world.broadcast_bytes(payload))
+
+
+def collectives_where_only_one_rank_runs_are_refused():
+    model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    trainer = make("alone", model=model)
+
+    def forward_and_backward():
+        trainer.model(torch.ones(2, 1)).sum().backward()
+
+    def validate():
+        with torch.no_grad():
+            FOUND["forward on one rank"] = list(trainer.model(torch.ones(2, 1)).shape)
+
+    if trainer.is_main:
+        with trainer.world.alone("a hook"):
+            validate()
+            FOUND["refused"] = [
+                refused(lambda: trainer.reduce(1)),
+                refused(trainer.world.barrier),
+                refused(lambda: dist.all_reduce(torch.ones(1))),
+                refused(lambda: trainer.persist("x")),
+                refused(forward_and_backward),
+            ]
+    trainer.world.barrier()
+
+
+def an_uneven_validation_of_a_model_with_buffers_ends():
+    model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    seen = []
+    # BatchNorm cannot take a last batch of one sample, which 21 would leave.
+    make(
+        "uneven", model=model, train=20, val=7, hooks={"after_val_iteration_end": lambda trainer, data: seen.append(1)}
+    ).train()
+    FOUND["validated"] = len(seen)
+    FOUND["statistics"] = model[1].running_mean.tolist()
+
+
+def an_error_of_rank_0_is_everyones():
+    def fail():
+        raise StorageError("the disk is full")
+
+    try:
+        make("error").world.on_main(fail)
+    except (StorageError, RemoteError) as error:
+        FOUND["error"] = [type(error).__name__, str(error)]
+
+
+def one_rank_stops_all():
+    def stop(trainer, index):
+        if trainer.rank == 1 and trainer.current_epoch == 1 and index == 1:
+            trainer.save_and_stop()
+
+    trainer = make("stop", hooks={"after_train_iteration_end": stop})
+    trainer.train()
+    FOUND["stopped at"] = [trainer.progress.epoch, trainer.progress.iteration]
+    trainer = make("stop")
+    FOUND["resumed at"] = [trainer.progress.epoch, trainer.progress.iteration]
+    trainer.train()
+    FOUND["resumed weights"] = [p.tolist() for p in trainer.unwrapped_model.parameters()]
+
+    graceful = {"before_epoch_start": lambda trainer: trainer.rank == 1 and trainer.graceful_stop()}
+    trainer = make("graceful", hooks=graceful, max_epochs=9)
+    trainer.train()
+    FOUND["graceful"] = trainer.progress.epoch
+
+
+def accumulating_exchanges_gradients_at_the_step_only():
+    trainer = make("accumulated", accumulated_iter=4, persist_steps=1)
+    trainer.train()
+    FOUND["accumulated steps"] = trainer.progress.step
+    FOUND["accumulated weights"] = [p.tolist() for p in trainer.unwrapped_model.parameters()]
+
+
+hooks_run_on_every_rank_and_main_only_on_rank_0()
+reductions()
+collectives_where_only_one_rank_runs_are_refused()
+an_uneven_validation_of_a_model_with_buffers_ends()
+an_error_of_rank_0_is_everyones()
+one_rank_stops_all()
+accumulating_exchanges_gradients_at_the_step_only()
+(OUT / f"rank_{dist.get_rank()}.json").write_text(json.dumps(FOUND))

@@ -12,7 +12,6 @@ from minetorch.randomness import generator_states, restore_generators, seed_gene
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
 
-
 REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
 """What a payload must hold to be a Trainer's checkpoint."""
 

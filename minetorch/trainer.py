@@ -23,7 +23,7 @@ from minetorch.drawers import Drawer, make_drawers
 from minetorch.errors import ConfigurationError
 from minetorch.hooks import Hooks
 from minetorch.log import RunLog
-from minetorch.persistence import Persistence
+from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.progress_bar import make_progress_bar
@@ -184,7 +184,8 @@ class Trainer(TrainerState):
         self._hooks = self._gather_hooks(plugins, hooks or {})
         states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
         self._store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
-        self._open_log()
+        self._log = RunLog(self._store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook)
+        self.logger = self._log.logger
         self.drawer = make_drawers(
             drawer,
             store=self._store,
@@ -203,15 +204,8 @@ class Trainer(TrainerState):
             self._persistence.restore(resume)
             self._hooks.call("after_init")
         except BaseException:
-            self._close()
+            self.close()
             raise
-
-    def _open_log(self) -> None:
-        settings = self.settings
-        self._log = RunLog(
-            self._store, rank=self.rank, logging_format=settings.logging_format, in_notebook=settings.in_notebook
-        )
-        self.logger = self._log.logger
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
         settings, gathered = self.settings, Hooks(self)
@@ -250,6 +244,7 @@ class Trainer(TrainerState):
             keep_best=self.settings.keep_best,
             monitor=self.settings.monitor,
             mode=self.settings.mode,
+            expected_keys=REQUIRED_KEYS,
             logger=self.logger,
         )
 
@@ -265,7 +260,7 @@ class Trainer(TrainerState):
                     break
             self._hooks.call("before_quit")
         finally:
-            self._close()
+            self.close()
 
     def _at_end(self) -> bool:
         last = self.settings.max_epochs
@@ -432,6 +427,7 @@ class Trainer(TrainerState):
     def _limited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return islice(batches, TRIVIAL_ITERATIONS) if self.settings.trival else batches
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Draw the last state and let go of the log's file. `train` does it when it ends, however it ends."""
         self.drawer.close()
         self._log.close()

@@ -105,10 +105,11 @@ class Console:
         """Take in what worker ``rank`` wrote to ``stream`` (``"out"`` or ``"err"``)."""
         with self._lock:
             lines = self._lines.setdefault((rank, stream), Lines())
-            self._print(rank, stream, lines.feed(data))
+            block = lines.feed(data)
             if self._terminal is not None:
                 self._live[rank, stream] = lines.pending()
-                self._draw()
+            self._print(rank, stream, block)
+            self._draw()
 
     def finish(self, rank: int, stream: str) -> None:
         """The worker has closed ``stream``: show what it left unfinished."""
@@ -117,6 +118,7 @@ class Console:
             lines = self._lines.pop((rank, stream), None)
             if lines is not None:
                 self._print(rank, stream, lines.finish())
+            self._draw()
 
     def say(self, text: str) -> None:
         """Show the launcher's own words on its stderr."""

@@ -237,7 +237,7 @@ class _Workers:
             heard = (spare or {}).get(rank)
             if process.exitcode is not None or (heard is not None and heard.failure):
                 continue  # a worker that says it fails is on its way out, and may be saving something
-            if not _is_alive(process.pid):
+            if not forkserver.is_alive(process.pid):
                 continue  # dead but not yet reaped: not ours, and perhaps the cause of all
             self._told.setdefault(rank, (time.time(), set()))[1].add(signum)
             with suppress(ProcessLookupError):
@@ -249,7 +249,7 @@ class _Workers:
         said = heard.failure if heard else None
         told_at, told = self._told.get(rank, (None, set()))
         code, summary = process.exitcode, said["summary"] if said else ""
-        if code == 255 and not said and plan.start_method == "forkserver" and not forkserver.is_running():
+        if code == 255 and not said and plan.start_method == "forkserver" and not forkserver.is_alive(forkserver.pid()):
             code, summary = -signal.SIGKILL, "killed along with the fork server, which somebody killed"
         log_file = plan.workers[rank].log_file
         return WorkerEnd(
@@ -334,11 +334,3 @@ def _quiet_torch() -> Iterator[None]:
     finally:
         logger.propagate = before
         logger.removeHandler(silence)
-
-
-def _is_alive(pid: int | None) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False

@@ -27,8 +27,9 @@ __all__ = [
     "STOP_SIGNALS",
     "environment",
     "fork_server",
-    "is_running",
+    "is_alive",
     "keep_running",
+    "pid",
     "signals_blocked",
     "without_main",
 ]
@@ -73,9 +74,15 @@ def keep_running(guard: Guard) -> None:
         guard.add("d", multiprocessing.util.get_temp_dir())
 
 
-def is_running() -> bool:
-    """Whether the fork server lives. It is looked up in /proc: waiting for it here would confuse its owner."""
-    pid = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+def pid() -> int | None:
+    """The fork server's process id, None if none was started."""
+    server: Any = multiprocessing.forkserver._forkserver
+    number: int | None = server._forkserver_pid
+    return number
+
+
+def is_alive(pid: int | None) -> bool:
+    """Whether process ``pid`` runs. Read off /proc: a zombie counts as dead, and waiting is its parent's right."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
@@ -128,14 +135,14 @@ def without_main() -> Iterator[None]:
 
 
 def _end(server: Any, guard: Guard) -> None:
-    pid = server._forkserver_pid
-    if pid is None:
+    number = server._forkserver_pid
+    if number is None:
         return
     # Not server._stop(), which waits for torch to be torn down in a process that has nothing to save.
     with suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    guard.remove("p", pid)
+        os.kill(number, signal.SIGKILL)
+        os.waitpid(number, 0)
+    guard.remove("p", number)
     guard.remove("d", multiprocessing.util.get_temp_dir())
     os.close(server._forkserver_alive_fd)
     with suppress(OSError, TypeError):

@@ -19,7 +19,7 @@ from minetorch_launch.errors import UsageError, WorkerFailedError
 from minetorch_launch.guard import Guard
 from minetorch_launch.plan import LaunchOptions, LaunchPlan, make_plan
 from minetorch_launch.stopping import Stop
-from minetorch_launch.target import Function, Module, Script, Target, check_target, find_module
+from minetorch_launch.target import Function, Module, Script, Target, check_target, find_module, likely_trains
 from minetorch_launch.worker import Task
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def launch(target: Target, options: LaunchOptions | None = None, *, own_process:
     if plan.log_dir is not None:
         _prepare_log_dir(plan.log_dir)
     logs = {worker.rank: worker.log_file for worker in plan.workers if worker.log_file}
+    # What is in the fork server's environment for its own sake must not reach the script.
+    env = {**plan.env, **{name: os.environ.get(name) for name in (*_preload_env(plan), *_FOR_TORCHS_AGENT)}}
     mask = tuple(int(signum) for signum in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
@@ -68,7 +70,7 @@ def launch(target: Target, options: LaunchOptions | None = None, *, own_process:
         for rank in logs:  # one log may hold many launches, of which the last is not always the one to read
             console.log(rank, f"minetorch-launch: {time.strftime('%F %T')} {target} as rank {rank} of {len(logs)}")
         guard = stack.enter_context(Guard())
-        stack.enter_context(forkserver.environment(_launcher_env(plan)))
+        stack.enter_context(forkserver.environment({**plan.env, **_FOR_TORCHS_AGENT}))
         if plan.start_method == "forkserver":
             with forkserver.environment(_preload_env(plan)):
                 stack.enter_context(forkserver.fork_server(plan.preload, guard))
@@ -77,10 +79,9 @@ def launch(target: Target, options: LaunchOptions | None = None, *, own_process:
         channel = stack.enter_context(Channel(console, guard))
         from minetorch_launch.engine import Engine  # torch: only now, while the fork server imports it, too
 
-        task = _task(plan, channel, mask, own_process=own_process)
         engine = Engine(
             plan,
-            task,
+            _task(plan, channel, mask, env, own_process=own_process),
             channel=channel,
             guard=guard,
             stop=stop,
@@ -107,35 +108,32 @@ def plan_launch(target: Target, options: LaunchOptions) -> LaunchPlan:
     if options.log_dir is not None:
         _check_log_dir(options.log_dir)
     columns = terminal_columns(_ERR) or terminal_columns(_OUT)
-    return make_plan(target, options, devices.find_node(os.environ), os.environ, columns)
+    node = devices.find_node(os.environ)
+    return make_plan(target, options, node, os.environ, columns=columns, trains=likely_trains(target))
 
 
-def _launcher_env(plan: LaunchPlan) -> dict[str, str]:
-    """What stands in the launcher's own environment while it runs, for torch's agent and the fork server."""
-    return {
-        **plan.env,
-        "TORCH_MP_PARALLEL_START": "1",
-        # Torch's handlers would raise in the middle of anything; ours only note, see stopping.py.
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
-    }
+_FOR_TORCHS_AGENT = {
+    "TORCH_MP_PARALLEL_START": "1",
+    # Torch's handlers would raise in the middle of anything; ours only note, see stopping.py.
+    "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
+}
 
 
 def _preload_env(plan: LaunchPlan) -> dict[str, str]:
-    """Lets the fork server find modules that lie beside the script, as the script itself will."""
+    """What the fork server needs while it imports, over and above."""
+    # A preloaded module that asks whether there is a GPU must not start CUDA: it does not survive a fork.
+    env = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     root = plan.target.import_root
-    if not plan.preload or root is None:
-        return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    if root is not None and any(not module.startswith("torch.") for module in plan.preload):
+        # It shall find modules that lie beside the script, as the script itself will.
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return env
 
 
-def _task(plan: LaunchPlan, channel: Channel, mask: tuple[int, ...], *, own_process: bool) -> Task:
+def _task(
+    plan: LaunchPlan, channel: Channel, mask: tuple[int, ...], env: dict[str, str | None], *, own_process: bool
+) -> Task:
     target = plan.target
-    # What is in the fork server's environment for its own sake must not reach the script.
-    env: dict[str, str | None] = {
-        **plan.env,
-        "TORCH_MP_PARALLEL_START": os.environ.get("TORCH_MP_PARALLEL_START"),
-        "PYTHONPATH": os.environ.get("PYTHONPATH"),
-    }
     root = target.import_root
     path = None
     if root is not None:

@@ -67,7 +67,7 @@ class LaunchOptions:
     """``forkserver``: fork workers from a process that has imported torch once. ``spawn``: fresh ones."""
 
     preload: tuple[str, ...] = ()
-    """Modules that the fork server imports before it forks, beside torch."""
+    """Modules that the fork server imports before it forks, beside torch and what torch needs to train."""
 
     grace: float = 30.0
     """Seconds that a worker has to end by itself, once told to stop, before it is killed."""
@@ -138,7 +138,9 @@ def make_plan(
     options: LaunchOptions,
     node: Node,
     environ: Mapping[str, str],
+    *,
     columns: int | None = None,
+    trains: bool = False,
 ) -> LaunchPlan:
     """Make every choice of a launch. Pure: touches neither the machine nor the environment.
 
@@ -148,6 +150,8 @@ def make_plan(
         node: the machine, as found by :mod:`minetorch_launch.devices`.
         environ: the launcher's own environment.
         columns: width of the launcher's terminal; None if its output goes elsewhere.
+        trains: the target is likely to make an optimizer, at which torch imports its compiler, ``torch._dynamo``:
+            almost as much again as torch itself. The fork server then does that once for all.
 
     Raises:
         UsageError: when the machine cannot do what the options ask for.
@@ -168,7 +172,7 @@ def make_plan(
         threads=threads,
         max_restarts=options.max_restarts,
         start_method="spawn" if options.start_method == "spawn" else "forkserver",
-        preload=options.preload,
+        preload=(*(("torch._dynamo",) if trains and options.start_method == "forkserver" else ()), *options.preload),
         grace=options.grace,
         log_dir=log_dir,
         workers=tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,13 +111,13 @@ class FailureReport:
 
     def line(self) -> str:
         """The failure in one line."""
-        return f"rank {self.first.rank} failed: {self.first.cause}"
+        return f"rank {self.first.rank} failed: {_short(self.first.cause, 200)}"
 
     def text(self) -> str:
         """The report for a person: what to know first, then the traceback, so that it stands last."""
         first = self.first
         lines = [
-            f"minetorch-launch: rank {first.rank} of {self.world_size} failed first: {first.cause}",
+            f"minetorch-launch: rank {first.rank} of {self.world_size} failed first: {_short(first.cause, 200)}",
             f"  command    {self.command}",
             f"  host       {first.host}, process {first.pid}",
             f"  exit code  {first.exit_code}" + (f" ({first.signal})" if first.signal else ""),
@@ -228,4 +229,6 @@ def _ranks(ranks: tuple[int, ...]) -> str:
 
 
 def _short(text: str, longest: int = 120) -> str:
+    """Cut to ``longest`` characters, and without the place in torch's own C++ that its errors begin with."""
+    text = re.sub(r"\[/\S+:\d+\] ", "", text)
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shlex
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,7 +16,7 @@ from minetorch_launch.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Function", "Module", "Script", "Target", "check_target", "find_module"]
+__all__ = ["Function", "Module", "Script", "Target", "check_target", "find_module", "likely_trains"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,15 @@ def check_target(target: Target) -> None:
             f"no module named {target.name!r} in {target.import_root} or the installed packages: "
             "give -m a name that `python -m` would run"
         )
+
+
+def likely_trains(target: Target) -> bool:
+    """Whether ``target`` is likely to make an optimizer: all but a script that mentions nothing of the kind."""
+    if not isinstance(target, Script):
+        return True
+    with suppress(OSError):
+        return re.search(rb"optim|minetorch|accelerate|lightning|Trainer", Path(target.path).read_bytes()) is not None
+    return True
 
 
 def find_module(name: str, import_root: str | None) -> bool:

@@ -8,7 +8,6 @@ a worker imports nothing that its script does not ask for.
 
 from __future__ import annotations
 
-import atexit
 import base64
 import builtins
 import ctypes
@@ -34,6 +33,8 @@ import types
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from minetorch_launch.ending import end_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,9 +86,10 @@ def run(task: Task) -> NoReturn:
     link = _Link(task)
     _take_streams(link)
     _become_main_process()
+    _keep_interrupts()
     _set_environment(task)
     gc.freeze()  # what came with the fork is nothing for the collector, which would copy it by looking
-    _exit(_run_target(task, link), forked=task.forked)
+    end_process(_run_target(task, link), forked=task.forked)
 
 
 class _Link:
@@ -160,6 +162,25 @@ def _become_main_process() -> None:
     process._process_counter = itertools.count(1)
     # Else set_start_method() in the script fails: "context has already been set".
     multiprocessing.context._default_context._actual_context = None  # type: ignore[attr-defined]
+
+
+def _keep_interrupts() -> None:
+    """Deliver a Ctrl-C again that fell into a destructor or a fork hook, where Python drops every exception.
+
+    Workers get it but once; one that lost it would go on until it is killed.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is not KeyboardInterrupt:
+            before(dropped)
+        elif os.getpid() == worker:
+            again = threading.Timer(0.05, os.kill, (worker, signal.SIGINT))
+            again.daemon = True
+            again.start()
+
+    worker = os.getpid()
+    sys.unraisablehook = hook
 
 
 def _set_environment(task: Task) -> None:
@@ -266,46 +287,3 @@ def _without_launcher_frames(trace: types.TracebackType | None) -> types.Traceba
     while trace is not None and trace.tb_frame.f_code.co_filename in own:
         trace = trace.tb_next
     return trace
-
-
-def _exit(code: int, *, forked: bool) -> NoReturn:
-    """End as ``python`` does: wait for threads, run ``atexit``, free the script's objects, flush.
-
-    A forked worker stops there. Taking torch's 1,000 modules apart, as an interpreter does in the end, would
-    copy all the memory that it shares with the fork server, 0.4 s of CPU for each worker; and C's exit
-    handlers belong to libraries whose threads did not come along in the fork.
-    """
-    if not forked and code >= 0:
-        finalize = ctypes.pythonapi.Py_Exit
-        finalize.argtypes, finalize.restype = [ctypes.c_int], None
-        finalize(code)
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    _clear_main()
-    _flush()
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
-        os.kill(os.getpid(), -code)
-    os._exit(code)
-
-
-def _clear_main() -> None:
-    """Let go of the script's globals, private names first as the interpreter does, so that ``__del__`` runs."""
-    names = vars(sys.modules["__main__"])
-    for private in (True, False):
-        for name in list(names):
-            if name != "__builtins__" and (name.startswith("_") and not name.startswith("__")) is private:
-                names[name] = None
-    gc.collect()
-
-
-def _flush() -> None:
-    """Write out files that are still open somewhere, and what C code has printed."""
-    for thing in gc.get_objects():
-        if isinstance(thing, io.TextIOWrapper | io.BufferedWriter | io.BufferedRandom):
-            with suppress(Exception):
-                thing.flush()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    ctypes.CDLL(None).fflush(None)

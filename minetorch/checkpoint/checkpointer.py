@@ -206,7 +206,7 @@ class Checkpointer:
         self._protected = set()
         self.best = None
         origin = checkpoint.manifest if checkpoint is not None else None
-        if origin is None or catalogue.by_name(origin.name) != origin:
+        if origin is None or catalogue.by_name(origin.name) is None:
             return  # from scratch, or another run's: its best is not in this folder
         self._protected = {origin.name}
         best = catalogue.by_name(origin.aliases.get(BEST, ""))

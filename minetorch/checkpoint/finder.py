@@ -71,8 +71,8 @@ class Finder:
         if failures:
             reasons = "\n  ".join(failures)
             raise CheckpointCorruptError(
-                f"{catalogue.place} holds {len(failures)} checkpoints, and all are damaged; give resume=False to "
-                f"train from scratch:\n  {reasons}"
+                f"every checkpoint in {catalogue.place} is damaged; give resume=False to train from "
+                f"scratch:\n  {reasons}"
             )
         if catalogue.uncommitted:
             self._logger.warning(

@@ -13,7 +13,7 @@ import numpy as np
 
 from minetorch.drawers.lettering import families, printable
 from minetorch.drawers.reading import are_whole, best_point, better, wants_log_scale
-from minetorch.drawers.thin import BUCKETS, MOST_POINTS, isolated, thin
+from minetorch.drawers.thin import BUCKETS, MOST_POINTS, Thin, isolated, thin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,8 @@ def render(graph: str, curves: Mapping[str, Floats], *, x_name: str = "epoch", c
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    labels = [_label(graph, name, points) for name, points in curves.items()]
+    thinned = {name: thin(points) for name, points in curves.items()}
+    labels = [_label(graph, name, curve) for name, curve in thinned.items()]
     columns = max(1, min(len(labels), _LEGEND_COLUMNS_OF_TEXT // (max(map(len, labels), default=0) + 7)))
     rows = -(-len(labels) // columns)
     height = HEIGHT_INCHES + max(0, rows - 3) * _LEGEND_ROW_POINTS / 72
@@ -74,8 +75,8 @@ def render(graph: str, curves: Mapping[str, Floats], *, x_name: str = "epoch", c
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white", layout=margins)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
-    handles = [_draw(axes, index, graph, *curve) for index, curve in enumerate(curves.items())]
-    _set_scales(axes, graph, list(curves.values()), x_name)
+    handles = [_draw(axes, index, graph, *curve) for index, curve in enumerate(thinned.items())]
+    _set_scales(axes, graph, list(thinned.values()), x_name + _band_note(curves))
     _set_frame(axes)
     _set_title(axes, graph, code, above_points=rows * _LEGEND_ROW_POINTS)
     _add_legend(axes, handles, labels, columns)
@@ -84,7 +85,7 @@ def render(graph: str, curves: Mapping[str, Floats], *, x_name: str = "epoch", c
     return picture.getvalue()
 
 
-def _draw(axes: Any, index: int, graph: str, name: str, points: Floats) -> Any:
+def _draw(axes: Any, index: int, graph: str, name: str, curve: Thin) -> Any:
     """Draw a curve and its best point, and return its line for the legend."""
     style = {
         "color": _COLOURS[index % len(_COLOURS)],
@@ -94,7 +95,6 @@ def _draw(axes: Any, index: int, graph: str, name: str, points: Floats) -> Any:
         "solid_joinstyle": "round",
     }
     dot = {"marker": "o", "markersize": 4.5, "markeredgewidth": 0, "color": style["color"]}
-    curve = thin(points)
     if curve.low is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.2, linewidth=0, zorder=2)
     few = curve.x.size <= _DOTTED_POINTS
@@ -104,49 +104,58 @@ def _draw(axes: Any, index: int, graph: str, name: str, points: Floats) -> Any:
     alone = isolated(curve.y)
     if not few and alone.any():
         axes.plot(curve.x[alone], curve.y[alone], **dot, linestyle="none", zorder=3)
-    best = best_point(points, better(graph, name))
+    best = best_point(curve.line, better(graph, name))
     if best is not None:
         ring = {"markerfacecolor": "white", "markeredgecolor": style["color"], "markeredgewidth": 1.8}
         axes.plot(*best, "o", markersize=8, **ring, zorder=4)
     return line
 
 
-def _label(graph: str, name: str, points: Floats) -> str:
+def _label(graph: str, name: str, curve: Thin) -> str:
     """The curve's name, and the figures that a line does not tell: its best or last, and what is missing."""
-    finite = points[1][np.isfinite(points[1])]
-    best = best_point(points, better(graph, name))
+    finite = curve.y[np.isfinite(curve.y)]
+    # Of the line, which is a mean where points are many: the best single batch of thousands tells nothing.
+    best = best_point(curve.line, better(graph, name))
     parts = [printable(name)]
     if best is not None:
         parts.append(f"best {best[1]:.4g} at {best[0]:,.10g}")
     elif finite.size:
         parts.append(f"last {finite[-1]:.4g}")
-    lost = points.shape[1] - finite.size
-    if lost:
-        parts.append(f"{lost:,} not finite")
+    if curve.lost:
+        parts.append(f"{curve.lost:,} not finite")
     return "  ".join(parts)
 
 
-def _set_scales(axes: Any, graph: str, curves: list[Floats], x_name: str) -> None:
+def _set_scales(axes: Any, graph: str, curves: list[Thin], x_name: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    whole = are_whole([curve.line for curve in curves])
     axes.margins(x=0.02, y=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=are_whole(curves), min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
-    log = wants_log_scale(curves, better(graph, graph))
+    log = _is_log(graph, curves)
     if log:
         axes.set_yscale("log")
+        # The band's lowest tips, single lucky batches, would else take most of the picture.
+        floor = min(np.nanmin(curve.y) for curve in curves if np.isfinite(curve.y).any()) / 10
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], floor))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
         axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-4, 6))
     style = {"fontsize": 10.5, "color": _GREY, "labelpad": 7}
-    axes.set_xlabel(x_name + _band_note(curves), **style)
+    axes.set_xlabel(x_name, **style)
     y_name = f"{printable(graph)}, log scale" if log else printable(graph)
     axes.set_ylabel(y_name, family=families(), parse_math=False, **style)
 
 
-def _band_note(curves: list[Floats]) -> str:
+def _is_log(graph: str, curves: list[Thin]) -> bool:
+    bands_are_positive = not any(curve.low is not None and np.any(curve.low <= 0) for curve in curves)
+    return bands_are_positive and wants_log_scale([curve.line for curve in curves], better(graph, graph))
+
+
+def _band_note(curves: Mapping[str, Floats]) -> str:
     """What line and band are, where points are too many to be drawn one by one."""
-    most = max((curve.shape[1] for curve in curves), default=0)
+    most = max((points.shape[1] for points in curves.values()), default=0)
     if most <= MOST_POINTS:
         return ""
     return f"   (line: mean of about {round(most / BUCKETS):,} points, band: their range)"

@@ -24,6 +24,13 @@ class Thin(NamedTuple):
     """The lowest y that each point stands for; None where each stands for itself."""
     high: Floats | None
     """The highest, likewise."""
+    lost: int
+    """How many y were not finite."""
+
+    @property
+    def line(self) -> Floats:
+        """The points themselves, of shape (2, points)."""
+        return np.array([self.x, self.y])
 
 
 def thin(points: Floats) -> Thin:
@@ -38,18 +45,21 @@ def thin(points: Floats) -> Thin:
         At most `MOST_POINTS` points.
     """
     x, y = points
-    y = np.where(np.isfinite(y), y, np.nan)
+    finite = np.isfinite(y)
+    lost = int(y.size - np.count_nonzero(finite))
+    y = np.where(finite, y, np.nan)
     if x.size <= MOST_POINTS:
-        return Thin(x, y, None, None)
+        return Thin(x, y, None, None, lost)
     starts = np.linspace(0, x.size, BUCKETS, endpoint=False).astype(np.intp)
     sizes = np.diff(starts, append=x.size)
-    finite = np.isfinite(y)
     counts = np.add.reduceat(finite.astype(np.float64), starts)
     # Divided before they are summed: the sum of figures near the largest float would be infinite.
     shares = np.where(finite, y, 0.0) / np.repeat(np.maximum(counts, 1), sizes)
     mean = np.where(counts > 0, np.add.reduceat(shares, starts), np.nan)
     places = np.add.reduceat(x, starts) / sizes
-    return Thin(places, mean, np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts))
+    if np.all(x == np.floor(x)):
+        places = np.round(places)  # no one wants to read of step 1,234.5
+    return Thin(places, mean, np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts), lost)
 
 
 def isolated(y: Floats) -> npt.NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections import deque
@@ -22,6 +23,7 @@ COLUMNS_VARIABLE = "MINETORCH_CONSOLE_COLUMNS"
 
 BAR_INTERVAL_S = 0.25
 LINE_INTERVAL_S = 10.0
+_COLUMNS, _ROWS = 100, 24  # where nobody tells how many there are
 _WINDOW = 8  # refreshes over which the rate is taken
 _WITH_TOTAL = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 _WITHOUT_TOTAL = "{desc} {n_fmt} batches{postfix}"
@@ -229,6 +231,8 @@ def make_progress_bar(
         return ProgressBar(Bar(_notebook_bar()))
     stream = stream or sys.stderr
     if stream is not None and stream.isatty():
+        if _has_no_size(stream):
+            return ProgressBar(Bar(_text_bar(stream, ncols=_COLUMNS, nrows=_ROWS)))
         return ProgressBar(Bar(_text_bar(stream, dynamic_ncols=True)))
     columns = environ.get(COLUMNS_VARIABLE, "")
     if stream is not None and columns.isdecimal() and int(columns) > 0:
@@ -241,6 +245,14 @@ def clock_time(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _has_no_size(terminal: TextIO) -> bool:
+    """Whether a terminal says that it has no columns, as some containers' do: tqdm would show nothing there."""
+    try:
+        return 0 in os.get_terminal_size(terminal.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _text_bar(stream: Any, **options: Any) -> Callable[..., Any]:
@@ -258,7 +270,7 @@ def _text_bar(stream: Any, **options: Any) -> Callable[..., Any]:
 
 def _notebook_bar() -> Callable[..., Any]:
     if importlib.util.find_spec("ipywidgets") is None:
-        return _text_bar(sys.stdout, ncols=100)
+        return _text_bar(sys.stdout, ncols=_COLUMNS)
     from tqdm.notebook import tqdm_notebook
 
     class NotebookBar(tqdm_notebook):  # type: ignore[type-arg]

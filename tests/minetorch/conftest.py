@@ -1,8 +1,5 @@
 """A small real training, of which each test changes what it is about."""
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,33 +53,15 @@ def parts(tmp_path):
 
 @pytest.fixture
 def make_trainer(parts):
-    return lambda **changes: Trainer(**parts(**changes))
+    made = []
 
+    def make(**changes):
+        made.append(Trainer(**parts(**changes)))
+        return made[-1]
 
-@pytest.fixture(scope="session")
-def run_command():
-    """Runs a command to its end and returns its output; whatever happens, it and its children are gone after."""
-
-    def run(*command, expect=0, **options):
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            **options,
-        )
-        try:
-            output, _ = process.communicate(timeout=120)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        assert process.returncode == expect, output
-        return output
-
-    return run
+    yield make
+    for trainer in made:
+        trainer.close()
 
 
 @pytest.fixture(scope="session")

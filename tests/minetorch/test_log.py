@@ -118,7 +118,7 @@ def test_a_line_stands_above_a_living_bar(stream, tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(sys, stream, screen)
     log = RunLog(Store.open(tmp_path), in_notebook=stream == "stdout", logging_format="%(message)s")
-    with tqdm(total=10, file=screen, ncols=40, leave=False) as bar:
+    with tqdm(total=10, file=screen, ncols=40, leave=False, position=0) as bar:
         bar.update(3)
         log.logger.info("line")
         shown = screen.getvalue()

@@ -108,6 +108,20 @@ def test_a_local_path_in_other_spellings(
     assert opened(checkpointer, models, tmp_path / "link") == 2
 
 
+def test_its_own_folder_by_another_path_is_still_its_own(
+    local_url: str, checkpointer: Make, save: Save, tmp_path: Path
+) -> None:
+    models = Store.open(local_url).child("models")
+    saved = save(checkpointer(models), 1, metrics={"val_loss": 0.5, "other": float("nan")})
+    (tmp_path / "link").symlink_to(models.local_path())
+    run = checkpointer(models, keep_last=1)
+    run.open(tmp_path / "link" / "best.pth.tar")
+    assert run.best == (saved.name, 0.5)
+    for number in (2, 3):
+        save(run, number, metrics={"val_loss": 0.1})
+    assert opened(checkpointer, models, saved.name) == 1
+
+
 def test_false_is_from_scratch(models: Store, checkpointer: Make, run: list[Manifest]) -> None:
     assert checkpointer(models).open(False) is None
 
@@ -254,9 +268,7 @@ def test_when_all_are_damaged_it_is_an_error_and_never_from_scratch(
 ) -> None:
     for manifest, (damage, _) in zip(run, DAMAGES.values(), strict=False):
         damage(models, manifest)
-    with pytest.raises(
-        CheckpointCorruptError, match=r"(?s)holds 4 checkpoints, and all are damaged.*resume=False"
-    ) as error:
+    with pytest.raises(CheckpointCorruptError, match=r"(?s)every checkpoint in .* is damaged.*resume=False") as error:
         checkpointer(models).open(True)
     assert all(manifest.name in str(error.value) for manifest in run)
     assert checkpointer(models).open(False) is None

@@ -59,3 +59,11 @@ def test_isolated_points():
     assert isolated(np.array([1, nan, 1, 1, nan, 1])).tolist() == [True, False, False, False, False, True]
     assert isolated(np.array([1.0])).tolist() == [True]
     assert isolated(np.array([])).tolist() == []
+
+
+def test_whole_x_stay_whole_and_what_is_lost_is_counted():
+    points = thin(curve([np.nan, *range(4999)]))
+    assert np.all(points.x == np.floor(points.x))
+    assert points.lost == 1
+    assert thin(curve([np.nan, np.inf, 1])).lost == 2
+    assert points.line.shape == (2, BUCKETS)

@@ -1,8 +1,12 @@
+import fcntl
 import importlib.util
 import io
 import logging
+import os
 import re
+import struct
 import sys
+import termios
 import time
 from types import SimpleNamespace
 
@@ -120,6 +124,26 @@ def test_a_bar_on_the_launchers_terminal_has_its_width(clock):
     frames = [frame for frame in pipe.getvalue().split("\r") if frame.strip()]
     assert {len(frame) for frame in frames} == {76}
     run.bar.close()
+
+
+@pytest.mark.parametrize(("rows", "columns", "shown"), [(0, 0, 100), (24, 70, 69)])
+def test_a_bar_on_a_real_terminal_even_one_without_a_size(rows, columns, shown, clock):
+    outer, inner = os.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with open(inner, "w") as terminal, open(outer, "rb", buffering=0) as screen:
+        run = Run(text_bar(clock, terminal), clock)
+        run.bar.before_epoch_start(run.trainer)
+        run.train(range(3))
+        run.bar.close()
+        terminal.write("END")
+        terminal.flush()
+        shown_so_far = b""
+        while not shown_so_far.endswith(b"END"):  # a terminal hands on what it gets in pieces
+            shown_so_far += screen.read(4096)
+    frames = [frame for frame in shown_so_far.decode().split("\r")[:-1] if frame.strip()]
+    assert len(frames) == 3
+    assert " 3/100, loss 0.125" in frames[-1]
+    assert {len(frame) for frame in frames} == {shown}
 
 
 @pytest.mark.parametrize("columns", ["", "0", "-3", "wide"])

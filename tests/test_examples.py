@@ -1,0 +1,76 @@
+"""The example and the original project's own use of the Trainer, as commands."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WAYS = {
+    "python": [sys.executable],
+    "launch 1": [sys.executable, "-m", "minetorch_launch", "--nproc", "1"],
+    "launch 2": [sys.executable, "-m", "minetorch_launch", "--nproc", "2"],
+    "launch 4": [sys.executable, "-m", "minetorch_launch", "--nproc", "4"],
+    "torchrun 2": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory, run_command, tools):
+    """The logged figures of two epochs of the digits example, for each way to start it."""
+
+    def run(way):
+        folder = tmp_path_factory.mktemp("digits")
+        command = [*WAYS[way], ROOT / "examples/digits.py", "--epochs", "2"]
+        run_command(*command, cwd=folder, env=tools | {"MINETORCH_DEVICE": "cpu"})
+        log = (folder / "alchemistic_directory/digits/log.txt").read_text()
+        figures = re.findall(r"Epoch \d/2: train_loss (\S+), val_loss (\S+), accuracy (\S+)", log)
+        return [[float(figure) for figure in epoch] for epoch in figures]
+
+    return {way: run(way) for way in WAYS}
+
+
+@pytest.mark.parametrize("way", list(WAYS)[1:])
+def test_the_losses_are_the_same_on_any_number_of_workers(losses, way):
+    assert len(losses["python"]) == 2
+    for alone, together in zip(losses["python"], losses[way], strict=True):
+        assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_the_originals_use_of_the_trainer(tmp_path, tools):
+    """Unlimited epochs, TensorBoard, a hook that uses the script's own model; ended by Ctrl-C, then resumed."""
+    command = [sys.executable, ROOT / "tests/minetorch/worlds/original.py"]
+
+    def train_until(line):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=tools, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            for output in process.stderr:
+                if line in output:
+                    break
+            else:
+                pytest.fail(f"no line with {line!r}")
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+    train_until("Epoch 2: ")
+    train_until("Epoch 4: ")
+    log = (tmp_path / "alchemistic_directory/default/log.txt").read_text()
+    assert "training from scratch" in log
+    assert re.search(r"Resumed from .*: epoch [1-3],", log)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(tmp_path / "alchemistic_directory/default")).Reload()
+    for tag in ("loss/train", "loss/val", "accuracy"):
+        steps = [event.step for event in accumulator.Scalars(tag)]
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) >= 3

@@ -26,7 +26,7 @@ from minetorch.log import RunLog
 from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
-from minetorch.plugins.progress_bar import make_progress_bar
+from minetorch.plugins.progress_bar import ProgressBar, make_progress_bar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
@@ -209,9 +209,11 @@ class Trainer(TrainerState):
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
         settings, gathered = self.settings, Hooks(self)
+        self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
-            built_in.append(make_progress_bar(os.environ, in_notebook=settings.in_notebook))
+            self._progress_bar = make_progress_bar(os.environ, in_notebook=settings.in_notebook)
+            built_in.append(self._progress_bar)
         if settings.persist_minutes is not None:
             built_in.append(SaveByTime(settings.persist_minutes))
         if settings.max_seconds is not None:
@@ -294,7 +296,7 @@ class Trainer(TrainerState):
         self.model.train()
         self._loss_sum = self._zero()
         left = self.train_dataloader.prepare(progress.epoch, progress.position)
-        self.train_iterations = None if left is None else progress.iteration + left
+        self.train_iterations = None if left is None else progress.iteration + self._at_most(left)
         asked: frozenset[Request] = NOTHING
         pending = 0
         batches = self._limited(self.train_dataloader.epoch(progress.epoch, progress.position))
@@ -345,7 +347,8 @@ class Trainer(TrainerState):
         assert self.val_dataloader is not None
         self.backend.align_buffers()
         self.model.eval()
-        self.val_iterations = self.val_dataloader.prepare(self.current_epoch)
+        left = self.val_dataloader.prepare(self.current_epoch)
+        self.val_iterations = None if left is None else self._at_most(left)
         loss_sum, samples = self._zero(), 0
         for index, batch in enumerate(self._limited(self.val_dataloader.epoch(self.current_epoch))):
             if self._hooks.any_at("before_val_iteration_start"):
@@ -424,10 +427,15 @@ class Trainer(TrainerState):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return torch.zeros((), dtype=dtype, device=self.device)
 
+    def _at_most(self, iterations: int) -> int:
+        return min(iterations, TRIVIAL_ITERATIONS) if self.settings.trival else iterations
+
     def _limited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return islice(batches, TRIVIAL_ITERATIONS) if self.settings.trival else batches
 
     def close(self) -> None:
         """Draw the last state and let go of the log's file. `train` does it when it ends, however it ends."""
+        if self._progress_bar is not None:
+            self._progress_bar.close()
         self.drawer.close()
         self._log.close()

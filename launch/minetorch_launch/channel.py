@@ -228,8 +228,10 @@ class Channel:
     def _watch_death(self, heard: Heard) -> None:
         try:
             pidfd = os.pidfd_open(heard.pid)
-        except OSError:  # dead and reaped already
+        except ProcessLookupError:  # dead and reaped already
             heard.ended_at = time.time()
+            return
+        except OSError:  # a kernel without it: then the exit code alone tells, later
             return
 
         def died() -> None:

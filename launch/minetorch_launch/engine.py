@@ -146,6 +146,7 @@ class _Agent(LocalElasticAgent):
             forkserver.keep_running(engine.guard)
         with forkserver.signals_blocked():
             ids: dict[int, Any] = super()._start_workers(worker_group)
+            engine.stop.hold()
         self._workers = _Workers(self._pcontext, engine, attempt)
         self._pcontext = self._workers  # type: ignore[assignment]
         return ids

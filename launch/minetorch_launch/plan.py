@@ -39,6 +39,9 @@ StartMethod = Literal["forkserver", "spawn"]
 DEVICES = ("auto", "cpu", "cuda")
 START_METHODS = ("forkserver", "spawn")
 
+# Torch hands each worker two descriptors for every worker, and multiprocessing passes on 256 at most.
+_FORK_SERVERS_MOST = 125
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -163,6 +166,11 @@ def make_plan(
             f"--nproc {nproc} is more than the {_count(len(node.gpus), 'visible GPU')}: "
             f"type --nproc {len(node.gpus)}, or --device cpu to do without"
         )
+    if nproc > _FORK_SERVERS_MOST and options.start_method == "forkserver":
+        raise UsageError(
+            f"--nproc {nproc} is more than the {_FORK_SERVERS_MOST} workers of a fork server: "
+            "type --start-method spawn as well"
+        )
     threads = _choose_threads(options.threads, environ, node.cores, nproc)
     log_dir = options.log_dir
     return LaunchPlan(
@@ -183,7 +191,7 @@ def make_plan(
             )
             for rank in range(nproc)
         ),
-        env=_environment(device, threads, columns, nproc),
+        env=_environment(device, threads, columns, nproc) | (_own_threads(environ) if options.threads is None else {}),
     )
 
 
@@ -198,11 +206,15 @@ def _choose_device(options: LaunchOptions, node: Node) -> DeviceKind:
 def _choose_threads(asked: int | None, environ: Mapping[str, str], cores: int, nproc: int) -> int:
     if asked is not None:
         return asked
-    # OpenMP allows a list, one number per nesting level; anything unreadable is OpenMP's to complain about.
-    first = environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if first.isdecimal() and int(first) > 0:
-        return int(first)
-    return max(1, cores // nproc)
+    own = _own_threads(environ).get("OMP_NUM_THREADS")
+    return int(own.split(",")[0]) if own else max(1, cores // nproc)
+
+
+def _own_threads(environ: Mapping[str, str]) -> dict[str, str]:
+    """The user's own setting. OpenMP allows a list, one number per nesting level; nonsense counts as unset."""
+    own = environ.get("OMP_NUM_THREADS", "")
+    first = own.split(",")[0].strip()
+    return {"OMP_NUM_THREADS": own} if first.isdecimal() and int(first) > 0 else {}
 
 
 def _environment(device: DeviceKind, threads: int, columns: int | None, nproc: int) -> dict[str, str]:

@@ -35,7 +35,7 @@ class Stop:
                 # Whoever started us with a signal ignored (nohup, a shell's "&") wants it ignored.
                 if before not in (signal.SIG_IGN, None):
                     self._before[signum] = before
-                    signal.signal(signum, self._take)
+        self.hold()
         return self
 
     def __exit__(
@@ -43,6 +43,11 @@ class Stop:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+
+    def hold(self) -> None:
+        """Set the handlers, again if need be: older versions of torch set their own with each start."""
+        for signum in self._before:
+            signal.signal(signum, self._take)
 
     def defer(self) -> None:
         """From now on only note signals."""

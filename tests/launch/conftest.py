@@ -29,11 +29,17 @@ class Launches:
         path.write_text(textwrap.dedent(text), encoding="utf-8")
         return path
 
-    def start(self, *args: object, env: dict[str, str] | None = None, **popen: object) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *args: object,
+        env: dict[str, str] | None = None,
+        command: tuple[str, ...] = LAUNCH,
+        **popen: object,
+    ) -> subprocess.Popen[str]:
         name, value = self._token.split("=")
         plain = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
         process = subprocess.Popen(
-            [*LAUNCH, *map(str, args)],
+            [*command, *map(str, args)],
             **{
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,

@@ -1,11 +1,13 @@
 import importlib.metadata
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import minetorch_launch
 from minetorch_launch.cli import main, parse
 from minetorch_launch.errors import UsageError
 from minetorch_launch.plan import LaunchOptions
@@ -28,10 +30,11 @@ def test_two_dashes_let_a_script_begin_with_one():
 
 
 def test_every_option():
-    options, _ = parse(
+    line = (
         "--nproc 3 --device cpu --max-restarts 2 --log-dir logs --threads 4 --start-method forkserver "
-        "--preload a --preload b.c --grace 1.5 train.py".split()
+        "--preload a --preload b.c --grace 1.5 train.py"
     )
+    options, _ = parse(shlex.split(line))
     assert options == LaunchOptions(
         nproc=3,
         device="cpu",
@@ -103,6 +106,12 @@ def test_dry_run_prints_the_plan(capsys):
     assert "'a b'" in out
     assert "RANK=1 LOCAL_RANK=1 WORLD_SIZE=2" in out
     assert "MINETORCH_DEVICE=cpu" in out
+
+
+def test_the_package_offers_its_whole_face():
+    assert all(callable(getattr(minetorch_launch, name)) for name in minetorch_launch.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'zork'"):
+        _ = minetorch_launch.zork
 
 
 def test_version(capsys):

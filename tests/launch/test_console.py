@@ -77,7 +77,9 @@ def test_on_a_terminal_the_bar_stays_the_last_line():
     console.feed(1, "out", b"line\n")
     console.feed(0, "err", b"\r100%\n")
     console.close()
-    shown = os.read(master, 1000)
+    shown = b""
+    while not shown.endswith(b"100%\n"):
+        shown += os.read(master, 1000)  # a terminal hands over what it has so far
     os.close(slave)
     os.close(master)
     clear = b"\r\x1b[K"

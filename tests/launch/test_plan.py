@@ -41,20 +41,20 @@ def test_only_cpu_workers_are_kept_off_the_gpus():
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "nproc", "threads"),
+    ("asked", "environ", "nproc", "threads", "variable"),
     [
-        (None, {}, 3, 2),
-        (None, {}, 20, 1),
-        (None, {"OMP_NUM_THREADS": "5"}, 3, 5),
-        (None, {"OMP_NUM_THREADS": "4,2"}, 3, 4),
-        (None, {"OMP_NUM_THREADS": "many"}, 2, 4),
-        (7, {"OMP_NUM_THREADS": "5"}, 3, 7),
+        (None, {}, 3, 2, "2"),
+        (None, {}, 20, 1, "1"),
+        (None, {"OMP_NUM_THREADS": "5"}, 3, 5, "5"),
+        (None, {"OMP_NUM_THREADS": "4,2"}, 3, 4, "4,2"),
+        (None, {"OMP_NUM_THREADS": "many"}, 2, 4, "4"),
+        (7, {"OMP_NUM_THREADS": "5"}, 3, 7, "7"),
     ],
 )
-def test_threads(asked, environ, nproc, threads):
+def test_threads(asked, environ, nproc, threads, variable):
     plan = make_plan(SCRIPT, LaunchOptions(nproc=nproc, threads=asked), BARE, environ)
     assert plan.threads == threads
-    assert plan.env["OMP_NUM_THREADS"] == str(threads)
+    assert plan.env["OMP_NUM_THREADS"] == variable
 
 
 def test_columns_leave_room_for_the_prefix_and_are_unset_without_a_terminal():
@@ -67,6 +67,12 @@ def test_columns_leave_room_for_the_prefix_and_are_unset_without_a_terminal():
 def test_more_workers_than_gpus_says_what_to_type(device):
     with pytest.raises(UsageError, match=r"--nproc 3 is more than the 2 visible GPUs: type --nproc 2, or --device cpu"):
         make_plan(SCRIPT, LaunchOptions(nproc=3, device=device), GPUS, {})
+
+
+def test_more_workers_than_a_fork_server_can_start():
+    with pytest.raises(UsageError, match="more than the 125 workers of a fork server: type --start-method spawn"):
+        make_plan(SCRIPT, LaunchOptions(nproc=126), BARE, {})
+    assert len(make_plan(SCRIPT, LaunchOptions(nproc=126, start_method="spawn"), BARE, {}).workers) == 126
 
 
 def test_cuda_without_a_gpu_says_why():

@@ -1,0 +1,192 @@
+"""Each way to fail: the exit code, and the one report that stands last."""
+
+import json
+import os
+import pty
+
+import pytest
+
+PRINTS_THEN = """
+    import ctypes, os, signal, sys, time
+    if os.environ["RANK"] == "1":
+        print("about to end", flush=True)
+        {end}
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said", "last"),
+    [
+        ("sys.exit(3)", 3, "called sys.exit(3)", ""),
+        ("sys.exit('a message')", 1, "called sys.exit('a message')", ""),
+        ("raise ValueError('two\\nlines')", 1, "ValueError: two", "ValueError: two\nlines"),
+        ("raise KeyboardInterrupt", 130, "KeyboardInterrupt", "KeyboardInterrupt"),
+        ("os._exit(5)", 5, "exit code 5 without an exception", ""),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "killed by SIGKILL", ""),
+        ("ctypes.string_at(0)", 139, "killed by SIGSEGV", "in <module>"),
+    ],
+)
+def test_report(launches, end, code, said, last):
+    done = launches.run("--nproc", 2, launches.script(PRINTS_THEN.replace("{end}", end)))
+    assert done.returncode == code
+    assert done.stdout == "[1] about to end\n"
+    report = done.stderr.removeprefix("[1] a message\n")
+    assert report.startswith("minetorch-launch: rank 1 of 2 failed first: ")
+    assert said in report.splitlines()[0]
+    assert f"  exit code  {code}" in report
+    assert report.rstrip().endswith(last)
+    assert report.count("Traceback (most recent call last)") == ("raise" in end)
+    for internal in ("minetorch_launch/", "multiprocessing", "torch/", "W1122"):
+        assert internal not in report
+
+
+def test_a_syntax_error_shows_its_place_only(launches):
+    done = launches.run(launches.script("print('never')\n1 +\n"))
+    assert done.returncode == 1
+    assert "SyntaxError: invalid syntax" in done.stderr.splitlines()[0]
+    assert "minetorch_launch" not in done.stderr
+    assert "line 2\n    1 +" in done.stderr
+
+
+@pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)", "sys.exit()", "pass"])
+def test_good_ends(launches, end):
+    done = launches.run("--nproc", 2, launches.script(f"import os, sys\nprint('x')\nsys.stdout.flush()\n{end}"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.splitlines()) == ["[0] x", "[1] x"]
+
+
+def test_the_cause_comes_first_and_its_consequences_after(launches):
+    script = launches.script(
+        """
+        import os, torch, torch.distributed as dist
+        dist.init_process_group("gloo")
+        for step in range(10**9):
+            dist.all_reduce(torch.ones(100_000))
+            if step == 5 and dist.get_rank() == 2:
+                os.kill(os.getpid(), 9)
+        """
+    )
+    done = launches.run("--nproc", 4, "--log-dir", "logs here", script)
+    assert done.returncode == 137
+    assert "rank 2 of 4 failed first: killed by SIGKILL" in done.stderr
+    assert done.stderr.count("minetorch-launch: rank") == 1
+    found = json.loads((launches.folder / "logs here/failure.json").read_text())
+    assert (found["first"]["rank"], found["exit_code"]) == (2, 137)
+    assert found["first"]["log_file"] == "logs here/rank_2.log"
+
+
+def test_a_scripts_own_excepthook_is_called(launches):
+    script = launches.script(
+        """
+        import sys
+        sys.excepthook = lambda kind, error, trace: print("hook:", error)
+        raise ValueError("caught by a hook")
+        """
+    )
+    done = launches.run(script)
+    assert (done.returncode, done.stdout) == (1, "[0] hook: caught by a hook\n")
+
+
+def test_at_exit_runs_after_an_exception_and_a_stuck_thread_does_not_hide_it(launches):
+    script = launches.script(
+        """
+        import atexit, threading
+        atexit.register(print, "at exit")
+        threading.Thread(target=threading.Event().wait).start()
+        raise ValueError("with a thread left")
+        """
+    )
+    done = launches.run("--grace", 2, script)
+    assert done.returncode == 1
+    assert done.stderr.endswith("ValueError: with a thread left\n")
+    done = launches.run(launches.script("import atexit\natexit.register(print, 'at exit')\n1/0"))
+    assert (done.returncode, done.stdout) == (1, "[0] at exit\n")
+
+
+def test_restarts_with_gloo_on_four_workers(launches):
+    script = launches.script(
+        """
+        import os, torch, torch.distributed as dist
+        attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        dist.init_process_group("gloo")
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        dist.barrier()
+        if attempt < 2:
+            if dist.get_rank() == attempt:
+                raise ValueError(f"attempt {attempt}")
+            while True:
+                dist.all_reduce(total)
+        print("sum", int(total))
+        """
+    )
+    done = launches.run("--nproc", 4, "--max-restarts", 2, "--log-dir", "logs", script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"[{rank}] sum 4" for rank in range(4)]
+    assert [line for line in done.stderr.splitlines() if line.startswith("minetorch-launch")] == [
+        "minetorch-launch: rank 0 failed: ValueError: attempt 0; restart 1 of 2 of all workers",
+        "minetorch-launch: rank 1 failed: ValueError: attempt 1; restart 2 of 2 of all workers",
+    ]
+    log = (launches.folder / "logs/rank_1.log").read_text().splitlines()
+    assert log[-1] == "sum 4"
+    assert "ValueError: attempt 1" in log
+    assert not (launches.folder / "logs/failure.json").exists()
+
+    done = launches.run("--nproc", 2, "--max-restarts", 1, "--log-dir", "logs", script)
+    assert done.returncode == 1
+    assert "restarts   1 of 1 used" in done.stderr
+    assert done.stderr.endswith("ValueError: attempt 1\n")
+    assert json.loads((launches.folder / "logs/failure.json").read_text())["restarts"] == 1
+
+
+def test_two_launches_at_once_do_not_meet(launches):
+    script = launches.script(
+        """
+        import sys, torch, torch.distributed as dist
+        dist.init_process_group("gloo")
+        total = torch.full((1,), float(sys.argv[1]))
+        dist.all_reduce(total)
+        dist.destroy_process_group()
+        print(int(total))
+        """
+    )
+    both = [launches.start("--nproc", 2, script, number) for number in (1, 10)]
+    ends = [process.communicate(timeout=100) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    assert sorted(ends[0][0].splitlines()) == ["[0] 2", "[1] 2"]
+    assert sorted(ends[1][0].splitlines()) == ["[0] 20", "[1] 20"]
+
+
+def test_a_preload_that_fails_says_so(launches):
+    launches.script("raise ValueError('broken on import')", "broken.py")
+    done = launches.run("--preload", "broken", launches.script("print('never')"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "broken on import" in done.stderr
+    assert "the fork server ended before it could start the workers" in done.stderr.splitlines()[-1]
+
+
+def test_output_comes_at_once_and_keeps_its_stream(launches):
+    script = launches.script(
+        """
+        import sys, time, pathlib
+        print("first")
+        while not pathlib.Path("go on").exists():
+            time.sleep(0.01)
+        print("to stderr", file=sys.stderr)
+        """
+    )
+    process = launches.start(script)
+    assert process.stdout.readline() == "[0] first\n"
+    (launches.folder / "go on").touch()
+    assert process.communicate(timeout=60) == ("", "[0] to stderr\n")
+
+
+def test_a_terminal_gives_workers_its_width(launches):
+    master, slave = pty.openpty()
+    script = launches.script("import os; print(os.environ['MINETORCH_CONSOLE_COLUMNS'], os.isatty(1))")
+    process = launches.start("--device", "cpu", script, stderr=slave)
+    out, _ = process.communicate(timeout=60)
+    os.close(slave)
+    os.close(master)
+    assert out == "[0] 76 False\n"

@@ -72,7 +72,7 @@ def test_one_script_runs_in_every_way(run_command, tmp_path, tools, command):
         assert "rank 1" in output
         assert not (tmp_path / "alchemistic_directory").exists()
         return
-    assert output.count("Epoch 5/5: train_loss 0.") == 1, output
+    assert output.count("Epoch 5/5: train_loss ") == 1, output
     run = tmp_path / "alchemistic_directory/first-try"
     assert {"log.txt", "graph", "models"} <= {path.name for path in run.iterdir()}
     assert (run / "models/epoch_3.pth.tar").exists()

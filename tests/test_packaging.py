@@ -1,0 +1,47 @@
+"""What a user installs: the wheel, built from this checkout and looked into."""
+
+import re
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory, run_command):
+    out = tmp_path_factory.mktemp("wheel")
+    run_command(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT)
+    (path,) = out.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def test_the_wheel_has_both_packages_whole_and_nothing_else(wheel):
+    names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    sources = {
+        str(path.relative_to(folder.parent))
+        for folder in (ROOT / "minetorch", ROOT / "launch/minetorch_launch")
+        for path in folder.rglob("*")
+        if path.suffix == ".py" or path.name == "py.typed"
+    }
+    assert names == sources
+    assert {"minetorch/py.typed", "minetorch_launch/py.typed"} <= names
+
+
+def test_the_metadata_says_what_it_needs_and_brings(wheel):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    text = wheel.read(metadata).decode()
+    assert "License-Expression: MIT" in text
+    assert "Requires-Python: >=3.10" in text
+    assert set(re.findall(r"^Provides-Extra: (\w+)", text, re.MULTILINE)) == {
+        "dev",
+        "examples",
+        "notebook",
+        "s3",
+        "sql",
+    }
+    (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "minetorch-launch = minetorch_launch.cli:main" in wheel.read(entry).decode()

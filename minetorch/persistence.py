@@ -77,6 +77,8 @@ class Persistence:
                 metrics=self._trainer.metrics,
                 names=names,
             )
+            names_it_has = [alias for alias, name in manifest.aliases.items() if name == manifest.name]
+            self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join(names_it_has))
             return self._checkpointer.path_of(manifest)
 
         return world.on_main(write)

@@ -401,7 +401,6 @@ class Trainer(TrainerState):
         self._hooks.call("before_checkpoint_persisted", names=names)
         self._sum_up()
         path = self._persistence.save(names)
-        self.logger.info("Saved %s", path)
         self._log.flush()
         self._hooks.call("after_checkpoint_persisted", names=names, path=path)
         return path

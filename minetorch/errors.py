@@ -15,6 +15,9 @@ MinetorchError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class MinetorchError(Exception):
     """The root of the tree above."""
@@ -50,3 +53,11 @@ class CheckpointCorruptError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """A whole checkpoint that does not fit: another format, model or optimizer."""
+
+
+def unknown_name(kind: str, given: object, known: Iterable[str]) -> str:
+    """A sentence for a name that is none of `known`, with the nearest one suggested."""
+    known = list(known)
+    near = difflib.get_close_matches(str(given), known, n=1)
+    suggestion = f" Did you mean {near[0]!r}?" if near else ""
+    return f"There is no {kind} {given!r}.{suggestion} Known are {', '.join(map(repr, known))}."

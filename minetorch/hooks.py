@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
     from minetorch.state import TrainerState
@@ -146,11 +145,3 @@ def _wanted(function: Callable[..., Any], point: str, label: str) -> tuple[str, 
             has = f"{', '.join(map(repr, known))} beside 'trainer'" if known else "nothing but 'trainer'"
             raise ConfigurationError(f"The {label} asks for {parameter.name!r}, but this point has {has}.")
     return tuple(p.name for p in asked if p.name in known and p.kind is not p.POSITIONAL_ONLY)
-
-
-def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
-    """A sentence for a name that is none of `known`, with the nearest one suggested."""
-    known = list(known)
-    near = difflib.get_close_matches(str(given), known, n=1)
-    suggestion = f" Did you mean {near[0]!r}?" if near else ""
-    return f"There is no {kind} {given!r}.{suggestion} Known are {', '.join(known)}."

@@ -8,8 +8,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from minetorch.errors import ConfigurationError
-
-DEFAULT_LOGGING_FORMAT = "%(levelname)s %(asctime)s %(message)s"
+from minetorch.log import LOGGING_FORMAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ class Settings:
     """The last epoch; None: until stopped."""
     max_time: float | timedelta | None = None
     """Seconds (or a timedelta) after which to save and stop."""
-    logging_format: str = DEFAULT_LOGGING_FORMAT
+    logging_format: str = LOGGING_FORMAT
     """Format of a log line, as in the standard library's `logging`."""
     trival: bool = False
     """Stop every pass over training and validation data after 10 iterations."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 from minetorch import arguments
 from minetorch.backend import Backend, placement
 from minetorch.checkpoint import Checkpointer, Store
-from minetorch.data import Batch, mark_last, share_out
+from minetorch.data import Batch, Epoch, mark_last, share_out
 from minetorch.data.order import derive_seed
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.errors import ConfigurationError
 from minetorch.hooks import Hooks
-from minetorch.log import RunLog
+from minetorch.log import LOGGING_FORMAT, RunLog
 from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
@@ -32,7 +32,7 @@ from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
 from minetorch.randomness import seed_generators
 from minetorch.requests import NOTHING, Request, Requests
-from minetorch.settings import DEFAULT_LOGGING_FORMAT, Settings
+from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
 from minetorch.world import World
@@ -93,7 +93,7 @@ class Trainer(TrainerState):
         statable: Mapping[str, Stateful] | None = None,
         max_epochs: int | None = None,
         max_time: float | timedelta | None = None,
-        logging_format: str = DEFAULT_LOGGING_FORMAT,
+        logging_format: str = LOGGING_FORMAT,
         trival: bool = False,
         trivial: bool | None = None,
         in_notebook: bool = False,
@@ -295,11 +295,10 @@ class Trainer(TrainerState):
         progress, step_every = self.progress, self.settings.accumulated_iter
         self.model.train()
         self._loss_sum = self._zero()
-        left = self.train_dataloader.prepare(progress.epoch, progress.position)
-        self.train_iterations = None if left is None else progress.iteration + self._at_most(left)
+        left, batches = self._limited(self.train_dataloader.epoch(progress.epoch, progress.position))
+        self.train_iterations = None if left is None else progress.iteration + left
         asked: frozenset[Request] = NOTHING
         pending = 0
-        batches = self._limited(self.train_dataloader.epoch(progress.epoch, progress.position))
         for batch, is_last in mark_last(batches) if step_every > 1 else zip(batches, repeat(True), strict=False):
             pending += 1
             stepping = is_last or pending == step_every
@@ -347,10 +346,9 @@ class Trainer(TrainerState):
         assert self.val_dataloader is not None
         self.backend.align_buffers()
         self.model.eval()
-        left = self.val_dataloader.prepare(self.current_epoch)
-        self.val_iterations = None if left is None else self._at_most(left)
+        self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
         loss_sum, samples = self._zero(), 0
-        for index, batch in enumerate(self._limited(self.val_dataloader.epoch(self.current_epoch))):
+        for index, batch in enumerate(batches):
             if self._hooks.any_at("before_val_iteration_start"):
                 self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
             loss = self._loss(batch.data, training=False).detach()
@@ -381,6 +379,7 @@ class Trainer(TrainerState):
             self.lowest_val_loss = min(self.lowest_val_loss, val_loss)
         self._hooks.call("after_epoch_end", epoch=self.current_epoch, train_loss=train_loss, val_loss=val_loss)
         self.drawer.flush()
+        self._log.flush()
 
     def _persist_epoch(self, *, must: bool) -> None:
         """Save at the strides, at the best, and where it must be."""
@@ -426,11 +425,12 @@ class Trainer(TrainerState):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return torch.zeros((), dtype=dtype, device=self.device)
 
-    def _at_most(self, iterations: int) -> int:
-        return min(iterations, TRIVIAL_ITERATIONS) if self.settings.trival else iterations
-
-    def _limited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        return islice(batches, TRIVIAL_ITERATIONS) if self.settings.trival else batches
+    def _limited(self, epoch: Epoch) -> Epoch:
+        """The epoch, or its beginning under `trival`."""
+        if not self.settings.trival:
+            return epoch
+        left = None if epoch.iterations is None else min(epoch.iterations, TRIVIAL_ITERATIONS)
+        return Epoch(left, islice(epoch.batches, TRIVIAL_ITERATIONS))
 
     def close(self) -> None:
         """Draw the last state and let go of the log's file. `train` does it when it ends, however it ends."""

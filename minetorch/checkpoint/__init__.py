@@ -3,11 +3,11 @@
 Everything here runs on rank 0 and knows nothing of ranks; other ranks only call `decode` on the bytes they are sent.
 """
 
-from .checkpointer import Checkpointer
-from .finder import Checkpoint
-from .manifest import Manifest
-from .names import check_alias, parse_resume
-from .reader import decode
-from .store import Store
+from minetorch.checkpoint.checkpointer import Checkpointer
+from minetorch.checkpoint.finder import Checkpoint
+from minetorch.checkpoint.manifest import Manifest
+from minetorch.checkpoint.names import check_alias, parse_resume
+from minetorch.checkpoint.reader import decode
+from minetorch.checkpoint.store import Store
 
 __all__ = ["Checkpoint", "Checkpointer", "Manifest", "Store", "check_alias", "decode", "parse_resume"]

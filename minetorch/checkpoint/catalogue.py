@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
-from .manifest import Manifest
-from .names import LATEST, MANIFEST_SUFFIX, PAYLOAD_SUFFIX, CheckpointName, Wanted, epoch_alias
+from minetorch.checkpoint.manifest import Manifest
+from minetorch.checkpoint.names import LATEST, MANIFEST_SUFFIX, PAYLOAD_SUFFIX, CheckpointName, Wanted, epoch_alias
+from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .store import Store
+    from minetorch.checkpoint.store import Store
 
 _LISTED = 12
 

@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ConfigurationError, StorageError
-from ..version import __version__
-from .catalogue import Catalogue
-from .finder import Checkpoint, Finder
-from .links import sync_links, wanted_links
-from .manifest import Manifest
-from .names import BEST, LATEST, CheckpointName, check_alias, parse_resume
-from .plain import plain_state
-from .retention import Mode, expired, is_better, rankable
-from .writer import write_payload
+from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.finder import Checkpoint, Finder
+from minetorch.checkpoint.links import sync_links, wanted_links
+from minetorch.checkpoint.manifest import Manifest
+from minetorch.checkpoint.names import BEST, LATEST, CheckpointName, check_alias, parse_resume
+from minetorch.checkpoint.plain import plain_state
+from minetorch.checkpoint.retention import Mode, expired, is_better, rankable
+from minetorch.checkpoint.writer import write_payload
+from minetorch.errors import ConfigurationError, StorageError
+from minetorch.version import __version__
 
 if TYPE_CHECKING:
     import logging
     import os
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from .store import Store
+    from minetorch.checkpoint.store import Store
 
 _Manifests = list[Manifest]  # because a method is called `list`
 

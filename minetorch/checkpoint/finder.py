@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
-from .catalogue import Catalogue
-from .names import CheckpointName, Wanted, parse_resume
-from .reader import decode, verify
+from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
+from minetorch.checkpoint.reader import decode, verify
+from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Collection
 
-    from .manifest import Manifest
-    from .store import Store
+    from minetorch.checkpoint.manifest import Manifest
+    from minetorch.checkpoint.store import Store
 
 
 @dataclass(frozen=True)

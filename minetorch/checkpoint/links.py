@@ -10,15 +10,15 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .local_disk import TEMPORARY
-from .names import LATEST, PAYLOAD_SUFFIX, CheckpointName, epoch_alias
+from minetorch.checkpoint.local_disk import TEMPORARY
+from minetorch.checkpoint.names import LATEST, PAYLOAD_SUFFIX, CheckpointName, epoch_alias
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from .manifest import Manifest
+    from minetorch.checkpoint.manifest import Manifest
 
 
 def wanted_links(manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import CheckpointCorruptError, CheckpointMismatchError
-from .names import BEST, LATEST, CheckpointName, alias_problem
+from minetorch.checkpoint.names import BEST, LATEST, CheckpointName, alias_problem
+from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
 
 FORMAT = 1
 """The format that this version writes and the newest that it reads."""

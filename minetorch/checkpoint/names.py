@@ -15,7 +15,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import ConfigurationError
+from minetorch.errors import ConfigurationError
 
 PAYLOAD_SUFFIX = ".pth.tar"
 MANIFEST_SUFFIX = ".json"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigurationError
+from minetorch.errors import ConfigurationError
 
 _LEAVES = frozenset(
     {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype, torch.device, torch.layout, torch.Size}

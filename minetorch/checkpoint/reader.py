@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import CheckpointCorruptError, CheckpointMismatchError
-from .writer import digest_of
+from minetorch.checkpoint.writer import digest_of
+from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from .manifest import Manifest
+    from minetorch.checkpoint.manifest import Manifest
 
 # The ways in which torch's restricted reader says that a file wants to call or make something.
 _CODE = re.compile(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from .manifest import Manifest
+    from minetorch.checkpoint.manifest import Manifest
 
 Mode = Literal["min", "max"]
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from ..errors import ConfigurationError, StorageError
-from .local_disk import LocalDisk
-from .urls import checked_name, hider, shown, split_protocol
+from minetorch.checkpoint.local_disk import LocalDisk
+from minetorch.checkpoint.urls import checked_name, hider, shown, split_protocol
+from minetorch.errors import ConfigurationError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

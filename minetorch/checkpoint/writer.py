@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .store import Store
+    from minetorch.checkpoint.store import Store
 
 # Below this, handing a chunk to the other thread costs more than digesting it here.
 _WORTH_A_THREAD = 1 << 18

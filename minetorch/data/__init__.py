@@ -1,5 +1,5 @@
 """Which rank sees which sample when, and the loaders that bring them."""
 
-from minetorch.data.loader import Batch, RankLoader, mark_last, share_out
+from minetorch.data.loader import Batch, Epoch, RankLoader, mark_last, share_out
 
-__all__ = ["Batch", "RankLoader", "mark_last", "share_out"]
+__all__ = ["Batch", "Epoch", "RankLoader", "mark_last", "share_out"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
@@ -28,6 +28,14 @@ class Batch:
     """Samples of all ranks in this iteration."""
     units: int
     """How far this iteration moves the position in the epoch, on all ranks together."""
+
+
+class Epoch(NamedTuple):
+    """One rank's part of an epoch, or of the rest of one."""
+
+    iterations: int | None
+    """Iterations that are left in it; None for a stream without a length."""
+    batches: Iterator[Batch]
 
 
 class RankLoader:
@@ -65,59 +73,59 @@ class RankLoader:
         return getattr(self.source, name)
 
     def __len__(self) -> int:
-        """Batches of this rank in a whole epoch. Raises TypeError for a stream without a length."""
-        iterations = self.prepare(self.current_epoch)
+        """Iterations of a whole epoch. Raises TypeError for a stream without a length."""
+        iterations = (
+            self._shares.iterations()
+            if isinstance(self._shares, SharedStream)
+            else len(self._plan(lambda units: range(len(units)), 0))
+        )
         if iterations is None:
             raise TypeError(f"{type(self.source.dataset).__name__} has no length")
         return iterations
 
     def __iter__(self) -> Iterator[Any]:
-        return (batch.data for batch in self.epoch(self.current_epoch) if batch.counted)
+        return (batch.data for batch in self.epoch(self.current_epoch).batches if batch.counted)
 
-    def prepare(self, epoch: int, start: int = 0) -> int | None:
+    def epoch(self, epoch: int, start: int = 0) -> Epoch:
         """Turn to an epoch, of which `start` units were seen before.
-
-        Returns:
-            The iterations that are left in it, or None for a stream without a length.
-        """
-        self.current_epoch = epoch
-        shares = self._shares
-        if isinstance(shares, SharedStream):
-            return shares.prepare(epoch, start)
-        units = self.source.batch_sampler if shares.batches else _sampler_of(self.source)
-        assert units is not None
-        shares.plan = EpochPlan(
-            global_order(units, self._seed, epoch),
-            self._chunk,
-            self._world.rank,
-            self._world.size,
-            start,
-            drop_last=not shares.batches and bool(getattr(self.source.batch_sampler, "drop_last", False)),
-        )
-        return len(shares)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from unit `start` on.
 
         In training every rank gets the same number of batches. In validation a rank gets none where there is
         nothing left for it.
         """
-        self.prepare(epoch, start)
+        self.current_epoch = epoch
         streaming = isinstance(self._shares, SharedStream)
         # Every rank's workers draw alike from a stream: one that shuffles must be the same on all of them.
         rank = 0 if streaming else self._world.rank
         assert self._loader.generator is not None
         self._loader.generator.manual_seed(derive_seed(self._seed, "workers", epoch, rank))
+        if isinstance(self._shares, SharedStream):
+            iterations = self._shares.prepare(epoch, start)
+            return Epoch(iterations, self._placed(self._from_stream()))
+        self._shares.plan = self._plan(lambda units: global_order(units, self._seed, epoch), start)
+        return Epoch(len(self._shares), self._placed(self._from_plan(self._shares)))
+
+    def _plan(self, order: Callable[[Any], Sequence[Any]], start: int) -> EpochPlan[Any]:
+        assert isinstance(self._shares, PlanSampler)
+        batches = self._shares.batches
+        return EpochPlan(
+            order(self.source.batch_sampler if batches else _sampler_of(self.source)),
+            self._chunk,
+            self._world.rank,
+            self._world.size,
+            start,
+            drop_last=not batches and bool(getattr(self.source.batch_sampler, "drop_last", False)),
+        )
+
+    def _placed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         place = self._place
-        for batch in self._from_stream() if streaming else self._from_plan():
+        for batch in batches:
             if batch.counted or self._training:
                 yield batch if place is None else Batch(place(batch.data), batch.counted, batch.total, batch.units)
 
-    def _from_plan(self) -> Iterator[Batch]:
-        assert isinstance(self._shares, PlanSampler)
-        plan = self._shares.plan
+    def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
+        plan = shares.plan
         at, end = plan.start, len(plan.units)
-        for share, data in zip(self._shares.shares(), self._loader, strict=True):
+        for share, data in zip(shares.shares(), self._loader, strict=True):
             yield Batch(data, share.counted, share.total, min(plan.chunk, end - at))
             at += plan.chunk
 

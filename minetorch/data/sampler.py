@@ -97,11 +97,11 @@ class PlanSampler:
 
     def shares(self) -> Iterator[Share[Any]]:
         """The rank's share of each iteration, in samples."""
-        for iteration in range(len(self.plan)):
-            yield self._in_samples(iteration) if self.batches else self.plan[iteration]
+        plan = self.plan  # a hook may begin another pass over the data while this one is under way
+        for iteration in range(len(plan)):
+            yield self._in_samples(plan, iteration) if self.batches else plan[iteration]
 
-    def _in_samples(self, iteration: int) -> Share[Any]:
-        plan = self.plan
+    def _in_samples(self, plan: EpochPlan[Any], iteration: int) -> Share[Any]:
         first = plan.start + iteration * plan.chunk
         chunk = plan.units[first : first + plan.chunk]
         if self.split:

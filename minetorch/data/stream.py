@@ -46,6 +46,10 @@ class SharedStream(IterableDataset[Share[Any]]):
         self.start = start
         if callable(set_epoch := getattr(self.dataset, "set_epoch", None)):
             set_epoch(epoch)
+        return self.iterations(start)
+
+    def iterations(self, start: int = 0) -> int | None:
+        """Iterations after `start` samples, or None where the dataset has no length."""
         try:
             length = len(self.dataset)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from minetorch.drawers.fanout import Drawers, SilentDrawers
 from minetorch.drawers.figure import MatplotlibDrawer
 from minetorch.drawers.tensorboard import TensorboardDrawer
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
     import logging
@@ -75,12 +74,9 @@ def _parse_entry(entry: object) -> Drawer:
 
 
 def _by_name(name: str) -> Drawer:
-    factory: Any = DRAWERS.get(name)
-    if factory is None:
-        close = difflib.get_close_matches(name.lower(), DRAWERS, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigurationError(f"there is no drawer {name!r}.{hint} Known are {_known()}; for none, give drawer=None")
-    return cast("Drawer", factory())
+    if name not in DRAWERS:
+        raise ConfigurationError(unknown_name("drawer", name, DRAWERS) + " For none, give drawer=None.")
+    return DRAWERS[name]()
 
 
 def _known() -> str:

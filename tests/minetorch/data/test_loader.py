@@ -83,7 +83,7 @@ def shared(make, world_size, **options):
 def counted(loaders, epoch=1, start=0):
     """Each rank's samples, those that count only, by iteration."""
     return [
-        [batch.data.tolist()[: batch.counted] if batch.counted else [] for batch in loader.epoch(epoch, start)]
+        [batch.data.tolist()[: batch.counted] if batch.counted else [] for batch in loader.epoch(epoch, start).batches]
         for loader in loaders
     ]
 
@@ -125,7 +125,7 @@ def test_training_sees_every_sample_once_in_the_same_global_order(kind, world_si
 @pytest.mark.parametrize("kind", KINDS)
 def test_validation_neither_repeats_nor_drops(kind, world_size):
     loaders = shared(KINDS[kind], world_size, training=False)
-    seen = [batch.data.tolist() for loader in loaders for batch in loader.epoch(1)]
+    seen = [batch.data.tolist() for loader in loaders for batch in loader.epoch(1).batches]
     assert sorted(chain.from_iterable(seen)) == list(range(LENGTH))
 
 
@@ -134,7 +134,7 @@ def test_validation_neither_repeats_nor_drops(kind, world_size):
 def test_going_on_in_the_middle_takes_up_where_it_stopped(kind, world_size):
     loaders = shared(KINDS[kind], world_size)
     whole = counted(loaders)
-    batches = list(loaders[0].epoch(1))[:3]
+    batches = list(loaders[0].epoch(1).batches)[:3]
     rest = counted(loaders, start=sum(batch.units for batch in batches))
     assert rest == [rank[3:] for rank in whole]
 
@@ -165,7 +165,7 @@ def test_listing_a_sampler_leaves_the_global_generators_alone():
 
 def test_a_rank_without_a_sample_of_its_own_borrows_one_that_does_not_count():
     loaders = shared(lambda: DataLoader(Numbers(5), batch_size=1), 4)
-    last = [list(loader.epoch(1))[-1] for loader in loaders]
+    last = [list(loader.epoch(1).batches)[-1] for loader in loaders]
     assert [(batch.counted, batch.total, len(batch.data)) for batch in last] == [(1, 1, 1)] + [(0, 1, 1)] * 3
     assert [len(list(loader)) for loader in loaders] == [2, 1, 1, 1]
 
@@ -217,6 +217,29 @@ def test_batches_are_placed_on_the_device():
 def test_a_batch_that_cannot_be_split_is_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         share_out(make(), World(0, 4), split_batches=True)
+
+
+def test_a_sampler_is_listed_once_an_epoch_and_not_for_its_length():
+    class Counting(EvenFirst):
+        listed = 0
+
+        def __iter__(self):
+            self.listed += 1
+            return super().__iter__()
+
+    sampler = Counting()
+    loader = share_out(DataLoader(Numbers(), batch_size=4, sampler=sampler), World(0, 2))
+    assert (len(loader), sampler.listed) == (6, 0)
+    assert (len(list(loader.epoch(1).batches)), sampler.listed) == (6, 1)
+
+
+def test_a_second_pass_does_not_disturb_the_first():
+    loader = share_out(KINDS["shuffled"](), World())
+    undisturbed = [batch.data.tolist() for batch in loader.epoch(1, 8).batches]
+    first = loader.epoch(1, 8).batches
+    seen = [next(first).data.tolist()]
+    list(loader)
+    assert seen + [batch.data.tolist() for batch in first] == undisturbed
 
 
 def test_the_last_batch_is_marked():

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, decode
+from minetorch.checkpoint.names import LATEST
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
 from minetorch.randomness import generator_states, restore_generators, seed_generators
@@ -77,8 +78,13 @@ class Persistence:
                 metrics=self._trainer.metrics,
                 names=names,
             )
-            names_it_has = [alias for alias, name in manifest.aliases.items() if name == manifest.name]
-            self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join(names_it_has))
+            where = f"epoch_{progress.epoch}"
+            if not progress.epoch_complete:
+                where = f"epoch {progress.epoch}, iteration {progress.iteration}"
+            also = sorted(
+                alias for alias, name in manifest.aliases.items() if name == manifest.name and alias != LATEST
+            )
+            self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join([where, *also]))
             return self._checkpointer.path_of(manifest)
 
         return world.on_main(write)

@@ -68,10 +68,10 @@ def make_trainer(parts):
 def launch(run_command):
     """Starts a script of the folder `worlds` on several workers."""
 
-    def launch(nproc, script, *arguments, **options):
+    def launch(nproc, script, *arguments, options=()):
         path = Path(__file__).parent / "worlds" / script
-        launcher = [sys.executable, "-m", "minetorch_launch", "--nproc", nproc, "--device", "cpu"]
-        return run_command(*launcher, path, *arguments, **options)
+        launcher = [sys.executable, "-m", "minetorch_launch", "--nproc", nproc, "--device", "cpu", *options]
+        return run_command(*launcher, path, *arguments)
 
     return launch
 

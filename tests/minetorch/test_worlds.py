@@ -84,3 +84,18 @@ def test_at_another_world_size_each_sample_of_the_epoch_is_still_seen_once(launc
     assert Counter(rows) == Counter((epoch, float(number)) for epoch in (1, 2, 3) for number in range(48))
     state = torch.load(tmp_path / "runs/default/models/latest.pth.tar", weights_only=True)
     assert state["progress"]["samples"] == 3 * 48
+
+
+def test_a_killed_worker_costs_nothing_but_time(launch, tmp_path):
+    """Killed amid an epoch and started again by the launcher, the run ends as one that was left alone."""
+    ends = {}
+    for way in ("kill", "leave alone"):
+        output = launch(2, "crash.py", tmp_path / way, way, options=["--max-restarts", "1"])
+        assert ("rank 1 failed: killed by SIGKILL" in output) == (way == "kill")
+        assert ("epoch 2, iteration 4 of it" in output) == (way == "kill")
+        ends[way] = torch.load(tmp_path / way / "runs/default/models/latest.pth.tar", weights_only=True)
+    killed, whole = ends.values()
+    assert killed["progress"] == whole["progress"]
+    assert killed["metrics"] == whole["metrics"]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(killed["state_dict"][name], value)

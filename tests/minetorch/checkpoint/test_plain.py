@@ -72,7 +72,6 @@ def test_states_of_torch_itself_pass() -> None:
         schedulers.ReduceLROnPlateau(optimizer),
         schedulers.OneCycleLR(optimizer, 1.0, total_steps=10),
         schedulers.CosineAnnealingWarmRestarts(optimizer, 5),
-        torch.optim.swa_utils.SWALR(optimizer, 0.1),
         schedulers.SequentialLR(
             optimizer, [schedulers.ConstantLR(optimizer), schedulers.ExponentialLR(optimizer, 0.9)], [2]
         ),

@@ -32,7 +32,8 @@ HOOK_POINTS: Mapping[str, tuple[str, ...]] = {
 def main_only(function: Function) -> Function:
     """Mark a hook or a plugin's method to run on rank 0 only.
 
-    A collective inside it raises `CollectiveError`, since the other ranks would never come to it.
+    A collective inside it raises `CollectiveError`, since the other ranks would never come to it. The trainer's
+    loaders give it the whole data, since nobody else looks at the rest.
     """
     function.__minetorch_main_only__ = True  # type: ignore[attr-defined]
     return function
@@ -112,7 +113,7 @@ class Hooks:
         return bool(self._calls[point])
 
     def _call_alone(self, call: Callable[[Mapping[str, Any]], None], label: str, payload: Mapping[str, Any]) -> None:
-        with self._trainer.world.alone(label):
+        with self._trainer.alone(label):
             call(payload)
 
 

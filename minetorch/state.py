@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -34,9 +36,9 @@ class TrainerState:
     """Counters of epochs, iterations, steps and samples."""
     optimizer: torch.optim.Optimizer
     train_dataloader: RankLoader
-    """This rank's share of the training data; batches come on `device`."""
+    """This rank's share of the training data, all of it in a `main_only` hook; batches come on `device`."""
     val_dataloader: RankLoader | None
-    """This rank's share of the validation data; batches come on `device`."""
+    """The same of the validation data."""
     logger: logging.Logger
     """Writes to the console and `log.txt` on rank 0."""
     drawer: Drawers
@@ -113,6 +115,22 @@ class TrainerState:
     def reduce(self, value: torch.Tensor | float, op: ReduceOp = "mean") -> Any:
         """Combine a value of each rank: see `World.reduce`. Every rank must call it."""
         return self.world.reduce(value, op)
+
+    @contextmanager
+    def alone(self, where: str) -> Iterator[None]:
+        """A context for code that rank 0 runs alone: no collective is allowed, and the loaders give the whole data.
+
+        Args:
+            where: named in the error of a collective, as in "hook 'after_epoch_end'".
+        """
+        shares = self.train_dataloader, self.val_dataloader
+        self.train_dataloader = self.train_dataloader.alone()
+        self.val_dataloader = None if self.val_dataloader is None else self.val_dataloader.alone()
+        try:
+            with self.world.alone(where):
+                yield
+        finally:
+            self.train_dataloader, self.val_dataloader = shares
 
     def graceful_stop(self) -> None:
         """Stop all ranks after this epoch, its validation and its checkpoint. From a hook on any rank."""

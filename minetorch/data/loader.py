@@ -67,6 +67,13 @@ class RankLoader:
         self._training = training
         self._place = place
 
+    def alone(self) -> RankLoader:
+        """The whole data, as a world of one has it: for code that only one rank runs."""
+        world = World(device=self._world.device)
+        loader = share_out(self.source, world, seed=self._seed, training=self._training, place=self._place)
+        loader.current_epoch = self.current_epoch
+        return loader
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "source":
             raise AttributeError(name)

@@ -104,6 +104,11 @@ def test_at_exit_runs_after_an_exception_and_a_stuck_thread_does_not_hide_it(lau
     assert (done.returncode, done.stdout) == (1, "[0] at exit\n")
 
 
+def own_lines(output):
+    """What the script printed, sorted; gloo of older torch says on stdout whom it is connected to."""
+    return sorted(line for line in output.splitlines() if "[Gloo]" not in line)
+
+
 def test_restarts_with_gloo_on_four_workers(launches):
     script = launches.script(
         """
@@ -123,7 +128,7 @@ def test_restarts_with_gloo_on_four_workers(launches):
     )
     done = launches.run("--nproc", 4, "--max-restarts", 2, "--log-dir", "logs", script)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == [f"[{rank}] sum 4" for rank in range(4)]
+    assert own_lines(done.stdout) == [f"[{rank}] sum 4" for rank in range(4)]
     assert [line for line in done.stderr.splitlines() if line.startswith("minetorch-launch")] == [
         "minetorch-launch: rank 0 failed: ValueError: attempt 0; restart 1 of 2 of all workers",
         "minetorch-launch: rank 1 failed: ValueError: attempt 1; restart 2 of 2 of all workers",
@@ -154,8 +159,8 @@ def test_two_launches_at_once_do_not_meet(launches):
     both = [launches.start("--nproc", 2, script, number) for number in (1, 10)]
     ends = [process.communicate(timeout=100) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
-    assert sorted(ends[0][0].splitlines()) == ["[0] 2", "[1] 2"]
-    assert sorted(ends[1][0].splitlines()) == ["[0] 20", "[1] 20"]
+    assert own_lines(ends[0][0]) == ["[0] 2", "[1] 2"]
+    assert own_lines(ends[1][0]) == ["[0] 20", "[1] 20"]
 
 
 def test_a_preload_that_fails_says_so(launches):

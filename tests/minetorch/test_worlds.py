@@ -19,6 +19,14 @@ def test_hooks_run_on_every_rank_unless_main_only(ranks):
     assert [found["hook calls"] for found in ranks] == [["all", "main"] * 2, ["all"] * 2]
 
 
+def test_a_main_only_hook_sees_the_whole_data_and_others_their_share(ranks):
+    main, other = (found["looked at"] for found in ranks)
+    assert main["alone"] == sorted(main["together"] + other["together"])
+    assert (len(main["alone"]), len(main["together"]), len(other["together"])) == (5, 3, 2)
+    assert main["batches"] == 11
+    assert "alone" not in other
+
+
 def test_only_rank_0_draws(ranks):
     assert [found["curves"] for found in ranks] == [["rank", "train", "train", "val", "val"], []]
 

@@ -63,6 +63,21 @@ def hooks_run_on_every_rank_and_main_only_on_rank_0():
     FOUND["weights"] = [p.tolist() for p in trainer.unwrapped_model.parameters()]
 
 
+def a_main_only_hook_sees_the_whole_data():
+    seen = {}
+
+    @main_only
+    def look(trainer):
+        seen["alone"] = sorted(float(x) for inputs, _ in trainer.val_dataloader for x in inputs)
+        seen["batches"] = len(trainer.train_dataloader)
+
+    def look_together(trainer):
+        seen["together"] = sorted(float(x) for inputs, _ in trainer.val_dataloader for x in inputs)
+
+    make("whole", hooks={"after_epoch_end": [look, look_together]}, max_epochs=1).train()
+    FOUND["looked at"] = seen
+
+
 def reductions():
     trainer = make("reductions")
     rank = trainer.rank
@@ -145,6 +160,7 @@ def accumulating_exchanges_gradients_at_the_step_only():
 
 
 hooks_run_on_every_rank_and_main_only_on_rank_0()
+a_main_only_hook_sees_the_whole_data()
 reductions()
 collectives_where_only_one_rank_runs_are_refused()
 an_uneven_validation_of_a_model_with_buffers_ends()

@@ -7,6 +7,7 @@ cost more a step than all of the Trainer's own work, so the few lines that they 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
@@ -86,6 +87,19 @@ class Backend:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def explain_unused(self, error: RuntimeError) -> ConfigurationError | None:
+        """DDP's error about parameters without a gradient in words that fit the Trainer; None for any other error."""
+        found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", str(error))
+        if found is None:
+            return None
+        trainable = [name for name, p in self.unwrapped_model.named_parameters() if p.requires_grad]
+        names = ", ".join(trainable[int(index)] for index in found[1].split())
+        return ConfigurationError(
+            f"The loss does not depend on these parameters: {names}. With several workers every trainable parameter "
+            "must have a gradient in every step. Freeze those that are not used: parameter.requires_grad_(False). "
+            "Those that are used at times can be made part of every loss: loss + 0 * parameter.sum()."
+        )
 
     def align_buffers(self) -> None:
         """Give every rank rank 0's buffers (BatchNorm's statistics), as a checkpoint and validation need them."""

@@ -362,7 +362,13 @@ class Trainer(TrainerState):
         return world_sum / world_samples if world_samples else None
 
     def _loss(self, data: Any, *, training: bool) -> torch.Tensor:
-        loss = self._loss_func(self, data)
+        try:
+            loss = self._loss_func(self, data)
+        except RuntimeError as error:
+            explained = self.backend.explain_unused(error)
+            if explained is None:
+                raise
+            raise explained from None
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or (training and not loss.requires_grad):
             arguments.refuse_loss(loss)
         return loss if loss.ndim == 0 else loss.reshape(())

@@ -78,6 +78,11 @@ def test_accumulation(ranks):
     assert ranks[0]["accumulated weights"] == ranks[1]["accumulated weights"]
 
 
+def test_parameters_that_the_loss_does_not_use_are_named(ranks):
+    for found in ranks:
+        assert "does not depend on these parameters: spare.weight, spare.bias. With several workers" in found["unused"]
+
+
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
 def test_at_another_world_size_each_sample_of_the_epoch_is_still_seen_once(launch, tmp_path, first, then):
     launch(first, "ledger.py", tmp_path, 3)

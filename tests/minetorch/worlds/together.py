@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import CollectiveError, RemoteError, StorageError, Trainer, main_only
+from minetorch import CollectiveError, ConfigurationError, RemoteError, StorageError, Trainer, main_only
 
 OUT = Path(sys.argv[1])
 FOUND = {}
@@ -159,6 +159,18 @@ def accumulating_exchanges_gradients_at_the_step_only():
     FOUND["accumulated weights"] = [p.tolist() for p in trainer.unwrapped_model.parameters()]
 
 
+def parameters_that_the_loss_does_not_use_are_named():
+    class Model(nn.Linear):
+        def __init__(self):
+            super().__init__(1, 1)
+            self.spare = nn.Linear(1, 1)
+
+    try:
+        make("unused", model=Model()).train()
+    except ConfigurationError as error:
+        FOUND["unused"] = str(error)
+
+
 hooks_run_on_every_rank_and_main_only_on_rank_0()
 a_main_only_hook_sees_the_whole_data()
 reductions()
@@ -167,4 +179,5 @@ an_uneven_validation_of_a_model_with_buffers_ends()
 an_error_of_rank_0_is_everyones()
 one_rank_stops_all()
 accumulating_exchanges_gradients_at_the_step_only()
+parameters_that_the_loss_does_not_use_are_named()
 (OUT / f"rank_{dist.get_rank()}.json").write_text(json.dumps(FOUND))

@@ -30,7 +30,7 @@ TRAINING = [command for command in COMMANDS if command not in {*SUITE, DEMO}]
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A copy of this checkout that shares its virtual environment."""
-    if not (ROOT / "scripts").is_dir() or Path(sys.prefix) != ROOT / ".venv":
+    if not (ROOT / "scripts").is_dir() or Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         pytest.skip("needs to run from .venv in a checkout: use scripts/test")
     subprocess.run([ROOT / "scripts/setup", "dev"], check=True)
     copy = tmp_path_factory.mktemp("a clone") / "minetorch"

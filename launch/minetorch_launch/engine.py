@@ -52,6 +52,7 @@ __all__ = ["Engine"]
 
 _POLL_SECONDS = 0.1
 _PATIENCE_SECONDS = 1.0
+_DYING_SECONDS = 0.5
 
 # The agent's events go nowhere, but naming their caller walks the stack through inspect.getmodule, which
 # touches every loaded module and so makes torch import its lazy ones: 1.2 s between a failure and a restart.
@@ -250,7 +251,7 @@ class _Workers:
         said = heard.failure if heard else None
         told_at, told = self._told.get(rank, (None, set()))
         code, summary = process.exitcode, said["summary"] if said else ""
-        if code == 255 and not said and plan.start_method == "forkserver" and not forkserver.is_alive(forkserver.pid()):
+        if code == 255 and not said and plan.start_method == "forkserver" and forkserver.has_died(_DYING_SECONDS):
             code, summary = -signal.SIGKILL, "killed along with the fork server, which somebody killed"
         log_file = plan.workers[rank].log_file
         return WorkerEnd(

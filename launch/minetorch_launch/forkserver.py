@@ -15,6 +15,7 @@ import signal
 import sys
 import types
 from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "STOP_SIGNALS",
     "environment",
     "fork_server",
+    "has_died",
     "is_alive",
     "keep_running",
     "pid",
@@ -88,6 +90,24 @@ def is_alive(pid: int | None) -> bool:
             return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
+
+
+def has_died(within: float) -> bool:
+    """Whether the fork server is dead, or dies within so many seconds.
+
+    A process that is killed lets go of its pipes, which is what others notice, a moment before it counts as dead.
+    """
+    number = pid()
+    if number is None or not is_alive(number):
+        return number is not None
+    try:
+        handle = os.pidfd_open(number)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(connection.wait([handle], within))
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
 from minetorch import Trainer
 
@@ -27,6 +28,14 @@ def no_world(monkeypatch):
     """No variable of a surrounding launcher or job reaches a test."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_ID", "MINETORCH_CONSOLE_COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_bars():
+    """No progress bar outlives its test: tqdm moves the next ones below those that are there."""
+    yield
+    for bar in list(tqdm._instances):
+        bar.close()
 
 
 @pytest.fixture

@@ -115,7 +115,6 @@ class Engine:
             monitor_interval=0.001,  # _Workers.wait does the waiting
             local_addr="127.0.0.1",
         )
-        self.stop.defer()
         with _quiet_torch():
             try:
                 result = _Agent(spec, self).run()

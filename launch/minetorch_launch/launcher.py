@@ -77,8 +77,10 @@ def launch(target: Target, options: LaunchOptions | None = None, *, own_process:
         if not isinstance(target, Function):
             stack.enter_context(forkserver.without_main())
         channel = stack.enter_context(Channel(console, guard))
+        stop.defer()  # an exception in the middle of torch's import can abort the process (SIGABRT)
         from minetorch_launch.engine import Engine  # torch: only now, while the fork server imports it, too
 
+        stop.check()
         engine = Engine(
             plan,
             _task(plan, channel, mask, env, own_process=own_process),

@@ -18,8 +18,8 @@ __all__ = ["Stop"]
 class Stop:
     """Counts the stop signals while it is entered. Use as a context manager.
 
-    Until :meth:`defer` a signal raises at once: there are no workers yet, and an import may take seconds.
-    From then on the engine looks at :attr:`signum` where it can stop the workers in good order.
+    Until :meth:`defer` a signal raises at once: there are no workers yet. From then on whoever is at work looks
+    at :attr:`signum` where it can stop in good order.
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,15 @@ class Stop:
     def defer(self) -> None:
         """From now on only note signals."""
         self._deferred = True
+
+    def check(self) -> None:
+        """Act on a signal that was noted.
+
+        Raises:
+            StoppedError: if there was one.
+        """
+        if self.signum is not None:
+            raise StoppedError(self.signum)
 
     def _take(self, signum: int, frame: FrameType | None) -> None:
         self.times += 1

@@ -136,7 +136,7 @@ class TensorboardDrawer(Drawer):
     def _upload(self) -> None:
         """Copy the file of a remote run to its store.
 
-        All of it each time, which adds up over a long run: the S3 work writes segments instead.
+        All of it each time: object stores cannot append. It adds up over a long run.
         """
         assert self._store is not None
         assert self._directory is not None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, decode
-from minetorch.checkpoint.names import LATEST
+from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
 from minetorch.randomness import generator_states, restore_generators, seed_generators
@@ -78,7 +78,7 @@ class Persistence:
                 metrics=self._trainer.metrics,
                 names=names,
             )
-            where = f"epoch_{progress.epoch}"
+            where = epoch_alias(progress.epoch)
             if not progress.epoch_complete:
                 where = f"epoch {progress.epoch}, iteration {progress.iteration}"
             also = sorted(

@@ -36,6 +36,11 @@ def split_evenly(length: int, parts: int, part: int) -> range:
     return range(start, start + size + (part < rest))
 
 
+def count_chunks(units: int, chunk: int, *, drop_last: bool) -> int:
+    """How many iterations `units` units are, `chunk` at a time; the last may be partial unless it is dropped."""
+    return units // chunk if drop_last else -(-units // chunk)
+
+
 @dataclass(frozen=True)
 class Share(Generic[Unit]):
     """What one rank sees of one iteration."""
@@ -78,8 +83,7 @@ class EpochPlan(Generic[Unit]):
 
     def __len__(self) -> int:
         """Iterations, the same number on every rank."""
-        rest = max(0, len(self.units) - self.start)
-        return rest // self.chunk if self.drop_last else -(-rest // self.chunk)
+        return count_chunks(max(0, len(self.units) - self.start), self.chunk, drop_last=self.drop_last)
 
     def __getitem__(self, iteration: int) -> Share[Unit]:
         """The share of the iteration-th iteration from `start`."""

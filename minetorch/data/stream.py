@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from minetorch.data.order import Share, share_of
+from minetorch.data.order import Share, count_chunks, share_of
 
 
 class SharedBatch(NamedTuple):
@@ -54,8 +54,7 @@ class SharedStream(IterableDataset[Share[Any]]):
             length = len(self.dataset)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError):
             return None
-        rest = max(0, length - start)
-        return rest // self.chunk if self.drop_last else -(-rest // self.chunk)
+        return count_chunks(max(0, length - start), self.chunk, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[Share[Any]]:
         samples = iter(self.dataset)

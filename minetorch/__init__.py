@@ -10,6 +10,7 @@ from minetorch.errors import (
     ConfigurationError,
     MinetorchError,
     RemoteError,
+    StoppedEarly,
     StorageError,
 )
 from minetorch.hooks import HOOK_POINTS, main_only
@@ -30,6 +31,7 @@ __all__ = [
     "MinetorchError",
     "RemoteError",
     "Stateful",
+    "StoppedEarly",
     "StorageError",
     "Trainer",
     "World",

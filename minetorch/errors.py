@@ -10,12 +10,15 @@ MinetorchError
     ├── CheckpointNotFoundError          the checkpoint that was asked for does not exist
     ├── CheckpointCorruptError           its bytes are not those that were written
     └── CheckpointMismatchError          it is whole, but belongs to another model, optimizer or format
+SystemExit
+└── StoppedEarly                         no error: the run has saved and makes way, as a signal asked it to
 ```
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -53,6 +56,16 @@ class CheckpointCorruptError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """A whole checkpoint that does not fit: another format, model or optimizer."""
+
+
+class StoppedEarly(SystemExit):
+    """The run has saved all its work and stopped, since a signal asked this process to end.
+
+    A script that does not catch it ends with exit code 75 (`EX_TEMPFAIL`): the same command goes on from here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(os.EX_TEMPFAIL)
 
 
 def unknown_name(kind: str, given: object, known: Iterable[str]) -> str:

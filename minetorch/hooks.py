@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minetorch.errors import ConfigurationError, unknown_name
+from minetorch.heartbeat import Heartbeat, Phase
 
 if TYPE_CHECKING:
     from minetorch.state import TrainerState
@@ -47,8 +48,9 @@ def is_main_only(function: Callable[..., Any]) -> bool:
 class Hooks:
     """All functions to call, by hook point, in the order in which they were added."""
 
-    def __init__(self, trainer: TrainerState) -> None:
+    def __init__(self, trainer: TrainerState, heartbeat: Heartbeat | None = None) -> None:
         self._trainer = trainer
+        self._heartbeat = heartbeat or Heartbeat()
         self._calls: dict[str, list[Callable[[Mapping[str, Any]], None]]] = {point: [] for point in HOOK_POINTS}
 
     def add(self, point: str, function: Callable[..., Any], owner: str | None = None) -> None:
@@ -105,8 +107,13 @@ class Hooks:
 
     def call(self, point: str, **payload: Any) -> None:
         """Call every function of `point`, in order. An error in one is the run's error."""
-        for call in self._calls[point]:
+        calls = self._calls[point]
+        if not calls:
+            return
+        before = self._heartbeat.enter(Phase.IN_HOOK)
+        for call in calls:
             call(payload)
+        self._heartbeat.enter(before)
 
     def any_at(self, point: str) -> bool:
         """Whether anything is to be called at `point`."""

@@ -32,8 +32,15 @@ class Requests:
     all the others have come to it, which they never do, waiting for that rank elsewhere.
     """
 
-    def __init__(self, world: World, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        world: World,
+        must_stop: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Ask for nothing yet, but to save and stop whenever `must_stop` says so."""
         self._world = world
+        self._must_stop = must_stop
         self._clock = clock
         self._asked: set[Request] = set()
         self._interval = 1
@@ -56,6 +63,8 @@ class Requests:
         return self._take() if self._world.size == 1 else self._exchange()
 
     def _take(self) -> frozenset[Request]:
+        if self._must_stop():
+            self.ask("save_and_stop")
         if not self._asked:
             return NOTHING
         taken = frozenset(self._asked)

@@ -20,9 +20,11 @@ from minetorch.checkpoint import Checkpointer, Store
 from minetorch.data import Batch, Epoch, mark_last, share_out
 from minetorch.data.order import derive_seed
 from minetorch.drawers import Drawer, make_drawers
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, StoppedEarly
+from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.hooks import Hooks
 from minetorch.log import LOGGING_FORMAT, RunLog
+from minetorch.notices import NOTICES, describe
 from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
@@ -30,7 +32,7 @@ from minetorch.plugins.progress_bar import ProgressBar, make_progress_bar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
-from minetorch.randomness import seed_generators
+from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.requests import NOTHING, Request, Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
@@ -148,7 +150,10 @@ class Trainer(TrainerState):
             ConfigurationError: an argument is wrong; nothing was written.
             CheckpointError: `resume` names no checkpoint, or one that cannot be used.
             StorageError: the storage cannot be used.
+            StoppedEarly: a signal asked the process to end, as in `train`.
         """
+        self._heartbeat = Heartbeat.from_environ(os.environ)
+        self._heartbeat.begin()
         self.settings = Settings(
             code=code,
             resume=resume,
@@ -178,7 +183,7 @@ class Trainer(TrainerState):
         self.metrics = {}
         self.lowest_train_loss = self.lowest_val_loss = float("inf")
         self.world = World.from_environ(os.environ)
-        self._requests = Requests(self.world)
+        self._requests = Requests(self.world, must_stop=lambda: NOTICES.signum != 0)
         self._loss_sum = self._zero()
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
@@ -198,17 +203,23 @@ class Trainer(TrainerState):
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
-            self.backend = Backend(self.world, model, optimizer, amp)
-            seed_generators(derive_seed(seed, "rank", self.rank))
-            self._persistence = Persistence(self, self._checkpointer(), *states)
-            self._persistence.restore(resume)
-            self._hooks.call("after_init")
+            # Not before: a signal that comes while ranks wait for one another must end those that wait. Nor after:
+            # between here and train() there is nothing to save, and it does what it does to any script.
+            with NOTICES.noted():
+                self.backend = Backend(self.world, model, optimizer, amp)
+                seed_generators(derive_seed(seed, "rank", self.rank))
+                self._persistence = Persistence(self, self._checkpointer(), *states)
+                self._persistence.restore(resume)
+                self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
+                self._hooks.call("after_init")
+                if self._is_noticed():
+                    raise StoppedEarly
         except BaseException:
             self.close()
             raise
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
-        settings, gathered = self.settings, Hooks(self)
+        settings, gathered = self.settings, Hooks(self, self._heartbeat)
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
@@ -251,18 +262,50 @@ class Trainer(TrainerState):
         )
 
     def train(self) -> None:
-        """Train until `max_epochs`, or until stopped. Every rank calls it."""
-        try:
-            if self._at_end():
-                self.logger.info("All %d epochs are done. Raise max_epochs to go on.", self.current_epoch)
-            while not self._at_end():
-                self.progress.start_epoch()
-                self._hooks.call("before_epoch_start", epoch=self.current_epoch)
-                if not self._run_epoch():
-                    break
-            self._hooks.call("before_quit")
-        finally:
-            self.close()
+        """Train until `max_epochs`, or until stopped. Every rank calls it.
+
+        A SIGTERM or SIGUSR2 to any rank's process is taken for a notice, unless the script handles it itself: all
+        ranks save at the same step and stop.
+
+        Raises:
+            StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
+        """
+        with NOTICES.noted():
+            try:
+                self._train_epochs()
+                noticed = not self._at_end() and self._is_noticed()
+                self._hooks.call("before_quit")
+            finally:
+                self.close()
+                self._heartbeat.enter(Phase.DONE)
+        if noticed:
+            raise StoppedEarly
+
+    def _train_epochs(self) -> None:
+        if self._at_end():
+            self.logger.info("All %d epochs are done. Raise max_epochs to go on.", self.current_epoch)
+        while not self._at_end():
+            self.progress.start_epoch()
+            self._heartbeat.epoch(self.current_epoch)
+            self._hooks.call("before_epoch_start", epoch=self.current_epoch)
+            if not self._run_epoch():
+                break
+
+    def _is_noticed(self) -> bool:
+        """Whether a signal has asked any rank to make way: then the log says so, and it counts as obeyed.
+
+        Every rank calls it.
+        """
+        signals = self.world.gather(NOTICES.signum)
+        if not any(signals):
+            return False
+        self.logger.info(
+            "%s: stopped early, with all work saved up to step %d. Run the same command again to go on.",
+            describe(signals),
+            self.progress.step,
+        )
+        NOTICES.answered()
+        return True
 
     def _at_end(self) -> bool:
         last = self.settings.max_epochs
@@ -273,8 +316,11 @@ class Trainer(TrainerState):
         asked = self._train_epoch()
         if "save_and_stop" in asked:
             return self._stop_in_epoch()
-        train_loss = self._train_loss()
-        val_loss = self._validate() if self._is_validation_due() else None
+        train_loss, val_loss = self._train_loss(), None
+        if self._is_validation_due():
+            val_loss, cut_short = self._validate()
+            if cut_short:
+                return self._stop_in_epoch()
         self._end_epoch(train_loss, val_loss)
         asked |= self._requests.now()
         stop = bool(asked & {"save_and_stop", "stop_after_epoch"})
@@ -284,18 +330,23 @@ class Trainer(TrainerState):
         return not stop
 
     def _stop_in_epoch(self) -> bool:
-        self.persist()
         self.logger.info(
             "Stopped in epoch %d after iteration %d, as asked.", self.current_epoch, self.progress.iteration
         )
         return False
 
     def _train_epoch(self) -> frozenset[Request]:
-        """Train on this rank's share of the epoch's data. Returns what any rank asked for on the way."""
+        """Train on this rank's share of the epoch's data. Returns what any rank asked for on the way.
+
+        It saves before it stops, while the loader's workers are still there: to end them may take seconds, which
+        who asked to stop may not grant.
+        """
         progress, step_every = self.progress, self.settings.accumulated_iter
         self.model.train()
         self._loss_sum = self._zero()
-        left, batches = self._limited(self.train_dataloader.epoch(progress.epoch, progress.position))
+        left, batches = self._limited(
+            self.train_dataloader.epoch(progress.epoch, progress.position), done=progress.iteration
+        )
         self.train_iterations = None if left is None else progress.iteration + left
         asked: frozenset[Request] = NOTHING
         pending = 0
@@ -308,7 +359,10 @@ class Trainer(TrainerState):
                 asked |= self._after_step()
                 if "save_and_stop" in asked:
                     return asked
-        return asked | self._requests.now()
+        asked |= self._requests.now()
+        if "save_and_stop" in asked:
+            self.persist()
+        return asked
 
     def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
         """One forward and backward and, at the end of an accumulation, the optimizer's step."""
@@ -329,6 +383,7 @@ class Trainer(TrainerState):
             # The epoch's last accumulation may be shorter than the others.
             backend.step(self.settings.clip_grad_norm, scale=self.settings.accumulated_iter / pending)
             self.progress.step += 1
+        self._heartbeat.iteration(self.progress.step)
         if self._hooks.any_at("after_train_iteration_end"):
             self._hooks.call("after_train_iteration_end", index=index, data=data, loss=loss)
 
@@ -336,30 +391,41 @@ class Trainer(TrainerState):
         """Exchange requests between ranks, and save if it is time. Returns what is asked of the loop."""
         asked = self._requests.at_step()
         every = self.settings.persist_steps
-        if "save_and_stop" not in asked and ("save" in asked or (every and self.progress.step % every == 0)):
+        if asked & {"save", "save_and_stop"} or (every and self.progress.step % every == 0):
             self.persist()
         return asked - {"save"}
 
     @torch.no_grad()
-    def _validate(self) -> float | None:
-        """The world's mean validation loss; None where there is not one sample."""
+    def _validate(self) -> tuple[float | None, bool]:
+        """The world's mean validation loss (None where there is not one sample), and whether a notice cut it short.
+
+        A notice to one rank shortens that rank's part; only at the end, where they meet, do the others know. What
+        is saved then is the state before the validation, which the run does anew when it goes on.
+        """
         assert self.val_dataloader is not None
+        self._heartbeat.enter(Phase.VALIDATING)
         self.backend.align_buffers()
         self.model.eval()
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
-        loss_sum, samples = self._zero(), 0
+        loss_sum, samples, cut_short, generators = self._zero(), 0, False, generator_states()
         for index, batch in enumerate(batches):
+            if NOTICES.signum:
+                cut_short = True
+                break
             if self._hooks.any_at("before_val_iteration_start"):
                 self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
             loss = self._loss(batch.data, training=False).detach()
             loss_sum.add_(loss, alpha=batch.counted)
             samples += batch.counted
+            self._heartbeat.beat()
             if self._hooks.any_at("after_val_iteration_end"):
                 self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
-        world_sum, world_samples = self.reduce(
-            torch.stack([loss_sum, torch.full_like(loss_sum, samples)]), "sum"
-        ).tolist()
-        return world_sum / world_samples if world_samples else None
+        sums = torch.stack([loss_sum, *(torch.full_like(loss_sum, count) for count in (samples, cut_short))])
+        world_sum, world_samples, world_cut = self.reduce(sums, "sum").tolist()
+        if world_cut:
+            restore_generators(generators)
+            self.persist()
+        return world_sum / world_samples if world_samples else None, world_cut > 0
 
     def _loss(self, data: Any, *, training: bool) -> torch.Tensor:
         try:
@@ -405,7 +471,10 @@ class Trainer(TrainerState):
         """
         self._hooks.call("before_checkpoint_persisted", names=names)
         self._sum_up()
+        before = self._heartbeat.enter(Phase.SAVING)
         path = self._persistence.save(names)
+        self._heartbeat.saved(self.progress.step)
+        self._heartbeat.enter(before)
         self._log.flush()
         self._hooks.call("after_checkpoint_persisted", names=names, path=path)
         return path
@@ -431,12 +500,13 @@ class Trainer(TrainerState):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         return torch.zeros((), dtype=dtype, device=self.device)
 
-    def _limited(self, epoch: Epoch) -> Epoch:
-        """The epoch, or its beginning under `trival`."""
+    def _limited(self, epoch: Epoch, done: int = 0) -> Epoch:
+        """The epoch, or its beginning under `trival`, of which `done` iterations were done before."""
         if not self.settings.trival:
             return epoch
-        left = None if epoch.iterations is None else min(epoch.iterations, TRIVIAL_ITERATIONS)
-        return Epoch(left, islice(epoch.batches, TRIVIAL_ITERATIONS))
+        allowed = max(0, TRIVIAL_ITERATIONS - done)
+        left = None if epoch.iterations is None else min(epoch.iterations, allowed)
+        return Epoch(left, islice(epoch.batches, allowed))
 
     def close(self) -> None:
         """Draw the last state and let go of the log's file. `train` does it when it ends, however it ends."""

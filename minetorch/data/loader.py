@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from minetorch.data.order import EpochPlan, derive_seed
 from minetorch.data.sampler import PlanSampler, global_order
 from minetorch.data.stream import CollateShare, SharedStream
+from minetorch.data.workers import OutlastSignals, start_workers
 from minetorch.errors import ConfigurationError
 from minetorch.world import World
 
@@ -132,12 +133,12 @@ class RankLoader:
     def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
         plan = shares.plan
         at, end = plan.start, len(plan.units)
-        for share, data in zip(shares.shares(), self._loader, strict=True):
+        for share, data in zip(shares.shares(), start_workers(self._loader), strict=True):
             yield Batch(data, share.counted, share.total, min(plan.chunk, end - at))
             at += plan.chunk
 
     def _from_stream(self) -> Iterator[Batch]:
-        for shared in self._loader:
+        for shared in start_workers(self._loader):
             yield Batch(shared.data, shared.counted, shared.total, shared.total)
 
 
@@ -218,10 +219,11 @@ def _stream_loader(source: DataLoader[Any], chunk: int, world: World) -> tuple[S
 
 def _settings(source: DataLoader[Any]) -> dict[str, Any]:
     """The source's settings that have nothing to do with order."""
-    names = ["num_workers", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"]
+    names = ["num_workers", "pin_memory", "timeout", "multiprocessing_context"]
     if source.num_workers:
         names += ["prefetch_factor", "persistent_workers"]
-    return {name: getattr(source, name) for name in names} | {"generator": torch.Generator()}
+    own = {"generator": torch.Generator(), "worker_init_fn": OutlastSignals(source.worker_init_fn)}
+    return {name: getattr(source, name) for name in names} | own
 
 
 def _batch_size(source: DataLoader[Any]) -> int | None:

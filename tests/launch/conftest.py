@@ -1,6 +1,8 @@
 """Runs the real launcher, and makes sure that it leaves no process behind."""
 
+import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,7 +39,9 @@ class Launches:
         **popen: object,
     ) -> subprocess.Popen[str]:
         name, value = self._token.split("=")
-        plain = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        plain = {
+            key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS" and not key.startswith("SLURM_")
+        }
         process = subprocess.Popen(
             [*command, *map(str, args)],
             **{
@@ -71,6 +75,18 @@ class Launches:
                     found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         return found
 
+    @staticmethod
+    def by_rank(output: str) -> dict[int, list[str]]:
+        """Each rank's lines, without what stands before them: lines that ranks share belong to each of them."""
+        found: dict[int, list[str]] = {}
+        for line in output.splitlines():
+            shown = re.match(r"\[(?:[^]:]+:)?([\d,-]+)\] (.*)", line)
+            for span in shown[1].split(",") if shown else ():
+                first, _, last = span.partition("-")
+                for rank in range(int(first), int(last or first) + 1):
+                    found.setdefault(rank, []).append(shown[2])
+        return found
+
     def gone_within(self, seconds: float) -> bool:
         end = time.monotonic() + seconds
         while self.processes() and time.monotonic() < end:
@@ -99,3 +115,18 @@ def launches(tmp_path):
     yield launches
     launches.gone_within(5)
     launches.close()
+
+
+@pytest.fixture(scope="session")
+def slurm(tools):
+    """A SLURM cluster of two nodes."""
+    spec = importlib.util.spec_from_file_location("slurm_cluster", Path(__file__).with_name("slurm_cluster.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if (reason := module.missing()) is not None:
+        pytest.skip(reason)
+    cluster = module.Cluster.start(tools)
+    try:
+        yield cluster
+    finally:
+        cluster.close()

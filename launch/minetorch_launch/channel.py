@@ -22,11 +22,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from minetorch_launch.memory import SharedMemory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from minetorch_launch.console import Console
     from minetorch_launch.guard import Guard
+    from minetorch_launch.watch import Heartbeat
 
 __all__ = ["Channel", "Heard"]
 
@@ -41,7 +44,20 @@ class Heard:
     """What the launcher has heard of one worker in one attempt."""
 
     pid: int
-    crash_fd: int
+    memory: SharedMemory
+    main_thread: int
+    """Its main thread's ident, as Python's fault handler writes it."""
+
+    stacks_fd: int
+    """The worker's own number of the descriptor that its stacks are written to."""
+
+    connection: socket.socket
+    asked: int = 0
+    """How often it was asked for its stacks,"""
+
+    answered: int = 0
+    """and the last time that it wrote them."""
+
     failure: dict[str, Any] | None = None
     """Its own words on why it fails: ``time``, ``code``, ``summary``, ``traceback``."""
 
@@ -53,9 +69,17 @@ class Heard:
 
     def crash(self) -> str:
         """The stack that Python's fault handler wrote on a fatal signal."""
-        with suppress(OSError):
-            return os.pread(self.crash_fd, 1 << 20, 0).decode(errors="replace")
-        return ""
+        return self.memory.read_crash()
+
+    def heartbeat(self) -> Heartbeat | None:
+        """What its Trainer has last told; None if its memory holds nothing of the kind."""
+        return self.memory.read_heartbeat(self.pid)
+
+    def ask_for_stacks(self) -> None:
+        """Have it write its stacks, which it does as soon as no thread of it runs Python code."""
+        self.asked += 1
+        with suppress(OSError):  # it hears no more: then the lack of an answer tells
+            self.connection.send(b"%d\n" % self.asked)
 
 
 @dataclass
@@ -121,7 +145,7 @@ class Channel:
 
     def _forget(self) -> None:
         for heard in self._attempt.heard.values():
-            os.close(heard.crash_fd)
+            heard.memory.close()
         self._attempt.heard.clear()
 
     def end_attempt(self) -> None:
@@ -149,7 +173,8 @@ class Channel:
         deadline = 0.0
         while True:
             settling = self._settle.is_set()
-            ready = self._selector.select(0 if settling else None)
+            wait = self._console.tick()
+            ready = self._selector.select(0 if settling else wait)
             for key, _ in ready:
                 handler: Handler = key.data
                 handler()
@@ -157,6 +182,7 @@ class Channel:
                 deadline = deadline or time.monotonic() + _SETTLE_SECONDS
                 if not ready or time.monotonic() > deadline:
                     deadline = 0.0
+                    self._console.flush()
                     self._settle.clear()
                     self._settled.set()
                     if self._stopping:
@@ -172,19 +198,25 @@ class Channel:
         """A connection's first message: who it is, and its streams."""
         fds: list[int] = []
         try:
-            data, fds, _, _ = socket.recv_fds(connection, _CHUNK, 3)
+            data, fds, _, _ = socket.recv_fds(connection, _CHUNK, 2 + SharedMemory.COUNT, socket.MSG_CMSG_CLOEXEC)
             hello = json.loads(data.partition(b"\n")[0])
             if not hmac.compare_digest(hello["token"], self.token):
                 raise PermissionError
-            out, err, crash = fds
+            out, err, *shared = fds
+            heard = Heard(
+                _peer_pid(connection),
+                SharedMemory(*shared),
+                int(hello["main_thread"]),
+                int(hello["stacks_fd"]),
+                connection,
+            )
             rank, attempt = int(hello["rank"]), int(hello["attempt"])
         except (OSError, ValueError, KeyError, TypeError):
             for fd in fds:
                 os.close(fd)
             self.hang_up(connection)
             return
-        pid = _peer_pid(connection)
-        self._admit(rank, attempt, Heard(pid, crash))
+        self._admit(rank, attempt, heard)
         self._watch_stream(out, rank, "out")
         self._watch_stream(err, rank, "err")
         messages = _Messages(self, connection, rank, attempt)
@@ -201,7 +233,7 @@ class Channel:
             # It was being made when its attempt ended: nobody else will ever stop it.
             with suppress(OSError):
                 os.killpg(heard.pid, signal.SIGKILL)
-            os.close(heard.crash_fd)
+            heard.memory.close()
         self._watch_death(heard)
 
     def _watch_stream(self, fd: int, rank: int, stream: str) -> None:
@@ -252,6 +284,8 @@ class Channel:
                 os.write(self._wakeup_write, b".")
             elif message["event"] == "result":
                 heard.result = base64.b64decode(message["pickle"])
+            elif message["event"] == "stacks":
+                heard.answered = int(message["number"])
 
     def hang_up(self, connection: socket.socket) -> None:
         """Listen to a worker's socket no more."""

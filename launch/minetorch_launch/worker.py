@@ -8,6 +8,7 @@ a worker imports nothing that its script does not ask for.
 
 from __future__ import annotations
 
+import _thread
 import base64
 import builtins
 import ctypes
@@ -35,11 +36,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from minetorch_launch.ending import end_process
+from minetorch_launch.memory import SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Task", "run"]
+__all__ = ["ROLL_CALL_SIGNAL", "Task", "run"]
+
+ROLL_CALL_SIGNAL = signal.SIGRTMIN + 16
+"""On this signal a worker writes its stacks into the memory that it shares with the launcher.
+
+Amid the real-time signals: libraries and profilers that need one count from either end of them. The ordinary
+ones are taken: SIGUSR1 by batch systems and scripts, SIGUSR2 by torch's profiler, SIGPROF and SIGALRM by samplers.
+"""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -59,6 +68,9 @@ class Task:
 
     forked: bool
     """Whether this process comes from a fork server, not from an interpreter of its own."""
+
+    attempt: int = 0
+    """Which start of all workers this one belongs to. Torch's own count leaves out those for another node."""
 
     env: Mapping[str, str | None] = field(default_factory=dict)
     """Variables to set, or with None to unset."""
@@ -83,11 +95,17 @@ def run(task: Task) -> NoReturn:
     """Do ``task`` in this process and end it. The entry point that torch elastic calls."""
     os.setsid()  # Ctrl-C reaches the launcher only, which passes it on once; and what we start can be killed with us
     _die_with_parent()
-    link = _Link(task)
+    memory = SharedMemory.make(os.getpid())
+    # Python makes system calls restart after this handler, and a script's children inherit it, or the default
+    # action with exec; they are never sent the signal.
+    faulthandler.register(ROLL_CALL_SIGNAL, file=memory.stacks, all_threads=True, chain=False)
+    link = _Link(task, memory)
     _take_streams(link)
+    faulthandler.enable(memory.crash, all_threads=True)
     _become_main_process()
     _keep_interrupts()
     _set_environment(task)
+    os.environ["MINETORCH_HEARTBEAT_FD"] = str(memory.heartbeat)
     gc.freeze()  # what came with the fork is nothing for the collector, which would copy it by looking
     end_process(_run_target(task, link), forked=task.forked)
 
@@ -95,29 +113,44 @@ def run(task: Task) -> NoReturn:
 class _Link:
     """The socket to the launcher: passes our output streams and says how we ended."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, memory: SharedMemory) -> None:
         self._pid = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect("\0" + task.address)
         out_read, self.out = os.pipe()
         err_read, self.err = os.pipe()
-        # The launcher reads a crash's stack from here after our death; no file, so nothing to clean up.
-        self.crash = os.memfd_create("minetorch-crash")
         hello = {
             "token": task.token,
             "pid": self._pid,
             "rank": int(os.environ["RANK"]),
-            "attempt": int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
+            "attempt": task.attempt,
+            "main_thread": threading.get_ident(),
+            "stacks_fd": memory.stacks,
         }
-        socket.send_fds(self._socket, [_line(hello)], [out_read, err_read, self.crash])
+        socket.send_fds(self._socket, [_line(hello)], [out_read, err_read, *memory.fds])
         os.close(out_read)
         os.close(err_read)
+        self._sending = threading.Lock()
+        # Not one of threading's, which the script would find among its own.
+        _thread.start_new_thread(self._answer_roll_calls, (memory,))
 
     def tell(self, message: Mapping[str, object]) -> None:
         """Send the launcher one message."""
         if self.is_ours:
-            with suppress(OSError):
+            with suppress(OSError), self._sending:
                 self._socket.sendall(_line(message))
+
+    def _answer_roll_calls(self, memory: SharedMemory) -> None:
+        """Write all threads' stacks whenever the launcher asks.
+
+        While this thread does it no other runs Python code: the signal's handler, which cannot wait for that, may
+        look at a stack that is being changed, and crash. It is for when this thread cannot run at all.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are the script's main thread's
+        with suppress(OSError):
+            while asked := self._socket.recv(4096):
+                faulthandler.dump_traceback(memory.stacks, all_threads=True)
+                self.tell({"event": "stacks", "number": int(asked.split()[-1])})
 
     @property
     def is_ours(self) -> bool:
@@ -144,7 +177,6 @@ def _take_streams(link: _Link) -> None:
         # Into a pipe Python would keep lines back until 8 KiB are full: the console would lag by minutes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
-    faulthandler.enable(link.crash, all_threads=True)
 
 
 def _become_main_process() -> None:
@@ -248,7 +280,7 @@ def _tell_exit(error: SystemExit, link: _Link) -> int:
     else:
         number, call = 1, f"called sys.exit({str(code)!r})"
         sys.stderr.write(f"{code}\n")
-    link.tell({"event": "failed", "time": time.time(), "code": number, "summary": call, "traceback": ""})
+    link.tell({"event": "failed", "time": time.time(), "code": number, "summary": call, "traceback": "", **_known()})
     return number
 
 
@@ -261,6 +293,7 @@ def _tell_exception(error: BaseException, link: _Link) -> int:
         "code": -signal.SIGINT if interrupted else 1,
         "summary": _in_a_line(error),
         "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        **_known(),
     }
     link.tell(message)
     if _has_own_hook() or not link.is_ours:
@@ -268,6 +301,11 @@ def _tell_exception(error: BaseException, link: _Link) -> int:
         # launcher will not hear. Else nothing is printed here: the launcher shows the traceback, once.
         sys.excepthook(type(error), error, error.__traceback__)
     return -signal.SIGINT if interrupted else 1
+
+
+def _known() -> dict[str, object]:
+    """What the launcher shall know of the script to judge a failure."""
+    return {"uses_trainer": "minetorch" in sys.modules}
 
 
 def _in_a_line(error: BaseException) -> str:

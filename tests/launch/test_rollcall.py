@@ -1,0 +1,259 @@
+import json
+
+import pytest
+
+from minetorch_launch.rollcall import Answer, Places, RollCall, read_stacks
+from minetorch_launch.waits import Waiting
+
+PY, TORCH = "/usr/lib/python3.11", "/venv/lib/python3.11/site-packages/torch"
+PLACES = Places(libraries=(PY, "/opt/minetorch_launch"), trainer="/src/minetorch", here="/home/a b")
+MAIN = 0x7F01
+SOURCE = {
+    ("/home/a b/train.py", 88): "    dist.all_reduce(loss)\n",
+    ("/home/a b/data.py", 41): "batch = next(it)",
+    ("/home/a b/train.py", 5): "total = loss.item()",
+}
+
+BOTTOM = [
+    ("/home/a b/train.py", 120, "<module>"),
+    ("/opt/minetorch_launch/worker.py", 9, "_run_script"),
+    (f"{PY}/multiprocessing/process.py", 108, "run"),
+    ("<string>", 1, "<module>"),
+]
+ALL_REDUCE = [
+    (f"{TORCH}/distributed/distributed_c10d.py", 3000, "all_reduce"),
+    (f"{TORCH}/distributed/c10d_logger.py", 83, "wrapper"),
+    ("/home/a b/train.py", 88, "train_step"),
+]
+NEXT = [
+    (f"{PY}/selectors.py", 415, "select"),
+    (f"{PY}/multiprocessing/queues.py", 113, "get"),
+    (f"{TORCH}/utils/data/dataloader.py", 1291, "_try_get_data"),
+    (f"{TORCH}/utils/data/dataloader.py", 725, "__next__"),
+    ("/home/a b/data.py", 41, "batches"),
+]
+QUEUE_THREAD = [(f"{PY}/threading.py", 327, "wait"), (f"{PY}/multiprocessing/queues.py", 231, "_feed")]
+
+
+def dump(*threads, head="Thread"):
+    blocks = []
+    for ident, frames in threads:
+        lines = [f"{head} 0x{ident:016x} (most recent call first):"]
+        lines += [f'  File "{file}", line {line} in {function}' for file, line, function in frames]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def read(text):
+    return read_stacks(text, MAIN, PLACES, lambda file, line: SOURCE.get((file, line), ""))
+
+
+def answer(rank, frames=None, *, host="vm", silence="", bottom=BOTTOM):
+    threads = () if frames is None else read(dump((MAIN, [*frames, *bottom])))
+    return Answer(rank, host, 100 + rank, threads, silence)
+
+
+def rows(call):
+    return [line.strip() for line in call.text().splitlines() if line.startswith("  rank")]
+
+
+def test_who_waits_and_for_whom():
+    call = RollCall([answer(1, NEXT), *(answer(rank, ALL_REDUCE) for rank in (3, 0, 2))])
+    assert call.text("no step for 312 s").splitlines()[:3] == [
+        "minetorch-launch: no step for 312 s; roll call of 4 ranks:",
+        "  ranks 0, 2, 3  in all_reduce (torch.distributed)  at train.py:88 in train_step: dist.all_reduce(loss)",
+        "  rank 1         in __next__ (torch DataLoader)     at data.py:41 in batches: batch = next(it)",
+    ]
+    assert call.odd_ranks == (1,)
+    assert call.blame() == (
+        "rank 1 hung in __next__ (torch DataLoader) at data.py:41 in batches, "
+        "while ranks 0, 2, 3 waited in all_reduce (torch.distributed) at train.py:88 in train_step"
+    )
+
+
+def test_the_stacks_end_where_the_script_begins_and_the_odd_one_comes_first():
+    text = RollCall([answer(0, ALL_REDUCE), answer(1, NEXT)]).text()
+    assert "worker.py" not in text
+    assert "<string>" not in text
+    assert text.index("rank 1 (process 101), main thread") < text.index("rank 0 (process 100), main thread")
+    assert '  File "train.py", line 88 in train_step\n    dist.all_reduce(loss)\n' in text
+
+
+def test_the_main_thread_is_found_by_its_ident_wherever_it_stands():
+    for text in (
+        dump((5, QUEUE_THREAD), (MAIN, [*NEXT, *BOTTOM])),
+        dump((MAIN, [*NEXT, *BOTTOM]), (5, QUEUE_THREAD), head="Current thread"),
+        dump((5, QUEUE_THREAD), (MAIN, [*NEXT, *BOTTOM])).replace("f01 (", "f01 [MainThread] ("),
+    ):
+        main, other = read(text)
+        assert (main.is_main, main.frames[-1].function, other.is_main) == (True, "<module>", False)
+        assert other.frames[0].function == "wait"
+
+
+def test_of_two_dumps_the_last_counts():
+    (main,) = read(dump((MAIN, NEXT)) + dump((MAIN, ALL_REDUCE)))
+    assert main.frames[0].function == "all_reduce"
+
+
+def test_a_thread_of_the_launchers_alone_is_left_out():
+    assert len(read(dump((5, BOTTOM[1:]), (MAIN, ALL_REDUCE)))) == 1
+
+
+@pytest.mark.parametrize("text", ["", "Thread 0x", "nonsense\n  File x", "  ...\n\n", "Thread 0x0000000000000005 (mo"])
+def test_what_was_cut_off_or_is_no_dump_gives_no_thread(text):
+    assert read(text) == ()
+
+
+def test_a_dump_that_was_cut_off_gives_what_is_whole():
+    text = dump((MAIN, [*NEXT, *BOTTOM]))
+    (main,) = read(text[: text.index("dataloader.py")])
+    assert [frame.function for frame in main.frames] == ["select", "get"]
+
+
+def test_names_come_back_as_they_are_on_the_disk():
+    text = dump((MAIN, [("/home/a b/\\xe9t\\u00e9 \\U0001f642/train.py", "???", "f")]))
+    (main,) = read(text)
+    assert (main.frames[0].shown, main.frames[0].line) == ("été 🙂/train.py", None)
+
+
+@pytest.mark.parametrize(
+    ("frames", "name", "waiting"),
+    [
+        ([(f"{TORCH}/distributed/distributed_c10d.py", 1, "recv")], "recv (torch.distributed)", Waiting.TOGETHER),
+        (
+            [
+                (f"{TORCH}/distributed/rendezvous.py", 1, "_create_c10d_store"),
+                (f"{TORCH}/distributed/distributed_c10d.py", 1, "init_process_group"),
+            ],
+            "init_process_group (torch.distributed)",
+            Waiting.TOGETHER,
+        ),
+        (
+            [
+                (f"{TORCH}/distributed/utils.py", 1, "_sync_module_states"),
+                (f"{TORCH}/nn/parallel/distributed.py", 1, "__init__"),
+            ],
+            "start (torch DDP)",
+            Waiting.TOGETHER,
+        ),
+        ([(f"{TORCH}/nn/parallel/distributed.py", 1, "forward")], "forward (torch DDP)", Waiting.PERHAPS),
+        (
+            [(f"{TORCH}/autograd/graph.py", 1, "_engine_run_backward"), (f"{TORCH}/_tensor.py", 1, "backward")],
+            "backward (torch autograd)",
+            Waiting.PERHAPS,
+        ),
+        (
+            [(f"{TORCH}/optim/adamw.py", 1, "step"), (f"{TORCH}/optim/optimizer.py", 1, "wrapper")],
+            "step (torch optimizer)",
+            Waiting.PERHAPS,
+        ),
+        ([(f"{TORCH}/serialization.py", 1, "_save"), (f"{TORCH}/serialization.py", 1, "save")], "save (torch)", 1),
+        ([(f"{PY}/subprocess.py", 1, "wait"), (f"{PY}/subprocess.py", 1, "run")], "run (subprocess)", 1),
+        (
+            [(f"{PY}/socket.py", 1, "readinto"), (f"{PY}/urllib/request.py", 1, "urlopen")],
+            "urlopen (network I/O)",
+            1,
+        ),
+        ([(f"{PY}/threading.py", 1, "wait"), (f"{PY}/queue.py", 1, "get")], "get (queue)", 1),
+        ([("<frozen importlib._bootstrap>", 1, "_find_and_load")], "import (Python)", 1),
+        ([(f"{PY}/shutil.py", 1, "copyfile")], "copyfile (file I/O)", 1),
+        ([(f"{PY}/sqlite3/dbapi2.py", 1, "connect")], "connect (sqlite3.dbapi2)", 1),
+        (
+            [("/venv/lib/python3.11/site-packages/pandas/io/parsers.py", 1, "read_csv")],
+            "read_csv (pandas.io.parsers)",
+            1,
+        ),
+        (
+            [(f"{TORCH}/distributed/distributed_c10d.py", 1, "broadcast"), (f"{TORCH}/optim/zero.py", 1, "step")],
+            "broadcast (torch.distributed)",
+            Waiting.TOGETHER,
+        ),
+    ],
+)
+def test_known_waits_have_names(frames, name, waiting):
+    (place,) = RollCall([answer(0, [*frames, ("/home/a b/x.py", 3, "f")])]).places
+    assert (place.wait.name, place.wait.waiting) == (name, waiting)
+    assert place.where == "at x.py:3 in f"
+
+
+def test_calls_into_c_are_told_by_the_users_line():
+    (place,) = RollCall([answer(0, [("/home/a b/train.py", 5, "log")])]).places
+    assert place.wait.waiting == Waiting.PERHAPS
+    (row,) = rows(RollCall([answer(0, [("/home/a b/train.py", 5, "log")])]))
+    assert row == "rank 0  in the script's own code  at train.py:5 in log: total = loss.item()"
+
+
+def test_the_trainers_part_in_it_is_named():
+    frames = [
+        (f"{TORCH}/_tensor.py", 1, "backward"),
+        ("/src/minetorch/backend.py", 7, "backward"),
+        ("/src/minetorch/trainer.py", 300, "_train_iteration"),
+        ("/src/minetorch/trainer.py", 200, "train"),
+    ]
+    (place,) = RollCall([answer(0, frames)]).places
+    assert place.wait.name == "backward (torch autograd), Trainer: train iteration"
+    assert place.where == "at train.py:120"
+    (hook,) = RollCall([answer(0, [("/home/a b/hooks.py", 3, "on_end"), *frames[1:]])]).places
+    assert (hook.wait.name, hook.where) == ("the script's own code", "at hooks.py:3 in on_end")
+
+
+def test_a_users_own_folder_may_be_called_like_ours():
+    (main,) = read(dump((MAIN, [("/home/a b/minetorch/trainer.py", 1, "f"), (f"{PY}/runpy.py", 1, "g")])))
+    assert [frame.owner for frame in main.frames] == ["user", "library"]
+
+
+def test_silence_is_blamed_before_anything_else():
+    call = RollCall([answer(0, ALL_REDUCE), answer(1, silence="stopped (T)"), answer(2, NEXT)])
+    assert call.odd_ranks == (1,)
+    assert call.blame().startswith("rank 1 does not answer: stopped (T), while rank 0 waited in all_reduce")
+    assert "rank 1  does not answer: stopped (T)" in rows(call)
+
+
+def test_who_is_in_no_collective_is_blamed_before_the_fewest():
+    call = RollCall([answer(0, ALL_REDUCE), answer(1, NEXT), answer(2, NEXT)])
+    assert call.odd_ranks == (1, 2)
+
+
+def test_of_two_collectives_the_one_with_the_fewest_is_odd():
+    other = [(f"{TORCH}/distributed/distributed_c10d.py", 1, "broadcast"), ("/home/a b/train.py", 90, "g")]
+    assert RollCall([*(answer(rank, ALL_REDUCE) for rank in range(3)), answer(3, other)]).odd_ranks == (3,)
+
+
+def test_all_at_one_place():
+    call = RollCall(answer(rank, ALL_REDUCE) for rank in range(64))
+    assert call.blame() == "ranks 0-63 hung in all_reduce (torch.distributed) at train.py:88 in train_step"
+    assert call.text().count("main thread") == 1
+
+
+def test_answers_travel_as_json_and_hosts_are_named_where_there_are_several():
+    answers = [
+        answer(0, ALL_REDUCE),
+        answer(1, NEXT),
+        answer(2, ALL_REDUCE, host="n2"),
+        answer(3, silence="x", host="n2"),
+    ]
+    sent = [Answer.from_dict(json.loads(json.dumps(one.to_dict()))) for one in answers]
+    assert sent == answers
+    call = RollCall(sent)
+    assert rows(call)[0].startswith("ranks [vm:0], [n2:2]  in all_reduce")
+    assert call.blame().startswith("rank [n2:3] does not answer: x")
+
+
+def test_a_rank_outside_its_script_is_there_all_the_same():
+    (place,) = RollCall([answer(0, [], bottom=BOTTOM[1:])]).places
+    assert place.doing == "in the launcher's part, before or after the script"
+
+
+def test_threads_that_are_alike_are_shown_once_and_many_are_cut():
+    alike = [(ident, QUEUE_THREAD) for ident in range(5, 9)]
+    many = [(ident, [(f"/home/a b/t{ident}.py", 1, "f")]) for ident in range(20, 40)]
+    threads = read(dump(*alike, *many, (MAIN, [*NEXT, *BOTTOM])))
+    text = RollCall([Answer(0, "vm", 1, threads)]).text()
+    assert text.count("in _feed") == 1
+    assert "rank 0, 4 more threads:" in text
+    assert "13 more threads, left out here" in text
+
+
+def test_no_answer_at_all():
+    assert RollCall([]).odd_ranks == ()
+    assert RollCall([]).text() == "minetorch-launch: roll call of 0 ranks:"

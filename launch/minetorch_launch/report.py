@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from minetorch_launch.errors import EXIT_STOPPED_EARLY
+from minetorch_launch.oom import advise
 
 __all__ = ["FailureReport", "RankFailure", "WorkerEnd", "make_report", "signal_name", "tidy_crash"]
 
@@ -57,10 +61,24 @@ class WorkerEnd:
     def has_failed(self) -> bool:
         """Whether this end is a failure of its own, and not the launcher's doing."""
         if self.said_code is not None:
-            return self.told_at is None or self.ended_at <= self.told_at
-        if self.exit_code is None or self.exit_code == 0:
+            return self.said_code != EXIT_STOPPED_EARLY and (self.told_at is None or self.ended_at <= self.told_at)
+        if self.exit_code in (None, 0, EXIT_STOPPED_EARLY):
             return False
         return self.told_at is None or (self.exit_code < 0 and -self.exit_code not in self.told)
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether it merely lost the connection to another rank."""
+        return _is_consequence(self.summary)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {**asdict(self), "told": sorted(self.told)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> WorkerEnd:
+        """The reverse of :meth:`to_dict`."""
+        return cls(**{**data, "told": frozenset(data["told"])})
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,11 @@ class RankFailure:
     traceback: str
     log_file: str | None
 
+    @property
+    def is_consequence(self) -> bool:
+        """Whether it merely lost the connection to another rank."""
+        return _is_consequence(self.cause)
+
 
 @dataclass(frozen=True)
 class FailureReport:
@@ -103,6 +126,11 @@ class FailureReport:
 
     max_restarts: int
     command: str
+    advice: str | None = None
+    """What to do about it, in two lines, where that is known."""
+
+    because: str | None = None
+    """Why there was no restart after it, in a few words."""
 
     @property
     def exit_code(self) -> int:
@@ -123,38 +151,69 @@ class FailureReport:
             f"  exit code  {first.exit_code}" + (f" ({first.signal})" if first.signal else ""),
         ]
         if self.max_restarts:
-            lines.append(f"  restarts   {self.restarts} of {self.max_restarts} used")
+            were_left = f"; {self.because}" if self.because and self.restarts < self.max_restarts else ""
+            lines.append(f"  restarts   {self.restarts} of {self.max_restarts} used{were_left}")
         if first.log_file:
             lines.append(f"  log        {first.log_file}")
         if self.later:
             lines.append(f"  then       {_summed_up(self.later)}")
         if self.finished:
             lines.append(f"  before     {_ranks(self.finished)} had already ended with exit code 0")
+        if self.advice:
+            lines.append("  advice     " + self.advice.replace("\n", "\n" + " " * 13))
         if first.traceback:
             lines += ["", first.traceback.rstrip()]
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """The same for a program; what ``failure.json`` holds."""
-        data: dict[str, Any] = asdict(self)
-        return json.dumps({"exit_code": self.exit_code, **data}, indent=2)
+        return json.dumps({"exit_code": self.exit_code, **self.to_dict()}, indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FailureReport:
+        """The reverse of :meth:`to_dict`."""
+        return cls(
+            **{
+                **data,
+                "first": RankFailure(**data["first"]),
+                "later": tuple(RankFailure(**later) for later in data["later"]),
+                "finished": tuple(data["finished"]),
+            }
+        )
 
 
 def make_report(
-    ends: list[WorkerEnd], *, restarts: int = 0, max_restarts: int = 0, command: str = ""
+    ends: list[WorkerEnd],
+    *,
+    restarts: int = 0,
+    max_restarts: int = 0,
+    command: str = "",
+    oom_kills: Mapping[str, int] | None = None,
 ) -> FailureReport | None:
     """Find out who failed first.
 
     A rank that merely lost the connection to another comes after every other cause, whenever it said so: its
     word may arrive before the launcher learns of the death behind it. Otherwise the earliest comes first.
 
+    Args:
+        ends: of all workers.
+        restarts: how often all of them had been started anew.
+        max_restarts: how often they may be.
+        command: what they ran.
+        oom_kills: by host, how often the kernel's out-of-memory killer struck there in this attempt.
+
     Returns:
         None if no worker failed by itself.
     """
-    failed = sorted((end for end in ends if end.has_failed), key=lambda end: (_is_consequence(end), end.ended_at))
+    failed = sorted((end for end in ends if end.has_failed), key=lambda end: (end.is_consequence, end.ended_at))
     if not failed:
         return None
-    first, *later = map(_failure, failed)
+    kills = oom_kills or {}
+    first, *later = (_failure(end, kills.get(end.host, 0)) for end in failed)
     finished = (end.rank for end in ends if end.exit_code == 0 and not end.has_failed and end.told_at is None)
     return FailureReport(
         first=first,
@@ -164,6 +223,7 @@ def make_report(
         restarts=restarts,
         max_restarts=max_restarts,
         command=command,
+        advice=advise(first.cause, first.traceback, oom_kills=kills.get(first.host, 0)),
     )
 
 
@@ -188,11 +248,11 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _is_consequence(end: WorkerEnd) -> bool:
-    return any(phrase in end.summary for phrase in _PEER_IS_GONE)
+def _is_consequence(words: str) -> bool:
+    return any(phrase in words for phrase in _PEER_IS_GONE)
 
 
-def _failure(end: WorkerEnd) -> RankFailure:
+def _failure(end: WorkerEnd, oom_kills: int) -> RankFailure:
     code = end.said_code if end.said_code is not None else end.exit_code or 0
     return RankFailure(
         rank=end.rank,
@@ -201,13 +261,15 @@ def _failure(end: WorkerEnd) -> RankFailure:
         exit_code=128 - code if code < 0 else code,
         signal=signal_name(-code) if code < 0 else None,
         time=end.ended_at,
-        cause=end.summary or _cause(code),
+        cause=end.summary or _cause(code, oom_kills),
         traceback=end.traceback,
         log_file=end.log_file,
     )
 
 
-def _cause(code: int) -> str:
+def _cause(code: int, oom_kills: int) -> str:
+    if code == -signal.SIGKILL and oom_kills:
+        return "killed by SIGKILL: the kernel's out-of-memory killer struck"
     if code == -signal.SIGKILL:
         return "killed by SIGKILL (if nobody did that, memory ran out: see `dmesg`)"
     if code < 0:

@@ -1,7 +1,8 @@
 import json
 import signal
+from dataclasses import replace
 
-from minetorch_launch.report import WorkerEnd, make_report, tidy_crash
+from minetorch_launch.report import FailureReport, WorkerEnd, make_report, tidy_crash
 
 
 def end(rank, exit_code, ended_at=10.0, **more):
@@ -102,3 +103,41 @@ def test_tidy_crash_keeps_each_threads_own_frames():
         '  File "/home/a/train.py", line 9 in <module>',
     ]
     assert "threading.py" in tidy_crash(text)
+
+
+def test_advice_stands_before_the_traceback_and_in_json():
+    report = make_report([said(0, "torch.OutOfMemoryError: CUDA out of memory. Tried", 1.0), end(1, 0)])
+    text = report.text()
+    assert text.index("  advice     GPU memory ran out: ") < text.index("\n\nTraceback")
+    assert "\n             smaller pieces" in text
+    assert json.loads(report.to_json())["advice"] == report.advice
+    assert make_report([said(0, "ValueError: a", 1.0)]).advice is None
+
+
+def test_a_kill_of_the_kernels_is_told_from_others_on_its_host_only():
+    report = make_report([end(0, -9)], oom_kills={"node1": 1})
+    assert report.first.cause == "killed by SIGKILL: the kernel's out-of-memory killer struck"
+    assert "--nproc" in report.advice
+    for kills in ({}, {"node2": 1}, {"node1": 0}):
+        report = make_report([end(0, -9)], oom_kills=kills)
+        assert "if nobody did that" in report.first.cause
+        assert report.advice is None
+
+
+def test_why_there_was_no_restart_is_told_unless_they_were_used_up():
+    report = make_report([said(0, "ValueError: a", 1.0)], restarts=1, max_restarts=3)
+    told = replace(report, because="the same failure twice")
+    assert "  restarts   1 of 3 used; the same failure twice\n" in told.text()
+    assert "  restarts   3 of 3 used\n" in replace(told, restarts=3).text()
+    assert json.loads(told.to_json())["because"] == "the same failure twice"
+
+
+def test_a_report_survives_its_way_to_another_node():
+    report = make_report(
+        [said(0, "MemoryError", 1.0), said(2, "KeyError: 'a'", 1.5), end(1, 0)],
+        restarts=1,
+        max_restarts=1,
+        command="python a",
+    )
+    assert report.advice
+    assert FailureReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report

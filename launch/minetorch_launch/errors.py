@@ -5,8 +5,10 @@
     LaunchError
     ├── UsageError (also a ValueError)   the caller can put it right      2
     ├── StartError                       no worker could be started       1
-    ├── WorkerFailedError                a worker failed                  the worker's own; 128 + n for signal n
-    └── StoppedError                     the launcher was told to stop    128 + n for signal n
+    │   └── JoinError                    the nodes did not come together  1
+    ├── WorkerFailedError                a worker failed, or all hung     the worker's own; 128 + n for signal n; 124
+    ├── StoppedError                     the launcher was told to stop    128 + n for signal n
+    └── StoppedEarlyError                stopped with all work saved      75
 """
 
 from __future__ import annotations
@@ -17,7 +19,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from minetorch_launch.report import FailureReport
 
-__all__ = ["LaunchError", "StartError", "StoppedError", "UsageError", "WorkerFailedError"]
+__all__ = [
+    "EXIT_HUNG",
+    "EXIT_STOPPED_EARLY",
+    "JoinError",
+    "LaunchError",
+    "StartError",
+    "StoppedEarlyError",
+    "StoppedError",
+    "UsageError",
+    "WorkerFailedError",
+]
+
+EXIT_STOPPED_EARLY = 75
+"""A worker's, and then the launcher's: stopped early with all work saved, run me again (sysexits' EX_TEMPFAIL)."""
+
+EXIT_HUNG = 124
+"""The launcher's, when the workers made no more progress (what ``timeout`` ends with)."""
 
 
 class LaunchError(Exception):
@@ -36,16 +54,21 @@ class StartError(LaunchError):
     """The workers could not be started at all: nothing of the script has run."""
 
 
+class JoinError(StartError):
+    """The nodes did not come together: says which host and address, in what phase, for how long, what to check."""
+
+
 class WorkerFailedError(LaunchError):
     """A worker failed, and no restart was left.
 
     Attributes:
         report: which rank failed first, where and why.
+        told_elsewhere: whether another node's launcher shows the report; this one's words are then a line.
     """
 
-    def __init__(self, report: FailureReport) -> None:
-        super().__init__(report.text())
-        self.report = report
+    def __init__(self, report: FailureReport, *, told_elsewhere: bool = False) -> None:
+        super().__init__(f"minetorch-launch: {report.line()}; ended with it" if told_elsewhere else report.text())
+        self.report, self.told_elsewhere = report, told_elsewhere
         self.exit_code = report.exit_code
 
 
@@ -60,3 +83,12 @@ class StoppedError(LaunchError):
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+class StoppedEarlyError(LaunchError):
+    """The workers stopped before their work was done, with all of it saved: the same command goes on with it."""
+
+    exit_code = EXIT_STOPPED_EARLY
+
+    def __init__(self, message: str = "stopped early with all work saved; run the same command again to go on") -> None:
+        super().__init__(message)

@@ -8,11 +8,13 @@ to the signals that the launcher takes; and it is gone when the launch is.
 from __future__ import annotations
 
 import multiprocessing.forkserver
+import multiprocessing.process
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import signal
 import sys
+import tempfile
 import types
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
@@ -33,11 +35,18 @@ __all__ = [
     "keep_running",
     "pid",
     "signals_blocked",
+    "takes",
     "without_main",
 ]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What the launcher takes for its workers."""
+"""What the launcher takes for its workers, to stop them."""
+
+# SLURM signals every process of a job step, whatever its group or session: helpers must be deaf to notices, too.
+_BLOCKED_IN_HELPERS = (*STOP_SIGNALS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+
+# A socket's path has at most 107 bytes, of which /pymp-xxxxxxxx/listener-xxxxxxxx takes 31.
+_LONGEST_TMPDIR = 75
 
 # Beside torch: what torch elastic's and this package's worker code need, else each worker imports it again.
 _PRELOAD = ("torch", "torch.distributed.elastic.multiprocessing.api", "minetorch_launch.worker")
@@ -55,12 +64,29 @@ def fork_server(preload: Sequence[str], guard: Guard) -> Iterator[None]:
     server.__init__()
     server.set_forkserver_preload([*_PRELOAD, *preload])
     try:
-        keep_running(guard)
-        yield
+        with _short_folder():
+            keep_running(guard)
+            yield
     finally:
         _end(server, guard)
         vars(server).clear()
         vars(server).update(aside)
+
+
+@contextmanager
+def _short_folder() -> Iterator[None]:
+    """Keep the server's socket in a folder whose path fits into a socket's name, also where TMPDIR's does not."""
+    process: Any = multiprocessing.process.current_process()
+    config = process._config
+    if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TMPDIR or "tempdir" in config:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="pymp-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        config["tempdir"] = folder
+        try:
+            yield
+        finally:
+            del config["tempdir"]
 
 
 def keep_running(guard: Guard) -> None:
@@ -90,6 +116,15 @@ def is_alive(pid: int | None) -> bool:
             return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
+
+
+def takes(pid: int, signum: int) -> bool:
+    """Whether process ``pid`` has a handler for the signal, and so would not die of it."""
+    with suppress(OSError), open(f"/proc/{pid}/status") as status:
+        for line in status:
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (signum - 1) & 1)
+    return False
 
 
 def has_died(within: float) -> bool:
@@ -127,20 +162,37 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Have children begin with the stop signals blocked.
+    """Have children begin with the signals blocked that are meant for the launcher or for the script.
 
     Ctrl-C reaches every process of the terminal's group. A child that is still on its way must neither die of
     it nor lose it; a worker unblocks them once it has a group of its own and its script is about to run.
     """
-    # Starting this helper unblocks signals, so it comes first. What killed workers leave to it to clean up is
-    # no news: its warnings would follow the failure report, which shall stand last.
-    with environment({"PYTHONWARNINGS": "ignore"}):
-        multiprocessing.resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_IN_HELPERS)
     try:
+        _ensure_tracker()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # starting the tracker has unblocked some
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _ensure_tracker() -> None:
+    """Start the process that removes the semaphores and shared memory of scripts that are killed.
+
+    In a session of its own: it has its work to do just when the launcher's whole process group is killed. And
+    without its warnings, which are no news and would follow the failure report, which shall stand last.
+    """
+    spawn = multiprocessing.util.spawnv_passfds
+
+    def spawn_apart(path: Any, args: Any, passfds: Any) -> int:
+        return spawn(path, [*args[:-1], f"import os; os.setsid(); {args[-1]}"], passfds)
+
+    multiprocessing.util.spawnv_passfds = spawn_apart
+    try:
+        with environment({"PYTHONWARNINGS": "ignore"}):
+            multiprocessing.resource_tracker.ensure_running()
+    finally:
+        multiprocessing.util.spawnv_passfds = spawn
 
 
 @contextmanager

@@ -64,7 +64,8 @@ class Guard:
 
 def main() -> None:
     """Read the list until the launcher is gone, then kill what is left on it."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # SLURM signals every process of a job step, whatever its session.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     listed: dict[bytes, None] = {}
     for line in sys.stdin.buffer:

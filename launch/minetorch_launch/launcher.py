@@ -6,24 +6,25 @@ import os
 import pickle
 import signal
 import sys
-import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minetorch_launch import devices, forkserver
 from minetorch_launch.channel import Channel
-from minetorch_launch.console import Console, terminal_columns
-from minetorch_launch.errors import UsageError, WorkerFailedError
+from minetorch_launch.console import Console, terminal_columns, wants_colour
+from minetorch_launch.errors import StoppedEarlyError, UsageError, WorkerFailedError
 from minetorch_launch.guard import Guard
 from minetorch_launch.plan import LaunchOptions, LaunchPlan, make_plan
-from minetorch_launch.stopping import Stop
+from minetorch_launch.signals import Signals
 from minetorch_launch.target import Function, Module, Script, Target, check_target, find_module, likely_trains
 from minetorch_launch.worker import Task
 
 if TYPE_CHECKING:
-    from minetorch_launch.report import FailureReport, RankFailure
+    from collections.abc import Callable
+
+    from minetorch_launch.slurm import SlurmJob
 
 __all__ = ["LaunchResult", "launch", "plan_launch"]
 
@@ -35,40 +36,55 @@ class LaunchResult:
     """What a launch that ended well leaves."""
 
     returned: tuple[Any, ...]
-    """By rank: what a :class:`~minetorch_launch.target.Function` returned; None for scripts and modules."""
+    """By rank, of this machine's workers: what a function returned; None for scripts and modules."""
 
 
-def launch(target: Target, options: LaunchOptions | None = None, *, own_process: bool = False) -> LaunchResult:
+def launch(
+    target: Target,
+    options: LaunchOptions | None = None,
+    *,
+    own_process: bool = False,
+    job: SlurmJob | None = None,
+) -> LaunchResult:
     """Run ``target`` in one process per worker, on this machine, until all have ended well or one has failed.
 
-    The workers' lines appear on this process's stdout and stderr. Called in the main thread, it takes SIGINT,
-    SIGTERM and SIGHUP while it runs, and stops the workers on them.
+    With ``options.nodes`` the same call is made on each machine, and the workers of all are one job.
+
+    The workers' lines appear on this process's stdout and stderr. Called in the main thread, it takes signals
+    while it runs (:mod:`minetorch_launch.signals` lists them), and stops the workers on SIGINT, SIGTERM and SIGHUP.
 
     Args:
         target: a :class:`Script`, :class:`Module` or :class:`Function` of :mod:`minetorch_launch.target`.
         options: how many workers, on what, restarted how often.
         own_process: this process exists for the launch alone, so ``sys.path[0]`` is the launcher's own and
             not the target's business. For the command line.
+        job: the SLURM job of which this is a launcher; it says what ``options`` leave open.
 
     Raises:
         UsageError: before anything is started, if the target or an option cannot work.
-        WorkerFailedError: a worker failed; its ``report`` says which and why.
+        WorkerFailedError: a worker failed, or all hung; its ``report`` says which and why.
+        StoppedEarlyError: the workers stopped before their work was done, with all of it saved.
         StartError: no worker could be started.
+        JoinError: the machines did not come together.
         StoppedError: one of the signals above came; the workers are gone.
     """
-    plan = plan_launch(target, options or LaunchOptions())
+    plan = plan_launch(target, options or LaunchOptions(), job)
     if plan.log_dir is not None:
         _prepare_log_dir(plan.log_dir)
-    logs = {worker.rank: worker.log_file for worker in plan.workers if worker.log_file}
     # What is in the fork server's environment for its own sake must not reach the script.
     env = {**plan.env, **{name: os.environ.get(name) for name in (*_preload_env(plan), *_FOR_TORCHS_AGENT)}}
     mask = tuple(int(signum) for signum in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     with ExitStack() as stack:
-        stop = stack.enter_context(Stop())
-        console = Console(_OUT, _ERR, logs)
+        signals = stack.enter_context(Signals(plan.notices, _tells_all(job)))
+        console = Console(
+            _OUT,
+            _ERR,
+            log_dir=plan.log_dir,
+            node=plan.node.short_name if plan.many_nodes else None,
+            show=plan.show,
+            colour=wants_colour(os.environ),
+        )
         stack.callback(console.close)
-        for rank in logs:  # one log may hold many launches, of which the last is not always the one to read
-            console.log(rank, f"minetorch-launch: {time.strftime('%F %T')} {target} as rank {rank} of {len(logs)}")
         guard = stack.enter_context(Guard())
         stack.enter_context(forkserver.environment({**plan.env, **_FOR_TORCHS_AGENT}))
         if plan.start_method == "forkserver":
@@ -77,27 +93,30 @@ def launch(target: Target, options: LaunchOptions | None = None, *, own_process:
         if not isinstance(target, Function):
             stack.enter_context(forkserver.without_main())
         channel = stack.enter_context(Channel(console, guard))
-        stop.defer()  # an exception in the middle of torch's import can abort the process (SIGABRT)
-        from minetorch_launch.engine import Engine  # torch: only now, while the fork server imports it, too
+        signals.defer()  # an exception in the middle of torch's import can abort the process (SIGABRT)
+        with forkserver.environment({"TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")}):
+            from minetorch_launch.engine import Engine  # torch: only now, while the fork server imports it, too
 
-        stop.check()
+        signals.check()
         engine = Engine(
             plan,
             _task(plan, channel, mask, env, own_process=own_process),
             channel=channel,
             guard=guard,
-            stop=stop,
-            say=console.say,
-            on_restart=lambda failure, number: _announce(console, plan, failure, number),
+            signals=signals,
+            console=console,
         )
-        failure = engine.run()
-        if failure is not None:
-            _keep(console, plan, failure)
-            raise WorkerFailedError(failure)
-        return LaunchResult(_returned(channel, len(plan.workers)))
+        outcome = engine.run()
+        if outcome.failure is not None:
+            if plan.log_dir is not None:
+                _failure_file(plan.log_dir).write_text(outcome.failure.to_json() + "\n", encoding="utf-8")
+            raise WorkerFailedError(outcome.failure, told_elsewhere=outcome.told_elsewhere)
+        if outcome.stopped_early:
+            raise StoppedEarlyError
+        return LaunchResult(_returned(channel, outcome.ranks))
 
 
-def plan_launch(target: Target, options: LaunchOptions) -> LaunchPlan:
+def plan_launch(target: Target, options: LaunchOptions, job: SlurmJob | None = None) -> LaunchPlan:
     """What :func:`launch` would do: looks at the machine and the target, starts nothing, imports no torch.
 
     Raises:
@@ -111,13 +130,41 @@ def plan_launch(target: Target, options: LaunchOptions) -> LaunchPlan:
         _check_log_dir(options.log_dir)
     columns = terminal_columns(_ERR) or terminal_columns(_OUT)
     node = devices.find_node(os.environ)
-    return make_plan(target, options, node, os.environ, columns=columns, trains=likely_trains(target))
+    deadline = None
+    if job is not None:
+        from minetorch_launch import slurm, slurm_commands
+
+        node = replace(node, cores=job.cores(node.cores))
+        has_gpus = bool(node.gpus) and options.device != "cpu"
+        options = slurm.fill_in(options, job, has_gpus, slurm_commands.find_address)
+        deadline = slurm_commands.find_deadline(job, options.notice_before)
+    return make_plan(
+        target,
+        options,
+        node,
+        os.environ,
+        columns=columns,
+        trains=likely_trains(target),
+        deadline=deadline,
+        in_job=job is not None,
+    )
+
+
+def _tells_all(job: SlurmJob | None) -> Callable[[int], bool] | None:
+    """What knows by its process id whether the sender of a signal has sent it to the workers, too."""
+    if job is None:
+        return None
+    from minetorch_launch.slurm_commands import is_slurmstepd
+
+    return is_slurmstepd
 
 
 _FOR_TORCHS_AGENT = {
     "TORCH_MP_PARALLEL_START": "1",
     # Torch's handlers would raise in the middle of anything; ours only note, see stopping.py.
     "TORCHELASTIC_SIGNALS_TO_HANDLE": "",
+    # The workers' store is ours, a new one for each attempt: torch need not open another.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 
 
@@ -155,33 +202,9 @@ def _task(
     )
 
 
-def _announce(console: Console, plan: LaunchPlan, failure: FailureReport, number: int) -> None:
-    first = failure.first
-    for line in first.traceback.splitlines():
-        console.say(f"[{first.rank}] {line}")
-    said = f"minetorch-launch: {failure.line()}; restart {number} of {plan.max_restarts} of all workers"
-    _log_traceback(console, first)
-    for worker in plan.workers:
-        console.log(worker.rank, said)
-    console.say(said)
-
-
-def _keep(console: Console, plan: LaunchPlan, failure: FailureReport) -> None:
-    for rank_failure in (failure.first, *failure.later):
-        _log_traceback(console, rank_failure)
-    if plan.log_dir is not None:
-        _failure_file(plan.log_dir).write_text(failure.to_json() + "\n", encoding="utf-8")
-
-
-def _log_traceback(console: Console, failure: RankFailure) -> None:
-    """Into the rank's own log, which its worker could not write: the screen shows it in the report."""
-    if failure.traceback:
-        console.log(failure.rank, failure.traceback.rstrip("\n"))
-
-
-def _returned(channel: Channel, world_size: int) -> tuple[Any, ...]:
+def _returned(channel: Channel, ranks: tuple[int, ...]) -> tuple[Any, ...]:
     heard = channel.heard()
-    results = (heard[rank].result if rank in heard else None for rank in range(world_size))
+    results = (heard[rank].result if rank in heard else None for rank in ranks)
     return tuple(None if result is None else pickle.loads(result) for result in results)
 
 

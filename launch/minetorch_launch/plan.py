@@ -8,36 +8,48 @@ LOCAL_WORLD_SIZE, GROUP_RANK,
 MASTER_ADDR, MASTER_PORT,
 TORCHELASTIC_*, ...
 MINETORCH_DEVICE               ``cpu`` or ``cuda``: the kind of device this launch was planned for
+MINETORCH_HEARTBEAT_FD         descriptor of the memory in which a Trainer says how far it is (see watch.py)
 MINETORCH_CONSOLE_COLUMNS      columns left on a line of the launcher's terminal; unset if it has none.
                                Whoever finds it may draw a progress bar with carriage returns
 OMP_NUM_THREADS                threads per worker: ``--threads``, else the user's own, else a fair share
 CUDA_VISIBLE_DEVICES           empty on ``cpu``, else left as it is
 ACCELERATE_USE_CPU             ``true`` on ``cpu``, else left as it is
 =============================  ==========================================================================
+
+On one node a worker's RANK is its LOCAL_RANK. On many the ranks follow the order of the nodes, and all of
+RANK, WORLD_SIZE, GROUP_RANK, MASTER_ADDR and MASTER_PORT are known only when the nodes have met.
 """
 
 from __future__ import annotations
 
 import shlex
+import signal
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from minetorch_launch.errors import UsageError
+from minetorch_launch.joining import Endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from minetorch_launch.slurm import Deadline
     from minetorch_launch.target import Target
     from minetorch_launch.topology import Node
 
-__all__ = ["DEVICES", "START_METHODS", "LaunchOptions", "LaunchPlan", "WorkerPlan", "make_plan"]
+__all__ = ["DEVICES", "SHOWS", "START_METHODS", "LaunchOptions", "LaunchPlan", "WorkerPlan", "make_plan"]
 
 DeviceKind = Literal["cpu", "cuda"]
 StartMethod = Literal["forkserver", "spawn"]
 
 DEVICES = ("auto", "cpu", "cuda")
 START_METHODS = ("forkserver", "spawn")
+SHOWS = ("all", "0", "failed")
+
+# Those that a launcher may be told to pass on; the others have a meaning of their own to it or to Python.
+_NOTICES = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGHUP", "SIGINT", "SIGCONT", "SIGALRM", "SIGXCPU", "SIGPWR")
 
 # Torch hands each worker two descriptors for every worker, and multiprocessing passes on 256 at most.
 _FORK_SERVERS_MOST = 125
@@ -75,26 +87,72 @@ class LaunchOptions:
     grace: float = 30.0
     """Seconds that a worker has to end by itself, once told to stop, before it is killed."""
 
+    notice_signals: tuple[str, ...] | None = None
+    """Signals to the launcher that tell the workers "stop soon", without ending the launch; None: SIGUSR2, and
+    SIGTERM within SLURM. A worker that would die of such a signal gets it only where it is a stop signal."""
+
+    show: str = "all"
+    """Whose lines appear on the console: ``all``, ``0`` (rank 0's) or ``failed`` (a failed rank's last ones)."""
+
+    hang_timeout: float | None = None
+    """Seconds without a step of any worker that make a hang; None: derived from the steps seen, at least 300."""
+
+    nodes: tuple[int, int] | None = None
+    """The least and the most machines of this job; None: this one, or all of a SLURM job's. With fewer than the most
+    it runs on with those it has."""
+
+    rdzv: str | None = None
+    """``HOST[:PORT]`` at which the machines meet: one of them, the same for all."""
+
+    node_rank: int | None = None
+    """This machine's place in the order of ranks; None: the rendezvous host first, then by host name."""
+
+    run_id: str | None = None
+    """What this job's launchers have in common and no other's; None: derived from the command."""
+
+    notice_before: float | None = None
+    """Seconds before the end of a SLURM job at which the workers get their notice; None: 120, at most a tenth of it."""
+
+    join_timeout: float = 600.0
+    """Seconds to wait for the least number of machines, at the start and after one is lost."""
+
     def __post_init__(self) -> None:
         _at_least("--nproc", self.nproc, 1, "or auto, for one worker per visible GPU")
         _at_least("--threads", self.threads, 1, "or leave it out to share the usable cores out")
         _at_least("--max-restarts", self.max_restarts, 0, "0 ends the launch at the first failure")
         _at_least("--grace", self.grace, 0, "the seconds a worker has to end by itself")
+        _above_zero("--hang-timeout", self.hang_timeout, "the seconds without a step that make a hang")
+        _above_zero("--join-timeout", self.join_timeout, "the seconds to wait for the other nodes")
+        _at_least("--notice-before", self.notice_before, 0, "the seconds before the end of the job")
+        _at_least("--node-rank", self.node_rank, 0, "this node's place in the order of ranks")
         _one_of("--device", self.device, DEVICES)
         _one_of("--start-method", self.start_method, START_METHODS)
+        _one_of("--show", self.show, SHOWS)
+        for name in self.notice_signals or ():
+            _one_of("--notice-signals", name, _NOTICES)
+        self._check_nodes()
         if self.preload and self.start_method == "spawn":
             raise UsageError("--preload is for the fork server, which --start-method spawn does without: drop one")
+
+    def _check_nodes(self) -> None:
+        least, most = self.nodes or (1, 1)
+        if not 1 <= least <= most:
+            raise UsageError(f"--nodes {least}:{most} is no range: type e.g. --nodes 4, or --nodes 2:4 for 2 to 4")
+        if self.nodes == (1, 1) and self.rdzv is not None:
+            raise UsageError(f"--rdzv {self.rdzv} is for many nodes: type --nodes N as well, or drop it")
+        if self.nodes is not None and self.node_rank is not None and self.node_rank >= most:
+            raise UsageError(f"--node-rank {self.node_rank} with {_range(self.nodes)} nodes: type 0 to {most - 1}")
+        if self.rdzv is not None:
+            parse_endpoint(self.rdzv)
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
     """One worker as planned."""
 
-    rank: int
+    local_rank: int
     device: str
     """``cpu`` or ``cuda:N``."""
-
-    log_file: Path | None
 
 
 @dataclass(frozen=True)
@@ -109,10 +167,28 @@ class LaunchPlan:
     start_method: StartMethod
     preload: tuple[str, ...]
     grace: float
+    notices: tuple[signal.Signals, ...]
+    show: str
+    hang_timeout: float | None
+    nodes: tuple[int, int]
+    rdzv: Endpoint | None
+    node_rank: int | None
+    run_id: str
+    join_timeout: float
+    deadline: Deadline | None
     log_dir: Path | None
     workers: tuple[WorkerPlan, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables that all workers share, beside torchrun's (the module's table says what each means)."""
+
+    @property
+    def many_nodes(self) -> bool:
+        """Whether this is one of several machines."""
+        return self.nodes[1] > 1
+
+    def log_file(self, rank: int) -> Path | None:
+        """Where the lines of global rank ``rank`` are kept."""
+        return self.log_dir / f"rank_{rank}.log" if self.log_dir else None
 
     def text(self) -> str:
         """The plan for a person to read: what ``--dry-run`` prints."""
@@ -123,17 +199,31 @@ class LaunchPlan:
             f"host        {self.node.host} ({self.node.cores} usable cores, {len(self.node.gpus)} visible GPUs)",
             f"workers     {world} on {self.device}, {_count(self.threads, 'thread')} each",
             f"start       {self.start_method}: {start if self.start_method == 'forkserver' else 'fresh processes'}",
+            f"nodes       {self._nodes_text()}",
             f"restarts    at most {self.max_restarts}",
             f"grace       {self.grace:g} s from being told to stop to being killed",
-            f"logs        {self.log_dir / 'rank_N.log' if self.log_dir else 'console only'}",
+            f"notice      {', '.join(signum.name for signum in self.notices) or 'none'}",
+            f"hang after  {_seconds_text(self.hang_timeout)}",
+            f"logs        {self.log_dir / 'rank_N.log' if self.log_dir else 'console only'}; shown: {self.show}",
             "every rank  " + " ".join(f"{name}={shlex.quote(value)}" for name, value in self.env.items()),
         ]
-        lines += [
-            f"rank {worker.rank:<6} RANK={worker.rank} LOCAL_RANK={worker.rank} "
-            f"WORLD_SIZE={world} LOCAL_WORLD_SIZE={world} device={worker.device}"
-            for worker in self.workers
-        ]
+        lines += [f"rank {self._rank_text(worker)}" for worker in self.workers]
         return "\n".join(lines)
+
+    def _rank_text(self, worker: WorkerPlan) -> str:
+        local, world = worker.local_rank, len(self.workers)
+        if self.many_nodes:
+            return f"*+{local:<4} LOCAL_RANK={local} LOCAL_WORLD_SIZE={world} device={worker.device}"
+        return (
+            f"{local:<6} RANK={local} LOCAL_RANK={local} "
+            f"WORLD_SIZE={world} LOCAL_WORLD_SIZE={world} device={worker.device}"
+        )
+
+    def _nodes_text(self) -> str:
+        if self.rdzv is None:
+            return "this one"
+        place = f"; this one is number {self.node_rank}" if self.node_rank is not None else ""
+        return f"{_range(self.nodes)}, meeting at {self.rdzv} as {self.run_id}{place}"
 
 
 def make_plan(
@@ -144,6 +234,8 @@ def make_plan(
     *,
     columns: int | None = None,
     trains: bool = False,
+    deadline: Deadline | None = None,
+    in_job: bool = False,
 ) -> LaunchPlan:
     """Make every choice of a launch. Pure: touches neither the machine nor the environment.
 
@@ -155,10 +247,18 @@ def make_plan(
         columns: width of the launcher's terminal; None if its output goes elsewhere.
         trains: the target is likely to make an optimizer, at which torch imports its compiler, ``torch._dynamo``:
             almost as much again as torch itself. The fork server then does that once for all.
+        deadline: when the job is ended, if that is known.
+        in_job: this is part of a batch system's job, which says SIGTERM some time before it ends it.
 
     Raises:
         UsageError: when the machine cannot do what the options ask for.
     """
+    nodes = options.nodes or (1, 1)
+    if nodes[1] > 1 and options.rdzv is None:
+        raise UsageError(
+            f"--nodes {_range(nodes)} needs a place to meet: type --rdzv HOST[:PORT], one of the nodes, "
+            "the same on each (within SLURM it is found by itself)"
+        )
     device = _choose_device(options, node)
     nproc = options.nproc or (len(node.gpus) if device == "cuda" else 1)
     if device == "cuda" and nproc > len(node.gpus):
@@ -172,7 +272,6 @@ def make_plan(
             "type --start-method spawn as well"
         )
     threads = _choose_threads(options.threads, environ, node.cores, nproc)
-    log_dir = options.log_dir
     return LaunchPlan(
         target=target,
         node=node,
@@ -182,16 +281,21 @@ def make_plan(
         start_method="spawn" if options.start_method == "spawn" else "forkserver",
         preload=(*(("torch._dynamo",) if trains and options.start_method == "forkserver" else ()), *options.preload),
         grace=options.grace,
-        log_dir=log_dir,
+        notices=tuple(signal.Signals[name] for name in _notices(options, in_job)),
+        show=options.show,
+        hang_timeout=options.hang_timeout,
+        nodes=nodes,
+        rdzv=parse_endpoint(options.rdzv) if options.rdzv is not None else None,
+        node_rank=options.node_rank,
+        run_id=options.run_id or _derived_run_id(target, options),
+        join_timeout=options.join_timeout,
+        deadline=deadline,
+        log_dir=options.log_dir,
         workers=tuple(
-            WorkerPlan(
-                rank=rank,
-                device=f"cuda:{rank}" if device == "cuda" else "cpu",
-                log_file=log_dir / f"rank_{rank}.log" if log_dir else None,
-            )
-            for rank in range(nproc)
+            WorkerPlan(local_rank=rank, device=f"cuda:{rank}" if device == "cuda" else "cpu") for rank in range(nproc)
         ),
-        env=_environment(device, threads, columns, nproc) | (_own_threads(environ) if options.threads is None else {}),
+        env=_environment(device, threads, columns, _widest_label(node, nproc, nodes[1]))
+        | (_own_threads(environ) if options.threads is None else {}),
     )
 
 
@@ -217,14 +321,39 @@ def _own_threads(environ: Mapping[str, str]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": own} if first.isdecimal() and int(first) > 0 else {}
 
 
-def _environment(device: DeviceKind, threads: int, columns: int | None, nproc: int) -> dict[str, str]:
+def _widest_label(node: Node, nproc: int, most_nodes: int) -> int:
+    """Columns that a line of the last rank loses to what stands before it."""
+    return len(f"[{node.short_name}:{nproc * most_nodes - 1}] " if most_nodes > 1 else f"[{nproc - 1}] ")
+
+
+def _environment(device: DeviceKind, threads: int, columns: int | None, label: int) -> dict[str, str]:
     env = {"MINETORCH_DEVICE": device, "OMP_NUM_THREADS": str(threads)}
     if device == "cpu":
         env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     if columns is not None:
-        prefix = len(f"[{nproc - 1}] ")
-        env["MINETORCH_CONSOLE_COLUMNS"] = str(max(20, columns - prefix))
+        env["MINETORCH_CONSOLE_COLUMNS"] = str(max(20, columns - label))
     return env
+
+
+def _notices(options: LaunchOptions, in_job: bool) -> tuple[str, ...]:
+    if options.notice_signals is not None:
+        return options.notice_signals
+    return ("SIGUSR2", "SIGTERM") if in_job else ("SIGUSR2",)
+
+
+def _derived_run_id(target: Target, options: LaunchOptions) -> str:
+    """The same on all nodes of one job, and another for another command: two jobs at one endpoint never merge."""
+    return f"run-{zlib.crc32(f'{target} {options.nodes}'.encode()):08x}"
+
+
+def _range(nodes: tuple[int, int]) -> str:
+    return f"{nodes[0]}" if nodes[0] == nodes[1] else f"{nodes[0]}:{nodes[1]}"
+
+
+def _seconds_text(hang_timeout: float | None) -> str:
+    if hang_timeout is None:
+        return "at least 300 s without a step, more where steps take long"
+    return f"{hang_timeout:g} s without a step"
 
 
 def _count(number: int, noun: str) -> str:
@@ -234,6 +363,11 @@ def _count(number: int, noun: str) -> str:
 def _at_least(option: str, value: float | None, least: int, instead: str) -> None:
     if value is not None and not value >= least:
         raise UsageError(f"{option} {value} is too small: type a number from {least} up, {instead}")
+
+
+def _above_zero(option: str, value: float | None, meaning: str) -> None:
+    if value is not None and not value > 0:
+        raise UsageError(f"{option} {value:g} is too small: type a number above 0, {meaning}")
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -33,3 +33,8 @@ class Node:
 
     no_gpu_because: str = "this machine shows no NVIDIA GPU"
     """Why ``gpus`` is empty, in words for an error message."""
+
+    @property
+    def short_name(self) -> str:
+        """The host's name without its domain: what stands before its lines."""
+        return self.host.partition(".")[0]

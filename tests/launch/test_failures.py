@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_a_syntax_error_shows_its_place_only(launches):
 def test_good_ends(launches, end):
     done = launches.run("--nproc", 2, launches.script(f"import os, sys\nprint('x')\nsys.stdout.flush()\n{end}"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(done.stdout.splitlines()) == ["[0] x", "[1] x"]
+    assert launches.by_rank(done.stdout) == {0: ["x"], 1: ["x"]}
 
 
 def test_the_cause_comes_first_and_its_consequences_after(launches):
@@ -104,9 +105,10 @@ def test_at_exit_runs_after_an_exception_and_a_stuck_thread_does_not_hide_it(lau
     assert (done.returncode, done.stdout) == (1, "[0] at exit\n")
 
 
-def own_lines(output):
-    """What the script printed, sorted; gloo of older torch says on stdout whom it is connected to."""
-    return sorted(line for line in output.splitlines() if "[Gloo]" not in line)
+def own_lines(launches, output):
+    """What the script printed, by rank; gloo of older torch says on stdout whom it is connected to."""
+    by_rank = launches.by_rank(output)
+    return {rank: [line for line in by_rank[rank] if "[Gloo]" not in line] for rank in sorted(by_rank)}
 
 
 def test_restarts_with_gloo_on_four_workers(launches):
@@ -128,11 +130,16 @@ def test_restarts_with_gloo_on_four_workers(launches):
     )
     done = launches.run("--nproc", 4, "--max-restarts", 2, "--log-dir", "logs", script)
     assert done.returncode == 0, done.stderr
-    assert own_lines(done.stdout) == [f"[{rank}] sum 4" for rank in range(4)]
-    assert [line for line in done.stderr.splitlines() if line.startswith("minetorch-launch")] == [
+    assert own_lines(launches, done.stdout) == {rank: ["sum 4"] for rank in range(4)}
+    words = [line for line in done.stderr.splitlines() if line.startswith("minetorch-launch")]
+    assert words[::2] == [
         "minetorch-launch: rank 0 failed: ValueError: attempt 0; restart 1 of 2 of all workers",
         "minetorch-launch: rank 1 failed: ValueError: attempt 1; restart 2 of 2 of all workers",
     ]
+    parts = r"noticing [\d.]+, stopping [\d.]+, rendezvous [\d.]+, starting [\d.]+ s"
+    for number, line in enumerate(words[1::2], start=1):
+        assert re.fullmatch(rf"minetorch-launch: restart {number} of 2 took [\d.]+ s: {parts}", line)
+    assert len(words) == 4
     log = (launches.folder / "logs/rank_1.log").read_text().splitlines()
     assert log[-1] == "sum 4"
     assert "ValueError: attempt 1" in log
@@ -159,8 +166,8 @@ def test_two_launches_at_once_do_not_meet(launches):
     both = [launches.start("--nproc", 2, script, number) for number in (1, 10)]
     ends = [process.communicate(timeout=100) for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
-    assert own_lines(ends[0][0]) == ["[0] 2", "[1] 2"]
-    assert own_lines(ends[1][0]) == ["[0] 20", "[1] 20"]
+    assert own_lines(launches, ends[0][0]) == {0: ["2"], 1: ["2"]}
+    assert own_lines(launches, ends[1][0]) == {0: ["20"], 1: ["20"]}
 
 
 def test_a_preload_that_fails_says_so(launches):

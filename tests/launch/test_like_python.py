@@ -168,3 +168,14 @@ def test_function(launches):
     done = launches.run("-W", "error", program, command=(sys.executable,))
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["(('0', 3), ('1', 3))", "1 ValueError: nothing to add", "True"]
+
+
+def test_a_temporary_folder_with_a_long_path(launches):
+    """The fork server's socket has at most 107 bytes for its path."""
+    folder = launches.folder / ("long" * 25)
+    folder.mkdir()
+    script = launches.script("import tempfile; print(tempfile.gettempdir())")
+    done = launches.run("--nproc", 2, script, env={"TMPDIR": str(folder)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert launches.by_rank(done.stdout) == {0: [str(folder)], 1: [str(folder)]}
+    assert not list(folder.iterdir())

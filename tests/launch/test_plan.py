@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from minetorch_launch.errors import LaunchError, UsageError
+from minetorch_launch.joining import Endpoint
 from minetorch_launch.plan import LaunchOptions, make_plan
 from minetorch_launch.target import Function, Module, Script
 from minetorch_launch.topology import Device, Node
@@ -104,7 +105,8 @@ def test_options_are_checked_at_construction(wrong, said):
 
 def test_logs_lie_in_the_log_folder():
     plan = make_plan(SCRIPT, LaunchOptions(nproc=2, log_dir=Path("logs")), BARE, {})
-    assert [worker.log_file for worker in plan.workers] == [Path("logs/rank_0.log"), Path("logs/rank_1.log")]
+    assert [plan.log_file(rank) for rank in (0, 11)] == [Path("logs/rank_0.log"), Path("logs/rank_11.log")]
+    assert make_plan(SCRIPT, LaunchOptions(), BARE, {}).log_file(0) is None
 
 
 def test_a_fork_server_for_training_imports_torchs_compiler_once():
@@ -125,3 +127,38 @@ def test_targets_read_as_the_command_they_stand_for():
     assert str(Script("a b.py", ("x y",))) == "python 'a b.py' 'x y'"
     assert str(Module("pkg.run", ("-v",))) == "python -m pkg.run -v"
     assert str(Function(make_plan)) == "minetorch_launch.plan.make_plan()"
+
+
+def test_many_nodes():
+    options = LaunchOptions(nproc=2, nodes=(1, 3), rdzv="gpu01:5", node_rank=2)
+    plan = make_plan(SCRIPT, options, BARE, {}, columns=80)
+    assert (plan.many_nodes, plan.nodes, plan.rdzv, plan.node_rank) == (True, (1, 3), Endpoint("gpu01", 5), 2)
+    assert "nodes       1:3, meeting at gpu01:5 as run-" in plan.text()
+    assert plan.env["MINETORCH_CONSOLE_COLUMNS"] == str(80 - len("[here:5] "))
+
+
+def test_the_launchers_of_one_command_come_together_and_no_others():
+    def run_id(target=SCRIPT, **options):
+        return make_plan(target, LaunchOptions(**{"nodes": (2, 2), "rdzv": "h", **options}), BARE, {}).run_id
+
+    assert run_id() == run_id(node_rank=1) == run_id(nproc=3)
+    assert len({run_id(), run_id(Script("other.py")), run_id(nodes=(1, 2)), run_id(run_id="mine")}) == 4
+
+
+def test_many_nodes_need_a_place_to_meet():
+    with pytest.raises(UsageError, match=r"--nodes 2:4 needs a place to meet: type --rdzv HOST"):
+        make_plan(SCRIPT, LaunchOptions(nodes=(2, 4)), BARE, {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "in_job", "names"),
+    [
+        (None, False, ["SIGUSR2"]),
+        (None, True, ["SIGUSR2", "SIGTERM"]),
+        (("SIGUSR1",), True, ["SIGUSR1"]),
+        ((), True, []),
+    ],
+)
+def test_notices(asked, in_job, names):
+    plan = make_plan(SCRIPT, LaunchOptions(notice_signals=asked), BARE, {}, in_job=in_job)
+    assert [signum.name for signum in plan.notices] == names

@@ -1,0 +1,126 @@
+"""Notices reach the workers that take them, and work that was saved early is no failure."""
+
+import os
+import signal
+
+import pytest
+
+# Takes a notice once it is told to begin, and says what came.
+TAKES = """
+    import os, pathlib, signal, sys, time
+
+    code, begin = int(sys.argv[1]), pathlib.Path(sys.argv[2])
+    told = []
+    print("waiting", flush=True)
+    while not begin.exists():
+        time.sleep(0.01)
+    signal.signal(signal.SIGUSR2, lambda signum, frame: told.append(signum))
+    print("ready", flush=True)
+    while not told:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    print("told", len(told), flush=True)
+    sys.exit(code)
+"""
+
+
+def _lines(process, launches, text, ranks=2):
+    """Read on until all ranks have said ``text``."""
+    seen, heard = "", set()
+    while len(heard) < ranks:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        seen += line
+        heard = {rank for rank, lines in launches.by_rank(seen).items() if text in lines}
+
+
+@pytest.mark.parametrize("code", [75, 0])
+def test_a_notice_reaches_each_worker_once_and_their_exit_code_is_handed_on(launches, code):
+    begin = launches.folder / "begin"
+    begin.touch()
+    process = launches.start("--nproc", 2, "--max-restarts", 0, launches.script(TAKES), code, begin)
+    _lines(process, launches, "ready")
+    process.send_signal(signal.SIGUSR2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert launches.by_rank(out) == {0: ["told 1"], 1: ["told 1"]}
+    assert "SIGUSR2 came: told ranks 0, 1 to stop soon" in err
+    early = "minetorch-launch: stopped early with all work saved; run the same command again to go on"
+    assert (err.splitlines()[-1] == early) == (code == 75)
+
+
+def test_a_worker_that_takes_no_notice_yet_gets_it_later(launches):
+    begin = launches.folder / "begin"
+    process = launches.start("--nproc", 2, launches.script(TAKES), 75, begin)
+    _lines(process, launches, "waiting")
+    process.send_signal(signal.SIGUSR2)
+    assert "no worker here takes it so far" in process.stderr.readline()
+    begin.touch()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert launches.by_rank(out) == {0: ["ready", "told 1"], 1: ["ready", "told 1"]}
+
+
+def test_a_script_that_knows_no_notices_runs_on(launches):
+    script = launches.script("print('here', flush=True); input_ = open(__import__('sys').argv[1]); input_.read()")
+    fifo = launches.folder / "fifo"
+    os.mkfifo(fifo)
+    process = launches.start("--nproc", 1, script, fifo)
+    _lines(process, launches, "here", ranks=1)
+    process.send_signal(signal.SIGUSR2)
+    assert "no worker here takes it so far" in process.stderr.readline()
+    fifo.write_text("go on")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_another_signal_can_be_the_notice(launches):
+    begin = launches.folder / "begin"
+    begin.touch()
+    script = launches.script(TAKES.replace("SIGUSR2", "SIGTERM"))
+    process = launches.start("--nproc", 2, "--notice-signals", "TERM,USR1", script, 75, begin)
+    _lines(process, launches, "ready")
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert launches.by_rank(out) == {0: ["told 1"], 1: ["told 1"]}
+
+
+def test_a_worker_that_dies_of_a_notice_was_stopped_and_has_not_failed(launches):
+    script = launches.script("import time\nprint('here', flush=True)\ntime.sleep(1000)")
+    process = launches.start("--nproc", 2, "--max-restarts", 5, "--notice-signals", "TERM", script)
+    _lines(process, launches, "here")
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == "minetorch-launch: stopped by SIGTERM"
+
+
+def test_who_stopped_early_waits_for_the_others_as_long_as_grace_allows(launches):
+    script = launches.script(
+        """
+        import os, sys, time
+        if os.environ["RANK"] == "1":
+            time.sleep(1000)
+        sys.exit(75)
+        """
+    )
+    done = launches.run("--nproc", 2, "--grace", 1, script)
+    assert done.returncode == 75, done.stderr
+    assert not launches.processes()
+
+
+def test_a_preemption_is_no_failure_and_is_not_restarted(launches):
+    script = launches.script("import sys; print('once', flush=True); sys.exit(75)")
+    done = launches.run("--nproc", 2, "--max-restarts", 3, script)
+    assert (done.returncode, launches.by_rank(done.stdout)) == (75, {0: ["once"], 1: ["once"]})
+
+
+def test_a_stop_that_finds_all_work_saved_says_so(launches):
+    begin = launches.folder / "begin"
+    begin.touch()
+    process = launches.start("--nproc", 2, launches.script(TAKES.replace("SIGUSR2", "SIGTERM")), 75, begin)
+    _lines(process, launches, "ready")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75

@@ -1,0 +1,334 @@
+"""Many nodes: several launchers on one machine, each a node; with a link of their own where root can make one."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+
+import pytest
+
+from minetorch_launch.engine.council import LOST_SECONDS
+
+# Adds up ones for as many rounds as it is told, counting in a file how far rank 0 has come.
+COUNTS = """
+    import os, pathlib, sys, time
+    import torch, torch.distributed as dist
+
+    dist.init_process_group()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    print(f"rank {rank} of {world} on node {os.environ['GROUP_RANK']}, local {os.environ['LOCAL_RANK']}", flush=True)
+    rounds, fail_at = int(sys.argv[1]), int(sys.argv[2])
+    for number in range(rounds):
+        one = torch.ones(1)
+        dist.all_reduce(one)
+        assert one.item() == world
+        if number == 3:
+            print(f"going with {world}", flush=True)
+        if number == fail_at and rank == world - 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            raise ValueError("the last rank gave up")
+        time.sleep(0.02)
+    print("done", flush=True)
+"""
+
+# Stops by itself when it is told to, as a Trainer does, and says by which signal.
+LISTENS = """
+    import os, signal, sys, time
+
+    def stop(signum, frame):
+        print("told", signal.Signals(signum).name, flush=True)
+        sys.exit(75)
+
+    signal.signal(signal.SIGUSR2, stop)
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+class Node:
+    """A launcher whose lines can be waited for."""
+
+    def __init__(self, process):
+        self.process = process
+        self.lines = []
+        self._more = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream,)) for stream in (process.stdout, process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream):
+        with suppress(ValueError):  # closed under us
+            for line in stream:
+                with self._more:
+                    self.lines.append(line.rstrip("\n"))
+                    self._more.notify_all()
+
+    def wait_for(self, pattern, count=1, timeout=60):
+        """The first line that matches, once `count` of them have come."""
+
+        def found():
+            return [line for line in self.lines if re.search(pattern, line)]
+
+        with self._more:
+            assert self._more.wait_for(lambda: len(found()) >= count, timeout), (pattern, self.text)
+        return found()[count - 1]
+
+    def end(self, timeout=60):
+        code = self.process.wait(timeout)
+        for reader in self._readers:
+            reader.join(10)
+        return code
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def nodes(launches, port):
+    """Starts the launcher of one node of a job."""
+    started = []
+
+    def start(*words, of="2", rdzv=f"127.0.0.1:{port}", rank=None, command=None):
+        place = [] if rank is None else ["--node-rank", rank]
+        options = {} if command is None else {"command": command}
+        node = Node(launches.start("--nodes", of, "--rdzv", rdzv, *place, *words, **options))
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        if node.process.poll() is None:
+            node.process.kill()
+        node.end()
+
+
+def test_ranks_follow_the_order_of_the_nodes(launches, nodes):
+    script = launches.script(COUNTS)
+    second = nodes("--nproc", 2, script, 5, -1, rank=1)
+    first = nodes("--nproc", 1, script, 5, -1, rank=0)
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+    assert "rank 0 of 3 on node 0, local 0" in first.text
+    assert "rank 1 of 3 on node 1, local 0" in second.text
+    assert "rank 2 of 3 on node 1, local 1" in second.text
+
+
+def test_the_rendezvous_host_comes_first_without_numbers(launches, nodes):
+    script = launches.script(COUNTS)
+    first = nodes(script, 5, -1)
+    second = nodes(script, 5, -1)
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+    hosts = [node for node in (first, second) if "on node 0" in node.text]
+    assert len(hosts) == 1
+
+
+def test_a_failure_restarts_all_nodes_and_one_tells_of_it(launches, nodes):
+    script = launches.script(COUNTS)
+    first = nodes("--max-restarts", 1, script, 10, 5, rank=0)
+    second = nodes("--max-restarts", 1, script, 10, 5, rank=1)
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+    for node in (first, second):
+        assert node.text.count("going with 2") == 2
+    assert "rank 1 failed: ValueError: the last rank gave up; restart 1 of 1" in first.text
+    assert "gave up" not in second.text
+
+
+def test_a_failure_without_restarts_ends_all_nodes_with_its_code(launches, nodes):
+    script = launches.script(COUNTS)
+    first = nodes(script, 1000, 5, rank=0)
+    second = nodes("--nproc", 2, script, 1000, 5, rank=1)
+    assert (first.end(), second.end()) == (1, 1)
+    assert "rank 2 of 3 failed first: ValueError: the last rank gave up" in first.text
+    assert first.lines[-1] == "ValueError: the last rank gave up"
+    assert second.lines[-1] == "minetorch-launch: rank 2 failed: ValueError: the last rank gave up; ended with it"
+    assert not launches.processes()
+
+
+def test_a_stop_of_one_launcher_stops_all(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
+    for node in (first, second):
+        node.wait_for("going with 2")
+    second.process.send_signal(signal.SIGTERM)
+    assert (first.end(), second.end()) == (143, 143), first.text + second.text
+    assert "was told to stop" in first.text
+    assert not launches.processes()
+
+
+def test_a_notice_to_one_launcher_reaches_every_worker_once(launches, nodes):
+    script = launches.script(LISTENS)
+    first, second = (nodes("--nproc", 2, script, rank=rank) for rank in (0, 1))
+    _wait_until_all_are_ready(first, second)
+    first.process.send_signal(signal.SIGUSR2)
+    assert (first.end(), second.end()) == (75, 75), first.text + second.text
+    for node in (first, second):
+        assert _said(node, "told SIGUSR2") == 2
+
+
+def _said(node, text):
+    """How many ranks said it: equal lines of several ranks are shown as one."""
+    total = 0
+    for line in node.lines:
+        found = re.match(r"\[\S*?:([\d,-]+)\] (.*)", line)
+        for part in found[1].split(",") if found and found[2] == text else ():
+            low, _, high = part.partition("-")
+            total += int(high or low) - int(low) + 1
+    return total
+
+
+def _wait_until_all_are_ready(*nodes):
+    end = time.monotonic() + 60
+    while any(_said(node, "ready") < 2 for node in nodes):
+        assert time.monotonic() < end, [node.text for node in nodes]
+        time.sleep(0.05)
+
+
+def test_an_elastic_job_goes_on_without_a_node_that_dies_and_takes_it_in_again(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second = (nodes(script, 10**6, -1, of="1:2", rank=rank) for rank in (0, 1))
+    first.wait_for("going with 2")
+    killed = time.monotonic()
+    second.process.kill()
+    first.wait_for("going with 1")
+    assert time.monotonic() - killed < LOST_SECONDS + 20
+    back = nodes(script, 10**6, -1, of="1:2", rank=1)
+    first.wait_for("a node has come")
+    first.wait_for("going with 2", count=2)
+    back.wait_for("going with 2")
+    first.process.send_signal(signal.SIGINT)
+    assert (first.end(), back.end()) == (130, 130)
+    assert not launches.processes()
+
+
+def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second, third = (nodes(script, 10**6, -1, of="1:3", rank=rank) for rank in (0, 1, 2))
+    third.wait_for("going with 3")
+    first.process.kill()
+    line = second.wait_for("keeps it now")
+    for node in (second, third):
+        node.wait_for("going with 2")
+    back = nodes(script, 10**6, -1, of="1:3", rdzv=line.split("--rdzv ")[1], rank=0)
+    for node in (second, third, back):
+        node.wait_for("going with 3", count=2 if node is third else 1)
+    third.process.send_signal(signal.SIGINT)
+    assert {node.end() for node in (second, third, back)} == {130}
+    assert not launches.processes()
+
+
+def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second = (nodes("--join-timeout", 2, script, 10**6, -1, rank=rank) for rank in (0, 1))
+    first.wait_for("going with 2")
+    second.process.kill()
+    assert first.end() == 1
+    assert "1 of 2 nodes have met" in first.lines[-1]
+    assert not launches.processes()
+
+
+@pytest.mark.parametrize(
+    ("rdzv", "said"),
+    [
+        ("no-such-host.invalid", r"cannot find the rendezvous host 'no-such-host.invalid' .*check the spelling"),
+        ("192.0.2.1:5", r"could not connect to the rendezvous at 192.0.2.1:5 .* within 0.5 s .*|no route"),
+        ("127.0.0.1:1", r"could not connect .*127.0.0.1:1 .*refused.*is minetorch-launch running on 127.0.0.1"),
+    ],
+)
+def test_errors_of_joining_say_what_to_check(launches, nodes, rdzv, said):
+    node = nodes("--join-timeout", 0.5, launches.script("pass"), rdzv=rdzv, rank=1)
+    assert node.end() == 1
+    assert re.search(said, node.lines[-1]), node.text
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_something_else_at_the_port_is_no_launcher(launches, nodes, port, rank):
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def hang_up():
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        node = nodes("--join-timeout", 1, launches.script("pass"), rank=rank)
+        assert node.end() == 1
+        assert "what listens there is no launcher of this job" in node.lines[-1]
+
+
+def test_two_commands_at_one_place_never_merge(launches, nodes):
+    one = launches.script(COUNTS, "one.py")
+    other = launches.script(COUNTS, "other.py")
+    first = nodes(one, 5, -1, rank=0)
+    stray = nodes("--join-timeout", 2, other, 5, -1, rank=1)
+    assert stray.end() == 1
+    assert "1 of 2 nodes have met" in stray.lines[-1]
+    second = nodes(one, 5, -1, rank=1)
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+
+
+# Two machines with a link between them that can be cut without a word.
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("ip") is None, reason="making network namespaces needs root and iproute2"
+)
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces with addresses 10.254.254.1 and .2, and a function that cuts the link between them."""
+    names = [f"mt{uuid.uuid4().hex[:6]}{letter}" for letter in "ab"]
+
+    def ip(*words, check=True):
+        return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
+
+    made = []
+    try:
+        for name in names:
+            if ip("netns", "add", name, check=False).returncode != 0:
+                pytest.skip("this machine allows no network namespaces")
+            made.append(name)
+        a, b = names
+        ip("-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b)
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"10.254.254.{number}/24", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield [("ip", "netns", "exec", name) for name in names], lambda: ip("-n", b, "link", "set", "eth0", "down")
+    finally:
+        for name in made:
+            ip("netns", "delete", name, check=False)
+
+
+@needs_root
+def test_a_link_that_is_cut_silently_is_noticed_on_both_sides(launches, nodes, machines):
+    inside, cut = machines
+    script = launches.script(COUNTS)
+    options = {"of": "1:2", "rdzv": "10.254.254.1:29400"}
+    first, second = (
+        nodes(
+            script, 10**6, -1, rank=rank, command=(*inside[rank], sys.executable, "-m", "minetorch_launch"), **options
+        )
+        for rank in (0, 1)
+    )
+    first.wait_for("going with 2")
+    second.wait_for("going with 2")
+    began = time.monotonic()
+    cut()
+    for node in (first, second):
+        node.wait_for("going with 1", timeout=3 * LOST_SECONDS + 30)
+    assert time.monotonic() - began < 3 * LOST_SECONDS + 30

@@ -1,0 +1,502 @@
+"""What the launcher reads off a SLURM job, and what it makes of it: no SLURM is needed for that."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minetorch_launch import slurm_commands
+from minetorch_launch.errors import UsageError
+from minetorch_launch.plan import LaunchOptions
+from minetorch_launch.sbatch import batch_script
+from minetorch_launch.slurm import (
+    BATCH_VARIABLE,
+    BatchWord,
+    SlurmJob,
+    Times,
+    expand_counts,
+    expand_hosts,
+    fill_in,
+    make_deadline,
+    parse_duration,
+    srun_command,
+    srun_environ,
+)
+from minetorch_launch.target import Module, Script
+
+BATCH = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+    "SLURMD_NODENAME": "gpu07",
+    "SLURM_NODEID": "0",
+    "SLURM_JOB_CPUS_PER_NODE": "8,6",
+    "SLURM_CPUS_ON_NODE": "8",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_CPUS_PER_TASK": "2",
+}
+TASK = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_ID": "3",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURMD_NODENAME": "gpu08",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_GPUS_ON_NODE": "2",
+    "SLURM_CPUS_PER_TASK": "6",
+    "SLURM_CPUS_ON_NODE": "8",
+    "SLURM_RESTART_COUNT": "1",
+}
+INTERACTIVE = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "gpu[07-08]"}
+
+
+def job_of(environ, own_step=None):
+    job = SlurmJob.from_env(environ, own_step)
+    assert job is not None
+    return job
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("node1", ["node1"]),
+        ("node1,node2", ["node1", "node2"]),
+        ("n[003-005,9],m1", ["n003", "n004", "n005", "n9", "m1"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
+        ("rack[1-2]n[01-02]-ib", ["rack1n01-ib", "rack1n02-ib", "rack2n01-ib", "rack2n02-ib"]),
+        ("a-b.c[10],d[1]e", ["a-b.c10", "d1e"]),
+    ],
+)
+def test_node_lists(text, hosts):
+    assert list(expand_hosts(text)) == hosts
+
+
+@pytest.mark.parametrize("text", ["", "(null) x", "n[1-", "n[]", "n[1-x]", "n[7-3]", ",", "a,,b", "n]1["])
+def test_odd_node_lists_are_refused(text):
+    with pytest.raises(UsageError, match="SLURM's node list"):
+        expand_hosts(text)
+
+
+def test_counts():
+    assert expand_counts("2(x3),1") == (2, 2, 2, 1)
+    assert expand_counts("") == ()
+    with pytest.raises(UsageError, match="must be like"):
+        expand_counts("2(y3)")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1-02:03:04", 93784),
+        ("2:03:04", 7384),
+        ("3:04", 184),
+        ("0:58", 58),
+        ("30", 1800),
+        ("2-12", 216000),
+        ("1-00:30", 88200),
+        ("UNLIMITED", None),
+        ("INVALID", None),
+        ("NOT_SET", None),
+        ("N/A", None),
+        ("", None),
+    ],
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+def test_outside_of_a_job():
+    assert SlurmJob.from_env({}) is None
+    assert SlurmJob.from_env({"SLURM_CONF": "/etc/slurm.conf", "SLURM_JOB_ID": ""}) is None
+
+
+def test_the_batch_script():
+    job = job_of(BATCH)
+    assert (job.place, job.id, job.step, job.hosts, job.node) == ("batch", "77", None, ("gpu07", "gpu08"), 0)
+    assert (job.workers, job.cpus, job.cpus_per_node, job.tasks_here) == (4, 8, (8, 6), 1)
+
+
+def test_a_task():
+    job = job_of(TASK)
+    assert (job.place, job.step, job.hosts, job.node, job.restarts) == ("task", 3, ("gpu07", "gpu08"), 1, 1)
+    assert (job.gpus, job.cpus, job.workers) == (2, 6, 1)
+
+
+def test_a_step_on_some_of_the_nodes():
+    job = job_of(TASK | {"SLURM_STEP_NODELIST": "gpu08", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0"})
+    assert (job.hosts, job.node) == (("gpu08",), 0)
+
+
+def test_an_interactive_shell():
+    assert job_of(INTERACTIVE).place == "interactive"
+    own_node = INTERACTIVE | {"SLURMD_NODENAME": "gpu07", "SLURM_STEP_ID": str(0xFFFFFFFA)}
+    assert job_of(own_node).place == "interactive"
+
+
+@pytest.mark.parametrize(
+    ("own_step", "place"),
+    [("77.batch", "batch"), ("77.interactive", "interactive"), ("77.4294967290", "interactive"), ("77.5", "task")],
+)
+def test_the_own_step_counts_more_than_inherited_variables(own_step, place):
+    job = job_of(TASK, own_step)
+    assert (job.place, job.step) == (place, 5 if place == "task" else None)
+
+
+def test_the_own_step_is_read_off_the_ancestors(tmp_path):
+    for pid, parent, title in ((30, 20, "python\0x"), (20, 10, "bash"), (10, 1, "slurmstepd: [25.batch]\0\0")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) S {parent} 0")
+        (tmp_path / str(pid) / "cmdline").write_text(title)
+    assert slurm_commands.own_step("30", tmp_path) == "25.batch"
+    (tmp_path / "10" / "cmdline").write_text("init")
+    assert slurm_commands.own_step("30", tmp_path) is None
+    assert slurm_commands.own_step("31", tmp_path) is None
+
+
+def test_who_signals_all_of_a_step(tmp_path):
+    for pid, name in ((10, "slurmstepd: [7.0]"), (11, "bash")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "cmdline").write_text(name)
+    assert [slurm_commands.is_slurmstepd(pid, tmp_path) for pid in (10, 11, 12, 0)] == [True, False, False, True]
+
+
+def test_an_array_has_its_tasks_id():
+    array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "0"}
+    assert job_of(BATCH | array).id == "70_0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_JOB_ID", "x"),
+        ("SLURM_JOB_NODELIST", ""),
+        ("SLURM_NTASKS_PER_NODE", "-4"),
+        ("SLURM_RESTART_COUNT", "once"),
+        ("SLURM_JOB_CPUS_PER_NODE", "8(2)"),
+    ],
+)
+def test_senseless_variables_are_refused(name, value):
+    with pytest.raises(UsageError, match="must be") as refused:
+        SlurmJob.from_env(BATCH | {name: value})
+    assert repr(value) in str(refused.value)
+
+
+def test_run_and_port_are_one_steps_of_one_run():
+    jobs = [
+        job_of(TASK),
+        job_of(TASK | {"SLURM_STEP_ID": "4"}),
+        job_of(TASK | {"SLURM_RESTART_COUNT": "2"}),
+        job_of(TASK | {"SLURM_JOB_ID": "78"}),
+    ]
+    assert len({job.run_id for job in jobs}) == len({job.port for job in jobs}) == 4
+    assert all(15000 <= job.port < 30000 for job in jobs)
+    other_node = job_of(TASK | {"SLURMD_NODENAME": "gpu07", "SLURM_NODEID": "0"})
+    assert (other_node.run_id, other_node.port) == (jobs[0].run_id, jobs[0].port)
+
+
+def test_cores_are_the_jobs_share_of_what_is_usable():
+    assert job_of(TASK).cores(64) == 6
+    assert job_of(TASK).cores(4) == 4
+    assert job_of(INTERACTIVE).cores(64) == 64
+
+
+def test_fill_in_brings_the_nodes_together():
+    options = fill_in(LaunchOptions(), job_of(TASK), has_gpus=True, find_address=lambda host: f"{host}.lan")
+    job = job_of(TASK)
+    assert options == LaunchOptions(
+        nodes=(2, 2), rdzv=f"gpu07.lan:{job.port}", node_rank=1, run_id="slurm-77-1-3", nproc=None
+    )
+
+
+def test_fill_in_takes_the_batch_steps_word():
+    word = BatchWord(workers=3, address="2001:db8::7", times=Times(end=5.0, limit=2.0))
+    job = job_of(TASK | {BATCH_VARIABLE: word.text()})
+    assert job.times == Times(5.0, 2.0)
+
+    def nobody_to_ask(host):
+        raise AssertionError(host)
+
+    options = fill_in(LaunchOptions(), job, has_gpus=False, find_address=nobody_to_ask)
+    assert (options.nproc, options.rdzv) == (3, f"[2001:db8::7]:{job.port}")
+
+
+def test_fill_in_leaves_what_the_user_says():
+    own = LaunchOptions(nproc=5, nodes=(1, 2), rdzv="here:1234", run_id="mine")
+    options = fill_in(own, job_of(TASK), has_gpus=False, find_address=str)
+    assert options == dataclasses.replace(own, node_rank=1)
+
+
+def test_one_node_needs_no_meeting():
+    alone = job_of(BATCH | {"SLURM_JOB_NODELIST": "gpu07"})
+    assert fill_in(LaunchOptions(), alone, has_gpus=False, find_address=str) == LaunchOptions(nproc=4)
+    assert job_of(TASK).on_this_node().hosts == ("gpu08",)
+
+
+def test_several_launchers_on_a_node_are_refused():
+    job = job_of(TASK | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
+    with pytest.raises(UsageError, match=r"4 launchers on gpu08.*--ntasks-per-node=1"):
+        fill_in(LaunchOptions(), job, has_gpus=False, find_address=str)
+
+
+def test_more_nodes_than_there_are():
+    options = LaunchOptions(nodes=(3, 4), rdzv="x")
+    with pytest.raises(UsageError, match="--nodes 3 is more than the 2 of this job"):
+        fill_in(options, job_of(TASK), has_gpus=False, find_address=str)
+    with pytest.raises(UsageError, match="--nodes 3 is more than the 2 of this job"):
+        srun_command(job_of(BATCH), options, ["x"], name="n")
+
+
+def test_srun_starts_one_launcher_on_each_node_with_all_that_the_job_has_there():
+    command = srun_command(job_of(BATCH), LaunchOptions(), ["python", "a b"], name="step")
+    assert command[0] == "srun"
+    assert command[-2:] == ["python", "a b"]
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=6", "--job-name=step"} < {*command}
+    assert "--cpu-bind=none" in command
+    alike = srun_command(job_of(BATCH | {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}), LaunchOptions(), ["x"], name="s")
+    assert "--cpus-per-task=8" in alike
+    assert "--cpu-bind=none" not in alike
+    assert "--nodes=1" in srun_command(job_of(BATCH), LaunchOptions(nodes=(1, 1)), ["x"], name="s")
+    assert "--nodes=2" in srun_command(job_of(BATCH), LaunchOptions(nodes=(1, 4), rdzv="x"), ["x"], name="s")
+
+
+@pytest.mark.parametrize(("per_task", "asked"), [("1", "--gpus-per-node=4"), ("a100:2", "--gpus-per-node=a100:4")])
+def test_gpus_that_were_asked_for_by_the_task(per_task, asked):
+    gpus = BATCH | {"SLURM_GPUS_ON_NODE": "4"}
+    assert asked in srun_command(job_of(gpus | {"SLURM_GPUS_PER_TASK": per_task}), LaunchOptions(), ["x"], name="s")
+    assert "--gpus" not in " ".join(srun_command(job_of(gpus), LaunchOptions(), ["x"], name="s"))
+
+
+def test_srun_does_not_get_the_jobs_wishes_for_its_tasks():
+    environ = BATCH | {
+        "PATH": "/bin",
+        "SLURM_CONF": "/x",
+        "SLURM_GPUS_PER_TASK": "1",
+        "SLURM_NTASKS": "8",
+        "SLURM_STEP_ID": "0",
+        "SLURM_GPUS_PER_NODE": "4",
+        "SLURM_MEM_PER_NODE": "100",
+    }
+    word = BatchWord(workers=4)
+    kept = srun_environ(environ, word)
+    gone = {"SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS", "SLURM_STEP_ID"}
+    gone |= {"SLURM_NODEID"}
+    assert {*environ} - {*kept} == gone
+    assert BatchWord.from_text(kept[BATCH_VARIABLE]) == word
+
+
+@pytest.mark.parametrize("text", ["", "4", "{}", json.dumps({"workers": 1, "times": {"begin": 1}})])
+def test_a_word_that_no_launcher_gave(text):
+    with pytest.raises(UsageError, match=f"{BATCH_VARIABLE}=.*unset it"):
+        job_of(TASK | {BATCH_VARIABLE: text})
+
+
+def test_the_notice_comes_two_minutes_before_the_end_or_a_tenth_of_a_short_job():
+    assert make_deadline(Times(), None, now=0) is None
+    long = make_deadline(Times(end=100_000, limit=86_400), None, now=50_000)
+    assert (long.at, long.margin, long.notice_at) == (100_000, 120, 99_880)
+    assert make_deadline(Times(end=1_000, limit=600), None, now=500).margin == 60
+    assert make_deadline(Times(end=1_000), None, now=400).margin == 60
+    assert make_deadline(Times(end=1_000, limit=600), 300, now=500).notice_at == 700
+
+
+def test_a_notice_before_the_job_has_begun_is_refused():
+    with pytest.raises(UsageError, match="--notice-before 600 is not less than the 600 s of the job"):
+        make_deadline(Times(end=1_000, limit=600), 600, now=500)
+
+
+@pytest.fixture
+def answers(tmp_path, monkeypatch):
+    """Stands in for SLURM's commands: what each prints, and the record of how they were called."""
+    record = tmp_path / "calls"
+
+    def install(**outputs):
+        for name, output in outputs.items():
+            command = tmp_path / name
+            command.write_text(f'#!/bin/sh\necho {name} "$@" >> "{record}"\ncat <<"END"\n{output}\nEND\n')
+            command.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if outputs else str(tmp_path / "none"))
+        return record
+
+    return install
+
+
+def test_times_come_from_the_environment_first(answers):
+    answers(squeue="1:00|2:00")
+    job = job_of(BATCH | {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "1600"})
+    assert slurm_commands.find_times(job, now=1100) == Times(1600, 600)
+
+
+@pytest.mark.parametrize(
+    ("left", "times"),
+    [("1:00|1-0:00:00", Times(1060.0, 86400.0)), ("UNLIMITED|UNLIMITED", Times()), ("INVALID|10:00", Times(None, 600))],
+)
+def test_times_from_squeue(answers, left, times):
+    record = answers(squeue=left, scontrol="EndTime=1970-01-01T00:30:00 TimeLimit=00:05:00")
+    assert slurm_commands.find_times(job_of(BATCH), now=1000) == times
+    assert record.read_text() == "squeue --noheader --jobs=77 --format=%L|%l\n"
+
+
+def test_times_from_scontrol(answers):
+    answers(squeue="", scontrol="JobId=77 EndTime=2030-01-01T00:30:00 TimeLimit=00:05:00")
+    assert slurm_commands.find_times(job_of(BATCH), now=1000).limit == 300
+    answers(squeue="", scontrol="JobId=77 EndTime=Unknown TimeLimit=UNLIMITED")
+    assert slurm_commands.find_times(job_of(BATCH), now=1000) == Times()
+
+
+def test_no_times_without_slurms_commands(answers):
+    answers()
+    assert slurm_commands.find_times(job_of(BATCH), now=1000) == Times()
+    assert slurm_commands.find_deadline(job_of(BATCH), None) is None
+
+
+def test_an_address_by_name_else_by_what_slurm_knows(answers):
+    answers(scontrol="NodeName=no-such-host NodeAddr=127.0.0.9 NodeHostName=no-such-host")
+    assert slurm_commands.find_address("localhost") == "localhost"
+    assert slurm_commands.find_address("no-such-host.invalid") == "127.0.0.9"
+    answers()
+    with pytest.raises(UsageError, match=r"cannot find the address of no-such-host.invalid.*--rdzv"):
+        slurm_commands.find_address("no-such-host.invalid")
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ("JobState=RUNNING Requeue=1 BatchFlag=1 Reason=None", "requeueing job 70_4"),
+        ("JobState=COMPLETING Requeue=1 BatchFlag=1 Reason=TimeLimit", "requeueing job 70_4"),
+        ("JobState=RUNNING Requeue=0 BatchFlag=1", "submitted with --no-requeue"),
+        ("JobState=RUNNING Requeue=1 BatchFlag=0", "it is interactive"),
+        ("JobState=CANCELLED Requeue=1 BatchFlag=1 Reason=None", "it is CANCELLED"),
+    ],
+)
+def test_requeue(answers, shown, said):
+    record = answers(scontrol=shown)
+    lines = []
+    job = job_of(BATCH | {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "4"})
+    done = slurm_commands.requeue(job, lines.append)
+    assert said in lines[0]
+    assert done is ("requeueing" in said)
+    assert ("scontrol requeue 70_4\n" in record.read_text()) is done
+
+
+def test_no_requeue_without_scontrol(answers):
+    answers()
+    lines = []
+    assert not slurm_commands.requeue(job_of(BATCH), lines.append)
+    assert "no scontrol here; where there is, type `scontrol requeue 77`" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "requeued"),
+    [
+        ({"SLURMD_NODENAME": "gpu07", "SLURM_NODEID": "0"}, True),
+        ({}, False),
+        ({"SLURMD_NODENAME": "gpu07", BATCH_VARIABLE: BatchWord().text()}, False),
+    ],
+    ids=["first node", "other node", "batch step does it"],
+)
+def test_one_launcher_requeues(answers, environ, requeued):
+    record = answers(scontrol="JobState=RUNNING Requeue=1 BatchFlag=1")
+    slurm_commands.requeue_own(job_of(TASK | environ), TASK | environ, lambda line: None)
+    assert (record.exists() and "requeue 77" in record.read_text()) is requeued
+
+
+RUN = """
+import os, sys
+from minetorch_launch import batch, slurm_commands
+from minetorch_launch.plan import LaunchOptions
+job = slurm_commands.SlurmJob.from_env(os.environ)
+sys.exit(batch.run(job, LaunchOptions(), ["agent"], environ=os.environ, say=print))
+"""
+
+
+@pytest.mark.parametrize(
+    ("srun", "state", "reason", "code", "requeued", "passed_on"),
+    [
+        ("exit 0", "RUNNING", "None", 0, False, False),
+        ("exit 3", "RUNNING", "None", 3, False, False),
+        ("exit 75", "RUNNING", "None", 75, True, False),
+        ("kill -KILL $$", "RUNNING", "None", 137, False, False),
+        ("kill -TERM $PPID; sleep 1; exit 75", "RUNNING", "None", 75, False, True),
+        ("kill -TERM $PPID; sleep 1; exit 75", "COMPLETING", "None", 75, False, False),
+        ("kill -TERM $PPID; sleep 1; exit 75", "COMPLETING", "TimeLimit", 75, True, False),
+        ("trap 'exit 12' USR2; kill -USR2 $PPID; while :; do sleep 0.1; done", "RUNNING", "None", 12, False, False),
+        ("kill -QUIT $PPID; sleep 0.5; exit 0", "RUNNING", "None", 0, False, False),
+    ],
+)
+def test_the_batch_steps_part(tmp_path, srun, state, reason, code, requeued, passed_on):
+    commands = {
+        "srun": srun,
+        "scontrol": f"echo JobState={state} Reason={reason} Requeue=1 BatchFlag=1",
+        "squeue": "echo '77.0|minetorch-'$PPID",
+        "scancel": "",
+    }
+    for name, does in commands.items():
+        command = tmp_path / name
+        command.write_text(f'#!/bin/sh\necho {name} "$@" >> "{tmp_path}/calls"\n{does}\n')
+        command.chmod(0o755)
+    environ = {**os.environ, **BATCH, "SLURM_JOB_NODELIST": "gpu07", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", RUN], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert ("scontrol requeue 77" in calls) is requeued
+    assert ("scancel --signal=TERM 77.0" in calls) is passed_on
+    assert ("SIGQUIT is for the launcher on a node" in done.stdout) is ("QUIT" in srun)
+
+
+UGLY = ["--note", 'é "$HOME" `x` \\ #', "it's"]
+
+
+def test_a_batch_script_says_what_the_job_needs(tmp_path):
+    text = batch_script(
+        LaunchOptions(nproc=4, threads=2, device="cuda", nodes=(2, 3), rdzv="x"),
+        Script("runs/träin it.py"),
+        ["launch", *UGLY],
+        slurm=["--partition=gpu", "-c", "16", "--comment", "a b"],
+        folder="/data/a b",
+    )
+    lines = text.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    assert lines[1:-1] == [
+        "#SBATCH " + option
+        for option in (
+            '"--job-name=träin it"',
+            '"--chdir=/data/a b"',
+            "--nodes=2-3",
+            "--ntasks-per-node=1",
+            "--gpus-per-node=4",
+            "--requeue",
+            "--open-mode=append",
+            "--output=%x-%j.out",
+            "--partition=gpu",
+            "-c 16",
+            '--comment "a b"',
+        )
+    ]
+    # the shell gives the launcher the very words
+    script = tmp_path / "script"
+    script.write_text(text.replace("exec launch", f"exec {sys.executable} -c 'import sys; print(sys.argv[1:])'"))
+    done = subprocess.run(["bash", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"{UGLY}\n"
+
+
+def test_a_batch_script_leaves_out_what_is_not_known():
+    text = batch_script(LaunchOptions(), Module("pkg.run"), ["x"], slurm=["--array=1-3", "-N2"], folder="/")
+    assert "cpus-per-task" not in text
+    assert "gpus-per-node" not in text
+    assert "--nodes" not in text
+    assert "#SBATCH --job-name=pkg.run\n" in text
+    assert "#SBATCH --output=%x-%A_%a.out\n" in text
+
+
+def test_a_line_break_is_refused():
+    with pytest.raises(UsageError, match="line break"):
+        batch_script(LaunchOptions(), Script("x.py"), ["x", "a\nb"], slurm=[], folder="/")
+
+
+def test_reading_a_job_needs_no_torch():
+    probe = "import sys; from minetorch_launch import batch, sbatch; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", probe], check=True, timeout=60, env={**os.environ, **BATCH})

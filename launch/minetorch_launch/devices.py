@@ -12,17 +12,30 @@ import importlib.util
 import os
 import re
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minetorch_launch.topology import Device, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["find_node", "visible_gpus"]
+__all__ = ["Driver", "find_driver", "find_node", "torch_cuda_build", "visible_gpus"]
 
 _PROC_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver of this machine."""
+
+    version: str
+    cuda: tuple[int, int]
+    """The newest CUDA that it runs: major and minor."""
+
+    gpus: tuple[str, ...]
+    """Names of all the machine's GPUs, hidden ones included."""
 
 
 def find_node(environ: Mapping[str, str]) -> Node:
@@ -67,7 +80,7 @@ def _named(uuids: Sequence[str], entry: str) -> str | None:
 
 
 def _find_gpus(mask: str | None) -> tuple[list[str], str]:
-    if not _torch_has_cuda():
+    if torch_cuda_build() is None:
         return [], "the installed torch is built without CUDA"
     uuids = _nvml_uuids() or _proc_uuids()
     if not uuids:
@@ -75,41 +88,71 @@ def _find_gpus(mask: str | None) -> tuple[list[str], str]:
     return visible_gpus(uuids, mask), f"CUDA_VISIBLE_DEVICES={mask!r} hides all {len(uuids)}"
 
 
-def _torch_has_cuda() -> bool:
-    """Read off torch's own file, because importing even ``torch.version`` imports torch."""
+def torch_cuda_build() -> str | None:
+    """The CUDA version that the installed torch is built with, None for a build without, "" if that is unknown.
+
+    Read off torch's own file, because importing even ``torch.version`` imports torch.
+    """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        return True
+        return ""
     try:
         text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
-        return True
-    return re.search(r"^cuda\b[^=]*= None$", text, re.MULTILINE) is None
+        return ""
+    found = re.search(r"^cuda\b[^=]*= (None|'([^']*)')$", text, re.MULTILINE)
+    return found[2] if found else ""
 
 
-def _nvml_uuids() -> list[str]:
+def find_driver() -> Driver | None:
+    """What NVML says of the driver; None without one."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return None
+        version, cuda = ctypes.create_string_buffer(80), ctypes.c_int()
+        if nvml.nvmlSystemGetDriverVersion(version, len(version)) != 0:
+            return None
+        nvml.nvmlSystemGetCudaDriverVersion_v2(ctypes.byref(cuda))
+        gpus = tuple(_nvml_text(nvml, index, "nvmlDeviceGetName") for index in range(_nvml_count(nvml)))
+        return Driver(version.value.decode(), (cuda.value // 1000, cuda.value % 1000 // 10), gpus)
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[ctypes.CDLL | None]:
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return []
-    if nvml.nvmlInit_v2() != 0:
-        return []
+        nvml = None
+    if nvml is None or nvml.nvmlInit_v2() != 0:
+        yield None
+        return
     try:
-        count = ctypes.c_uint()
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return []
-        return [uuid for index in range(count.value) if (uuid := _nvml_uuid(nvml, index))]
+        yield nvml
     finally:
         nvml.nvmlShutdown()
 
 
-def _nvml_uuid(nvml: ctypes.CDLL, index: int) -> str:
-    handle, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+def _nvml_count(nvml: ctypes.CDLL) -> int:
+    count = ctypes.c_uint()
+    return count.value if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0 else 0
+
+
+def _nvml_uuids() -> list[str]:
+    with _nvml() as nvml:
+        if nvml is None:
+            return []
+        uuids = (_nvml_text(nvml, index, "nvmlDeviceGetUUID") for index in range(_nvml_count(nvml)))
+        return [uuid for uuid in uuids if uuid]
+
+
+def _nvml_text(nvml: ctypes.CDLL, index: int, call: str) -> str:
+    """What ``call`` answers for a GPU; empty if it fails."""
+    handle, text = ctypes.c_void_p(), ctypes.create_string_buffer(96)
     if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != 0:
         return ""
-    if nvml.nvmlDeviceGetUUID(handle, uuid, len(uuid)) != 0:
+    if nvml[call](handle, text, len(text)) != 0:
         return ""
-    return uuid.value.decode()
+    return text.value.decode()
 
 
 def _proc_uuids() -> list[str]:

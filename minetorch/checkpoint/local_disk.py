@@ -62,6 +62,10 @@ class LocalDisk:
         """Names of the files and folders directly in a folder; FileNotFoundError if there is none."""
         return [entry.name for entry in Path(path).iterdir() if not entry.name.startswith(TEMPORARY)]
 
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder exists."""
+        return Path(path).is_dir()
+
     def size(self, path: str) -> int:
         """Bytes of a file; FileNotFoundError if there is none."""
         if Path(path).is_dir():

@@ -32,6 +32,7 @@ class _Files(Protocol):
     def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None: ...
     def create(self, path: str, data: bytes) -> None: ...
     def list(self, path: str) -> _Names: ...
+    def has_folder(self, path: str) -> bool: ...
     def size(self, path: str) -> int: ...
     def delete(self, path: str) -> None: ...
     def upload(self, local_path: str, path: str) -> None: ...
@@ -181,6 +182,11 @@ class Store:
                 return []
         return sorted(name for name in names if name.startswith(prefix))
 
+    def has_folder(self) -> bool:
+        """Whether the store's own folder exists. True where folders do not exist apart from the files in them."""
+        with self._translated("look at", ""):
+            return self._files.has_folder(self._root)
+
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         try:
@@ -284,6 +290,13 @@ class _RemoteFiles:
         names = [entry.rstrip("/") for entry in fs.ls(whole, detail=False)]
         folder = fs._strip_protocol(whole).rstrip("/")
         return [name.rpartition("/")[2] for name in names if name != folder]
+
+    def has_folder(self, path: str) -> bool:
+        """Whether a folder exists, or need not."""
+        if self.protocol in _WITHOUT_FOLDERS:
+            return True
+        fs, whole = self._at(path)
+        return bool(fs.isdir(whole))
 
     def size(self, path: str) -> int:
         """Bytes of a file."""

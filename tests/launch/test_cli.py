@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import minetorch_launch
-from minetorch_launch.cli import main, parse
+from minetorch_launch.arguments import parse
+from minetorch_launch.cli import main
 from minetorch_launch.errors import UsageError
 from minetorch_launch.plan import LaunchOptions
 from minetorch_launch.target import Module, Script
@@ -32,7 +33,8 @@ def test_two_dashes_let_a_script_begin_with_one():
 def test_every_option():
     line = (
         "--nproc 3 --device cpu --max-restarts 2 --log-dir logs --threads 4 --start-method forkserver "
-        "--preload a --preload b.c --grace 1.5 train.py"
+        "--preload a --preload b.c --grace 1.5 --notice-signals usr1,TERM,12 --hang-timeout 60 --show failed "
+        "--nodes 2:4 --rdzv h:1 --node-rank 3 --run-id mine --join-timeout 7 --notice-before 30 train.py"
     )
     options, _ = parse(shlex.split(line))
     assert options == LaunchOptions(
@@ -43,6 +45,15 @@ def test_every_option():
         threads=4,
         preload=("a", "b.c"),
         grace=1.5,
+        notice_signals=("SIGUSR1", "SIGTERM", "SIGUSR2"),
+        hang_timeout=60.0,
+        show="failed",
+        nodes=(2, 4),
+        rdzv="h:1",
+        node_rank=3,
+        run_id="mine",
+        join_timeout=7.0,
+        notice_before=30.0,
     )
 
 
@@ -55,6 +66,24 @@ def test_every_option():
         (["--nprc", "2", "x.py"], "did you mean --nproc?"),
         (["--zork", "x.py"], "unknown option --zork"),
         (["--grace", "soon", "x.py"], "--grace 'soon' is not a number of seconds"),
+        (["--grace", "-1", "x.py"], "--grace -1.0 is too small"),
+        (["--grace", "nan", "x.py"], "--grace nan is too small"),
+        (["--hang-timeout", "0", "x.py"], "--hang-timeout 0 is too small"),
+        (["--hang-timeout", "x", "x.py"], "--hang-timeout 'x' is not a number of seconds"),
+        (["--join-timeout", "-5", "x.py"], "--join-timeout -5 is too small"),
+        (["--notice-before", "x", "x.py"], "--notice-before 'x' is not a number of seconds"),
+        (["--notice-before", "-1", "x.py"], "--notice-before -1.0 is too small"),
+        (["--notice-signals", "KILL", "x.py"], "--notice-signals SIGKILL is unknown"),
+        (["--show", "1", "x.py"], "--show 1 is unknown: type --show all|0|failed"),
+        (["--nodes", "many", "x.py"], "--nodes 'many' is no number of nodes"),
+        (["--nodes", "3:2", "x.py"], "--nodes 3:2 is no range"),
+        (["--nodes", "0", "x.py"], "--nodes 0:0 is no range"),
+        (["--nodes", "2", __file__], "--nodes 2 needs a place to meet"),
+        (["--nodes", "1", "--rdzv", "h", "x.py"], "--rdzv h is for many nodes"),
+        (["--nodes", "2", "--rdzv", "h:", "x.py"], "--rdzv 'h:' is no place to meet"),
+        (["--nodes", "2", "--rdzv", "h", "--node-rank", "2", "x.py"], "--node-rank 2 with 2 nodes: type 0 to 1"),
+        (["--node-rank", "x", "x.py"], "--node-rank 'x' is not a whole number"),
+        (["--slurm", "'", "--sbatch", "--dry-run", "conftest.py"], '--slurm "\'": No closing quotation'),
         (["-m"], "-m needs a module"),
         ([], "there is nothing to run"),
         (["no/such.py"], "there is no script 'no/such.py'"),

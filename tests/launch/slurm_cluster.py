@@ -157,9 +157,10 @@ class Cluster:
         for entry in Path("/proc").iterdir():
             with suppress(OSError, IndexError):
                 environ = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdecimal() else []
-                if {self._token.encode(), (mark or self._token).encode()} <= {*environ}:
-                    if (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                        found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+                if not {self._token.encode(), (mark or self._token).encode()} <= {*environ}:
+                    continue
+                if (entry / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                    found[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
         return found
 
     def job_processes(self, job: str) -> dict[int, str]:

@@ -22,14 +22,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from minetorch_launch.memory import SharedMemory
+from minetorch_launch.hangs.memory import SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from minetorch_launch.console import Console
     from minetorch_launch.guard import Guard
-    from minetorch_launch.watch import Heartbeat
+    from minetorch_launch.hangs.watch import Heartbeat
 
 __all__ = ["Channel", "Heard"]
 

@@ -69,12 +69,12 @@ def _run(argv: list[str]) -> int:
     if target is None:
         raise UsageError("there is nothing to run: type minetorch-launch [OPTIONS] SCRIPT [ARGS]...")
     if wants.sbatch is not None:
-        from minetorch_launch import sbatch
+        from minetorch_launch.slurm import sbatch
 
         return sbatch.run(request, say=_say)
     # Who numbers the nodes starts the launchers on them, too.
     if "SLURM_JOB_ID" in os.environ and options.node_rank is None:
-        from minetorch_launch import batch
+        from minetorch_launch.slurm import batch
 
         return batch.run_in_job(argv, target, options, dry_run=wants.dry_run, say=_say)
     from minetorch_launch import launcher  # after the answers above: it needs what they do without

@@ -5,7 +5,8 @@
     LaunchError
     ├── UsageError (also a ValueError)   the caller can put it right      2
     ├── StartError                       no worker could be started       1
-    │   └── JoinError                    the nodes did not come together  1
+    │   ├── JoinError                    the nodes did not come together  1
+    │   └── NoProgressError              a job's time was up too early    1
     ├── WorkerFailedError                a worker failed, or all hung     the worker's own; 128 + n for signal n; 124
     ├── StoppedError                     the launcher was told to stop    128 + n for signal n
     └── StoppedEarlyError                stopped with all work saved      75
@@ -17,13 +18,14 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minetorch_launch.report import FailureReport
+    from minetorch_launch.failures.report import FailureReport
 
 __all__ = [
     "EXIT_HUNG",
     "EXIT_STOPPED_EARLY",
     "JoinError",
     "LaunchError",
+    "NoProgressError",
     "StartError",
     "StoppedEarlyError",
     "StoppedError",
@@ -56,6 +58,10 @@ class StartError(LaunchError):
 
 class JoinError(StartError):
     """The nodes did not come together: says which host and address, in what phase, for how long, what to check."""
+
+
+class NoProgressError(StartError):
+    """A batch job's time was up before the first step: run again, it would end in the same way."""
 
 
 class WorkerFailedError(LaunchError):

@@ -24,7 +24,7 @@ from minetorch_launch.worker import Task
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from minetorch_launch.slurm import SlurmJob
+    from minetorch_launch.slurm.job import SlurmJob
 
 __all__ = ["LaunchResult", "launch", "plan_launch"]
 
@@ -132,12 +132,13 @@ def plan_launch(target: Target, options: LaunchOptions, job: SlurmJob | None = N
     node = devices.find_node(os.environ)
     deadline = None
     if job is not None:
-        from minetorch_launch import slurm, slurm_commands
+        from minetorch_launch.slurm.commands import find_address, find_deadline
+        from minetorch_launch.slurm.job import fill_in
 
         node = replace(node, cores=job.cores(node.cores))
         has_gpus = bool(node.gpus) and options.device != "cpu"
-        options = slurm.fill_in(options, job, has_gpus, slurm_commands.find_address)
-        deadline = slurm_commands.find_deadline(job, options.notice_before)
+        options = fill_in(options, job, has_gpus, find_address)
+        deadline = find_deadline(job, options.notice_before)
     return make_plan(
         target,
         options,
@@ -154,7 +155,7 @@ def _tells_all(job: SlurmJob | None) -> Callable[[int], bool] | None:
     """What knows by its process id whether the sender of a signal has sent it to the workers, too."""
     if job is None:
         return None
-    from minetorch_launch.slurm_commands import is_slurmstepd
+    from minetorch_launch.slurm.commands import is_slurmstepd
 
     return is_slurmstepd
 

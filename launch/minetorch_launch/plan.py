@@ -35,7 +35,7 @@ from minetorch_launch.joining import Endpoint, parse_endpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minetorch_launch.slurm import Deadline
+    from minetorch_launch.slurm.job import Deadline
     from minetorch_launch.target import Target
     from minetorch_launch.topology import Node
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from minetorch_launch.ending import end_process
-from minetorch_launch.memory import SharedMemory
+from minetorch_launch.hangs.memory import SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

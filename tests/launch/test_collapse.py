@@ -3,8 +3,8 @@ from collections import defaultdict
 
 import pytest
 
-from minetorch_launch import collapse
-from minetorch_launch.collapse import WINDOW, Collapse
+from minetorch_launch.console import collapse
+from minetorch_launch.console.collapse import WINDOW, Collapse
 
 
 def seen(groups):

@@ -7,8 +7,8 @@ import tty
 
 import pytest
 
-from minetorch_launch.collapse import WINDOW
 from minetorch_launch.console import Console, label, wants_colour
+from minetorch_launch.console.collapse import WINDOW
 
 CLEAR = "\r\x1b[K"
 

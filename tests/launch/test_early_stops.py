@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -124,3 +125,37 @@ def test_a_stop_that_finds_all_work_saved_says_so(launches):
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 75
+
+
+# Beats as a Trainer does, having made so many steps since it began at step 7, and saves when it is told.
+BEATS = """
+    import os, signal, struct, sys, time
+
+    signal.signal(signal.SIGUSR2, lambda signum, frame: sys.exit(75))
+    steps = int(sys.argv[1])
+    beat = struct.pack("=8q", 5, time.monotonic_ns(), 7 + steps, 1, 7, 0, 1, 7)
+    os.pwrite(int(os.environ["MINETORCH_HEARTBEAT_FD"]), beat, 16)
+    time.sleep(100)
+"""
+
+# One launcher of a job whose workers get their notice 2 s from now.
+IN_A_JOB = """
+    import sys, time
+
+    from minetorch_launch import LaunchError, LaunchOptions, Script, launch
+    from minetorch_launch.slurm.job import SlurmJob, Times
+
+    job = SlurmJob(id="1", number=1, place="task", hosts=("here",), times=Times(end=time.time() + 60, limit=600))
+    try:
+        launch(Script(sys.argv[1], (sys.argv[2],)), LaunchOptions(nproc=1, notice_before=58), job=job)
+    except LaunchError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.parametrize(("steps", "said"), [(0, "NoProgressError: the job's time was up"), (1, "StoppedEarlyError")])
+def test_a_job_whose_time_is_always_up_too_early_is_not_run_again(launches, steps, said):
+    driver = launches.script(IN_A_JOB, "driver.py")
+    done = launches.run(driver, launches.script(BEATS), steps, command=(sys.executable,))
+    assert "the job ends in 58 s: told rank 0 to stop soon" in done.stderr
+    assert said in done.stderr.splitlines()[-1]

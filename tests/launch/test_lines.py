@@ -1,6 +1,6 @@
 import pytest
 
-from minetorch_launch.lines import Lines
+from minetorch_launch.console.lines import Lines
 
 
 @pytest.mark.parametrize(

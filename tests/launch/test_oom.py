@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minetorch_launch.oom import OomCounter, advise
+from minetorch_launch.failures.oom import OomCounter, advise
 
 LAUNCH = (sys.executable, "-m", "minetorch_launch")
 

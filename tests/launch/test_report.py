@@ -2,7 +2,7 @@ import json
 import signal
 from dataclasses import replace
 
-from minetorch_launch.report import FailureReport, WorkerEnd, make_report, tidy_crash
+from minetorch_launch.failures.report import FailureReport, WorkerEnd, make_report, tidy_crash
 
 
 def end(rank, exit_code, ended_at=10.0, **more):

@@ -1,8 +1,8 @@
 import pytest
 
 from minetorch_launch.errors import EXIT_HUNG
-from minetorch_launch.report import FailureReport, WorkerEnd, make_report
-from minetorch_launch.restarts import Attempt, RestartCost, decide
+from minetorch_launch.failures.report import FailureReport, WorkerEnd, make_report
+from minetorch_launch.failures.restarts import Attempt, RestartCost, decide
 
 TRACE = 'Traceback (most recent call last):\n  File "/home/a/train.py", line {line}, in <module>\n    step()\n{error}\n'
 

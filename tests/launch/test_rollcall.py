@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from minetorch_launch.rollcall import Answer, Places, RollCall, read_stacks
-from minetorch_launch.waits import Waiting
+from minetorch_launch.hangs.rollcall import Answer, Places, RollCall, read_stacks
+from minetorch_launch.hangs.waits import Waiting
 
 PY, TORCH = "/usr/lib/python3.11", "/venv/lib/python3.11/site-packages/torch"
 PLACES = Places(libraries=(PY, "/opt/minetorch_launch"), trainer="/src/minetorch", here="/home/a b")

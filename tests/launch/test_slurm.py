@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-from minetorch_launch import slurm_commands
 from minetorch_launch.errors import UsageError
 from minetorch_launch.plan import LaunchOptions
-from minetorch_launch.sbatch import batch_script
-from minetorch_launch.slurm import (
+from minetorch_launch.slurm import commands
+from minetorch_launch.slurm.job import (
     BATCH_VARIABLE,
     BatchWord,
     SlurmJob,
@@ -25,6 +24,7 @@ from minetorch_launch.slurm import (
     srun_command,
     srun_environ,
 )
+from minetorch_launch.slurm.sbatch import batch_script
 from minetorch_launch.target import Module, Script
 
 BATCH = {
@@ -151,17 +151,17 @@ def test_the_own_step_is_read_off_the_ancestors(tmp_path):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) S {parent} 0")
         (tmp_path / str(pid) / "cmdline").write_text(title)
-    assert slurm_commands.own_step("30", tmp_path) == "25.batch"
+    assert commands.own_step("30", tmp_path) == "25.batch"
     (tmp_path / "10" / "cmdline").write_text("init")
-    assert slurm_commands.own_step("30", tmp_path) is None
-    assert slurm_commands.own_step("31", tmp_path) is None
+    assert commands.own_step("30", tmp_path) is None
+    assert commands.own_step("31", tmp_path) is None
 
 
 def test_who_signals_all_of_a_step(tmp_path):
     for pid, name in ((10, "slurmstepd: [7.0]"), (11, "bash")):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cmdline").write_text(name)
-    assert [slurm_commands.is_slurmstepd(pid, tmp_path) for pid in (10, 11, 12, 0)] == [True, False, False, True]
+    assert [commands.is_slurmstepd(pid, tmp_path) for pid in (10, 11, 12, 0)] == [True, False, False, True]
 
 
 def test_an_array_has_its_tasks_id():
@@ -327,7 +327,7 @@ def answers(tmp_path, monkeypatch):
 def test_times_come_from_the_environment_first(answers):
     answers(squeue="1:00|2:00")
     job = job_of(BATCH | {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "1600"})
-    assert slurm_commands.find_times(job, now=1100) == Times(1600, 600)
+    assert commands.find_times(job, now=1100) == Times(1600, 600)
 
 
 @pytest.mark.parametrize(
@@ -336,30 +336,30 @@ def test_times_come_from_the_environment_first(answers):
 )
 def test_times_from_squeue(answers, left, times):
     record = answers(squeue=left, scontrol="EndTime=1970-01-01T00:30:00 TimeLimit=00:05:00")
-    assert slurm_commands.find_times(job_of(BATCH), now=1000) == times
+    assert commands.find_times(job_of(BATCH), now=1000) == times
     assert record.read_text() == "squeue --noheader --jobs=77 --format=%L|%l\n"
 
 
 def test_times_from_scontrol(answers):
     answers(squeue="", scontrol="JobId=77 EndTime=2030-01-01T00:30:00 TimeLimit=00:05:00")
-    assert slurm_commands.find_times(job_of(BATCH), now=1000).limit == 300
+    assert commands.find_times(job_of(BATCH), now=1000).limit == 300
     answers(squeue="", scontrol="JobId=77 EndTime=Unknown TimeLimit=UNLIMITED")
-    assert slurm_commands.find_times(job_of(BATCH), now=1000) == Times()
+    assert commands.find_times(job_of(BATCH), now=1000) == Times()
 
 
 def test_no_times_without_slurms_commands(answers):
     answers()
-    assert slurm_commands.find_times(job_of(BATCH), now=1000) == Times()
-    assert slurm_commands.find_deadline(job_of(BATCH), None) is None
+    assert commands.find_times(job_of(BATCH), now=1000) == Times()
+    assert commands.find_deadline(job_of(BATCH), None) is None
 
 
 def test_an_address_by_name_else_by_what_slurm_knows(answers):
     answers(scontrol="NodeName=no-such-host NodeAddr=127.0.0.9 NodeHostName=no-such-host")
-    assert slurm_commands.find_address("localhost") == "localhost"
-    assert slurm_commands.find_address("no-such-host.invalid") == "127.0.0.9"
+    assert commands.find_address("localhost") == "localhost"
+    assert commands.find_address("no-such-host.invalid") == "127.0.0.9"
     answers()
     with pytest.raises(UsageError, match=r"cannot find the address of no-such-host.invalid.*--rdzv"):
-        slurm_commands.find_address("no-such-host.invalid")
+        commands.find_address("no-such-host.invalid")
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_requeue(answers, shown, said):
     record = answers(scontrol=shown)
     lines = []
     job = job_of(BATCH | {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "4"})
-    done = slurm_commands.requeue(job, lines.append)
+    done = commands.requeue(job, lines.append)
     assert said in lines[0]
     assert done is ("requeueing" in said)
     assert ("scontrol requeue 70_4\n" in record.read_text()) is done
@@ -385,7 +385,7 @@ def test_requeue(answers, shown, said):
 def test_no_requeue_without_scontrol(answers):
     answers()
     lines = []
-    assert not slurm_commands.requeue(job_of(BATCH), lines.append)
+    assert not commands.requeue(job_of(BATCH), lines.append)
     assert "no scontrol here; where there is, type `scontrol requeue 77`" in lines[0]
 
 
@@ -400,15 +400,15 @@ def test_no_requeue_without_scontrol(answers):
 )
 def test_one_launcher_requeues(answers, environ, requeued):
     record = answers(scontrol="JobState=RUNNING Requeue=1 BatchFlag=1")
-    slurm_commands.requeue_own(job_of(TASK | environ), TASK | environ, lambda line: None)
+    commands.requeue_own(job_of(TASK | environ), TASK | environ, lambda line: None)
     assert (record.exists() and "requeue 77" in record.read_text()) is requeued
 
 
 RUN = """
 import os, sys
-from minetorch_launch import batch, slurm_commands
+from minetorch_launch.slurm import batch, commands
 from minetorch_launch.plan import LaunchOptions
-job = slurm_commands.SlurmJob.from_env(os.environ)
+job = commands.SlurmJob.from_env(os.environ)
 sys.exit(batch.run(job, LaunchOptions(), ["agent"], environ=os.environ, say=print))
 """
 
@@ -498,5 +498,5 @@ def test_a_line_break_is_refused():
 
 
 def test_reading_a_job_needs_no_torch():
-    probe = "import sys; from minetorch_launch import batch, sbatch; sys.exit('torch' in sys.modules)"
+    probe = "import sys; from minetorch_launch.slurm import batch, sbatch; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60, env={**os.environ, **BATCH})

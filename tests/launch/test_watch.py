@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from minetorch_launch.memory import SharedMemory
-from minetorch_launch.watch import PHASES, Heartbeat, Watch, first_heartbeat, sum_up
+from minetorch_launch.hangs.memory import SharedMemory
+from minetorch_launch.hangs.watch import PHASES, Heartbeat, Watch, first_heartbeat, sum_up
 
 
 def heart(beats, step=0, phase="training", *, stepped=True, **more):

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from minetorch_launch import batch, slurm_commands
 from minetorch_launch.arguments import parse
 from minetorch_launch.doctor.examination import Wanted, examine
 from minetorch_launch.doctor.finding import as_json, as_row, is_well, summary
 from minetorch_launch.errors import LaunchError, UsageError
+from minetorch_launch.slurm import batch, commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,7 +103,7 @@ def _run_where_it_belongs(argv: Sequence[str], wanted: Wanted, *, as_json_object
     """Here; or in a SLURM job's batch script, as a launch would, on each of its nodes."""
     job = None
     if "SLURM_JOB_ID" in os.environ and wanted.launch.node_rank is None:
-        job = slurm_commands.find_job(os.environ)
+        job = commands.find_job(os.environ)
     if job is not None and job.place != "task":
         if batch.has_srun():
             command = [sys.executable, "-m", "minetorch_launch.doctor", *argv]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from minetorch_launch.plan import LaunchOptions, LaunchPlan
-    from minetorch_launch.slurm import SlurmJob
+    from minetorch_launch.slurm.job import SlurmJob
 
 __all__ = ["Wanted", "examine", "within"]
 

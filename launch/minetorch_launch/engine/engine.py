@@ -16,11 +16,11 @@ from minetorch_launch import worker
 from minetorch_launch.engine.agent import Agent
 from minetorch_launch.engine.council import StoreLostError
 from minetorch_launch.engine.rendezvous import Rendezvous
-from minetorch_launch.errors import StartError, StoppedError
-from minetorch_launch.oom import OomCounter
-from minetorch_launch.report import FailureReport, WorkerEnd, make_report
-from minetorch_launch.restarts import Attempt, RestartCost, decide
-from minetorch_launch.watch import Heartbeat, sum_up
+from minetorch_launch.errors import NoProgressError, StartError, StoppedError
+from minetorch_launch.failures.oom import OomCounter
+from minetorch_launch.failures.report import FailureReport, WorkerEnd, make_report
+from minetorch_launch.failures.restarts import Attempt, RestartCost, decide
+from minetorch_launch.hangs.watch import Heartbeat, sum_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +107,7 @@ class Engine:
             StoppedError: on a stop signal, after the workers are gone.
             StartError: if no worker could be started.
             JoinError: if the nodes did not come together.
+            NoProgressError: if a batch job's time was up before the first step.
         """
         with _quiet_torch():
             self.rendezvous = Rendezvous(self.plan, say=self.console.say, check=self.signals.check)
@@ -128,6 +129,11 @@ class Engine:
             return self._outcome
         workers = agent.workers
         assert workers is not None
+        if workers.stopped_early and workers.gained_nothing():
+            raise NoProgressError(
+                "the job's time was up before the first step, and would be again: give it more (--time), or the "
+                "workers less notice (--notice-before)"
+            )
         return Outcome(ranks=tuple(workers.ranks), stopped_early=workers.stopped_early)
 
     def _spec(self) -> WorkerSpec:

@@ -18,12 +18,12 @@ from torch.distributed.elastic.multiprocessing.api import RunProcsResult, Signal
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from minetorch_launch import forkserver
-from minetorch_launch.collect import call_roll
 from minetorch_launch.engine.council import LOST_SECONDS, Council, StoreLostError
 from minetorch_launch.errors import EXIT_HUNG, EXIT_STOPPED_EARLY
-from minetorch_launch.report import WorkerEnd, tidy_crash
-from minetorch_launch.rollcall import Answer, RollCall
-from minetorch_launch.watch import Heartbeat, Watch, sum_up
+from minetorch_launch.failures.report import WorkerEnd, tidy_crash
+from minetorch_launch.hangs.collect import call_roll
+from minetorch_launch.hangs.rollcall import Answer, RollCall
+from minetorch_launch.hangs.watch import Heartbeat, Watch, sum_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -264,6 +264,15 @@ class Workers:
         heard = self._channel.heard()
         codes = {self._code(local, heard) for local in range(len(self._processes))}
         return EXIT_STOPPED_EARLY in codes and codes <= {0, EXIT_STOPPED_EARLY}
+
+    def gained_nothing(self) -> bool:
+        """Whether the end of the job's time came upon Trainers that had not made a step of their own."""
+        hearts = self.heartbeats()
+        deadline = self._plan.deadline
+        if not hearts or deadline is None or time.time() < deadline.notice_at:
+            return False
+        world = sum_up(hearts)
+        return world.began_at_step is None or world.step <= world.began_at_step
 
     def _check_for_obedience(self, codes: list[int | None]) -> None:
         """A worker that dies of a notice, knowing nothing of notices, was stopped; it has not failed."""

@@ -1,4 +1,4 @@
-"""A SLURM job as the launcher finds it: where it runs, with whom, for how long. Pure; `slurm_commands` asks SLURM.
+"""A SLURM job as the launcher finds it: where it runs, with whom, for how long. Pure; `commands` asks SLURM.
 
 ``minetorch-launch`` may run in three places of a job:
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.rollcall import Answer, Places, read_stacks
+from minetorch_launch.hangs.rollcall import Answer, Places, read_stacks
 from minetorch_launch.worker import ROLL_CALL_SIGNAL
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _find_places() -> Places:
     """Whose code lies where; imports none of it."""
     paths = sysconfig.get_paths()
     libraries = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    libraries += [str(Path(__file__).parent), *_folders("torch")]
+    libraries += [str(Path(__file__).parents[1]), *_folders("torch")]
     real = [str(Path(library).resolve()) for library in libraries]  # a virtual environment may be linked to
     return Places(
         libraries=tuple(dict.fromkeys((*libraries, *real))),

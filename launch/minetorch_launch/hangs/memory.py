@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import ClassVar
 
-from minetorch_launch.watch import HEARTBEAT_BYTES, Heartbeat, first_heartbeat
+from minetorch_launch.hangs.watch import HEARTBEAT_BYTES, Heartbeat, first_heartbeat
 
 __all__ = ["SharedMemory"]
 
@@ -28,7 +28,7 @@ class SharedMemory:
     """Where Python's fault handler writes the stacks on a fatal signal."""
 
     heartbeat: int
-    """Where a Trainer beats: see :mod:`minetorch_launch.watch`."""
+    """Where a Trainer beats: see :mod:`minetorch_launch.hangs.watch`."""
 
     stacks: int
     """Where the fault handler writes the stacks on request."""

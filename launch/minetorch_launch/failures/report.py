@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minetorch_launch.errors import EXIT_STOPPED_EARLY
-from minetorch_launch.oom import advise
+from minetorch_launch.failures.oom import advise
 
 __all__ = ["FailureReport", "RankFailure", "WorkerEnd", "make_report", "signal_name", "tidy_crash"]
 

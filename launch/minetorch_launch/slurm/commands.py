@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minetorch_launch.errors import UsageError
-from minetorch_launch.slurm import BATCH_VARIABLE, Deadline, SlurmJob, Times, make_deadline, parse_duration
+from minetorch_launch.slurm.job import BATCH_VARIABLE, Deadline, SlurmJob, Times, make_deadline, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,7 +105,7 @@ def find_deadline(job: SlurmJob, asked: float | None, now: float | None = None) 
 
     Args:
         job: the job.
-        asked: seconds before the end, None for the default (see :func:`~minetorch_launch.slurm.make_deadline`).
+        asked: seconds before the end, None for the default (see :func:`~minetorch_launch.slurm.job.make_deadline`).
         now: second of the Unix clock.
 
     Raises:

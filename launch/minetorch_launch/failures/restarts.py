@@ -20,7 +20,7 @@ from minetorch_launch.errors import EXIT_HUNG
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from minetorch_launch.report import FailureReport, RankFailure
+    from minetorch_launch.failures.report import FailureReport, RankFailure
 
 __all__ = ["Attempt", "Decision", "RestartCost", "decide"]
 

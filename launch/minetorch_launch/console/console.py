@@ -15,9 +15,9 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO
 
-from minetorch_launch.collapse import Collapse, Group
-from minetorch_launch.lines import Lines
-from minetorch_launch.screen import Screen, paint, terminal_columns, wants_colour
+from minetorch_launch.console.collapse import Collapse, Group
+from minetorch_launch.console.lines import Lines
+from minetorch_launch.console.screen import Screen, paint, terminal_columns, wants_colour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -1,6 +1,6 @@
 """The roll call: where every rank stands, ranks that stand at the same place together. Pure.
 
-Each rank's :class:`Answer` is made on its own node, by :mod:`minetorch_launch.collect`, and may travel as JSON.
+Each rank's :class:`Answer` is made on its own node, by :mod:`minetorch_launch.hangs.collect`, and may travel as JSON.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from minetorch_launch.report import tidy_crash
-from minetorch_launch.waits import Frame, Owner, Wait, Waiting, find_wait
+from minetorch_launch.failures.report import tidy_crash
+from minetorch_launch.hangs.waits import Frame, Owner, Wait, Waiting, find_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

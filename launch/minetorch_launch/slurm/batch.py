@@ -23,15 +23,16 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from minetorch_launch import launcher, sbatch, slurm_commands
+from minetorch_launch import launcher
 from minetorch_launch.errors import EXIT_STOPPED_EARLY, StartError, StoppedEarlyError
-from minetorch_launch.slurm import BatchWord, srun_command, srun_environ
+from minetorch_launch.slurm import commands, sbatch
+from minetorch_launch.slurm.job import BatchWord, srun_command, srun_environ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from minetorch_launch.plan import LaunchOptions
-    from minetorch_launch.slurm import SlurmJob
+    from minetorch_launch.slurm.job import SlurmJob
     from minetorch_launch.target import Module, Script
 
 __all__ = ["command_for", "has_srun", "run", "run_in_job"]
@@ -62,7 +63,7 @@ def run_in_job(
     Raises:
         LaunchError: as :func:`minetorch_launch.launcher.launch`.
     """
-    job = slurm_commands.find_job(os.environ)
+    job = commands.find_job(os.environ)
     if job is not None and job.place != "task":
         command = sbatch.launcher_command(argv)
         if not has_srun():
@@ -79,7 +80,7 @@ def run_in_job(
         launcher.launch(target, options, own_process=True, job=job)
     except StoppedEarlyError:
         if job is not None:
-            slurm_commands.requeue_own(job, os.environ, say)
+            commands.requeue_own(job, os.environ, say)
         raise
     return 0
 
@@ -118,14 +119,12 @@ def run(
         StartError: srun cannot be started.
     """
     command = command_for(job, options, agent)
-    address = slurm_commands.find_address(job.hosts[0]) if len(job.hosts) > 1 and options.rdzv is None else None
-    word = BatchWord(workers=job.workers, address=address, times=slurm_commands.find_times(job))
+    address = commands.find_address(job.hosts[0]) if len(job.hosts) > 1 and options.rdzv is None else None
+    word = BatchWord(workers=job.workers, address=address, times=commands.find_times(job))
     step = _Step(job, command, srun_environ(environ, word), say)
     code = step.see_through()
-    if code == EXIT_STOPPED_EARLY and (
-        step.stopped_by is None or slurm_commands.is_out_of_time(slurm_commands.show_job(job))
-    ):
-        slurm_commands.requeue(job, say)
+    if code == EXIT_STOPPED_EARLY and (step.stopped_by is None or commands.is_out_of_time(commands.show_job(job))):
+        commands.requeue(job, say)
     return code
 
 
@@ -182,18 +181,18 @@ class _Step:
             self._say("minetorch-launch: SIGQUIT is for the launcher on a node: send it there for a roll call")
         else:
             self.stopped_by = self.stopped_by or signum
-            if slurm_commands.show_job(self._job).get("JobState", "RUNNING") == "RUNNING":
+            if commands.show_job(self._job).get("JobState", "RUNNING") == "RUNNING":
                 self._cancel(signum, process)
 
     def _cancel(self, signum: signal.Signals, process: subprocess.Popen[bytes]) -> None:
         """Signal the step's tasks; if that cannot be done, have srun end them."""
         step = self._find_step()
-        if step is None or slurm_commands.ask("scancel", f"--signal={signum.name[3:]}", step) is None:
+        if step is None or commands.ask("scancel", f"--signal={signum.name[3:]}", step) is None:
             process.terminate()
 
     def _find_step(self) -> str | None:
         name = next(word.partition("=")[2] for word in self._command if word.startswith("--job-name="))
-        shown = slurm_commands.ask("squeue", "--noheader", "--steps", f"--jobs={self._job.id}", "--format=%i|%j") or ""
+        shown = commands.ask("squeue", "--noheader", "--steps", f"--jobs={self._job.id}", "--format=%i|%j") or ""
         return next((line.split("|")[0].strip() for line in shown.splitlines() if line.endswith(f"|{name}")), None)
 
 

@@ -45,7 +45,7 @@ class Manifest:
     size: int
     """The payload's bytes."""
     digest: str
-    """The payload's checksum, as `crc32:` and 8 hexadecimal digits; `writer.digest_of` says why this one."""
+    """The payload's checksum, as `crc32:` and 8 hexadecimal digits; `digest.Digest` says why this one."""
     metrics: dict[str, float]
     """Figures at this point; NaN and infinities allowed."""
     aliases: dict[str, str]

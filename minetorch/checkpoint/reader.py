@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minetorch.checkpoint.writer import digest_of
+from minetorch.checkpoint.digest import digest_of
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from minetorch.checkpoint import Manifest, Store, decode
+from minetorch.checkpoint.digest import digest_of
 from minetorch.checkpoint.reader import verify
-from minetorch.checkpoint.writer import digest_of, write_payload
+from minetorch.checkpoint.writer import write_payload
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
 STATE = {"model": {"w": torch.arange(300_000.0), "v": torch.ones(3)}, "step": 5}

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from minetorch.checkpoint import Checkpointer, Manifest, Store
+from minetorch.checkpoint.digest import digest_of
 from minetorch.checkpoint.manifest import _seal
-from minetorch.checkpoint.writer import digest_of
 from minetorch.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,

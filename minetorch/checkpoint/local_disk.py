@@ -14,8 +14,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from minetorch.checkpoint.entry import Entry
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 TEMPORARY = ".minetorch-tmp-"
 """How the names of temporary files begin; a listing leaves them out."""
@@ -62,6 +64,12 @@ class LocalDisk:
         """Names of the files and folders directly in a folder; FileNotFoundError if there is none."""
         return [entry.name for entry in Path(path).iterdir() if not entry.name.startswith(TEMPORARY)]
 
+    def entries(self, path: str) -> Sequence[Entry]:
+        """The files and folders directly in a folder; FileNotFoundError if there is none."""
+        with os.scandir(path) as found:
+            entries = [_entry(item) for item in found if not item.name.startswith(TEMPORARY)]
+        return [entry for entry in entries if entry is not None]
+
     def size(self, path: str) -> int:
         """Bytes of a file; FileNotFoundError if there is none."""
         if Path(path).is_dir():
@@ -76,6 +84,14 @@ class LocalDisk:
         """Copy a local file here, atomically and durably."""
         with open(local_path, "rb") as source:
             self.write_stream(path, lambda file: shutil.copyfileobj(source, file, _BUFFER))
+
+
+def _entry(item: os.DirEntry[str]) -> Entry | None:
+    try:
+        status = item.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # deleted since the folder was read, which is no reason to call the folder missing
+    return Entry(item.name, item.is_dir(), status.st_size, status.st_mtime, item.is_symlink())
 
 
 @contextlib.contextmanager

@@ -6,17 +6,21 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
+from minetorch.checkpoint.entry import Entry
 from minetorch.checkpoint.local_disk import LocalDisk
 from minetorch.checkpoint.urls import checked_name, hider, shown, split_protocol
 from minetorch.errors import ConfigurationError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _Names = list[str]  # because a method is called `list`
+_Entries = list[Entry]
+_Item = TypeVar("_Item")
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Where folders do not exist apart from the files in them. There, making one may call CreateBucket.
 _WITHOUT_FOLDERS = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "r2"})
@@ -32,6 +36,7 @@ class _Files(Protocol):
     def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None: ...
     def create(self, path: str, data: bytes) -> None: ...
     def list(self, path: str) -> _Names: ...
+    def entries(self, path: str) -> Sequence[Entry]: ...
     def size(self, path: str) -> int: ...
     def delete(self, path: str) -> None: ...
     def upload(self, local_path: str, path: str) -> None: ...
@@ -172,14 +177,11 @@ class Store:
         A folder that does not exist is empty; a folder that cannot be listed is a StorageError, for "no checkpoints"
         would be a lie there.
         """
-        with self._translated("list", ""):
-            try:
-                names = self._files.list(self._root)
-            except FileNotFoundError as err:
-                if _says(err, "NoSuchBucket"):
-                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from err
-                return []
-        return sorted(name for name in names if name.startswith(prefix))
+        return sorted(name for name in self._listed(self._files.list) if name.startswith(prefix))
+
+    def entries(self) -> _Entries:
+        """The files and folders directly in the store, by name, with their sizes and times; otherwise as `list`."""
+        return sorted(self._listed(self._files.entries), key=lambda entry: entry.name)
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -210,6 +212,15 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if self._root else name
+
+    def _listed(self, call: Callable[[str], Sequence[_Item]]) -> Sequence[_Item]:
+        with self._translated("list", ""):
+            try:
+                return call(self._root)
+            except FileNotFoundError as err:
+                if _says(err, "NoSuchBucket"):
+                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from err
+                return []
 
     @contextmanager
     def _translated(self, verb: str, name: str) -> Iterator[None]:
@@ -285,6 +296,18 @@ class _RemoteFiles:
         folder = fs._strip_protocol(whole).rstrip("/")
         return [name.rpartition("/")[2] for name in names if name != folder]
 
+    def entries(self, path: str) -> Sequence[Entry]:
+        """The files and folders directly in a folder."""
+        fs, whole = self._at(path)
+        fs.invalidate_cache(whole)
+        folder = fs._strip_protocol(whole).rstrip("/")
+        infos = ((info["name"].rstrip("/"), info) for info in fs.ls(whole, detail=True))
+        return [
+            Entry(name.rpartition("/")[2], info["type"] == "directory", int(info["size"] or 0), _modified(info))
+            for name, info in infos
+            if name != folder
+        ]
+
     def size(self, path: str) -> int:
         """Bytes of a file."""
         fs, whole = self._at(path)
@@ -358,6 +381,17 @@ def _check_protocol(protocol: str, url: str) -> None:
             f"{shown(url)}: no storage is known as {protocol}://; give a local path, s3://bucket/folder, or another "
             "URL of a protocol that fsspec knows"
         ) from err
+
+
+def _modified(info: Mapping[str, Any]) -> float | None:
+    """When a file was last written, by whatever name its file system tells it."""
+    for key in ("LastModified", "mtime", "last_modified", "updated", "modified", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def _says(err: BaseException, code: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -245,3 +246,25 @@ def test_a_memory_reader_does_not_move_another(memory_url: str) -> None:
     assert isinstance(store.open_read("a"), io.BytesIO)
     store.open_read("a").read()
     assert store.open_read("a").read() == b"abc"
+
+
+def test_entries_say_what_is_there(store: Store) -> None:
+    assert store.entries() == []
+    store.write("b [1] ünï", b"12345")
+    store.write("folder/x", b"")
+    file, folder = store.entries()
+    assert (file.name, file.is_folder, file.size, file.is_link) == ("b [1] ünï", False, 5, False)
+    assert (folder.name, folder.is_folder) == ("folder", True)
+    assert file.modified is not None
+    assert abs(file.modified - time.time()) < 60
+    assert [entry.name for entry in store.child("folder").entries()] == ["x"]
+
+
+def test_entries_tell_links(local_url: str, tmp_path: Path) -> None:
+    store = Store.open(local_url)
+    store.write("file", b"12345")
+    store.write("folder/x", b"")
+    for name in ("file", "folder"):
+        store.local_path(f"to {name}").symlink_to(name)
+    links = {entry.name: entry.is_folder for entry in store.entries() if entry.is_link}
+    assert links == {"to file": False, "to folder": True}

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minetorch.checkpoint.manifest import Manifest
-from minetorch.checkpoint.names import LATEST, MANIFEST_SUFFIX, PAYLOAD_SUFFIX, CheckpointName, Wanted, epoch_alias
+from minetorch.checkpoint.names import (
+    EPOCH,
+    LATEST,
+    MANIFEST_SUFFIX,
+    PAYLOAD_SUFFIX,
+    CheckpointName,
+    Wanted,
+    epoch_alias,
+)
 from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
@@ -62,6 +70,10 @@ class Catalogue:
             generation=max((name.generation for name in named.values()), default=0),
         )
 
+    def names(self) -> dict[str, str]:
+        """Which checkpoint each name means: `latest`, `best`, `epoch_N` and a user's own. None points nowhere."""
+        return name_table(self.manifests)
+
     def newest_first(self) -> list[Manifest | CheckpointError]:
         """All checkpoints in the order in which to try them; an error stands for one whose manifest is bad."""
         entries: dict[CheckpointName, Manifest | CheckpointError] = dict(self.unreadable)
@@ -107,10 +119,10 @@ class Catalogue:
     def _listing(self) -> str:
         if not self.manifests and not self.unreadable and not self.uncommitted:
             return "it holds none at all"
-        newest = self.manifests[-1] if self.manifests else None
         parts = []
-        if newest is not None:
-            parts.append(f"names {_some(sorted({LATEST, *newest.aliases}))}")
+        names = sorted(name for name in self.names() if EPOCH.fullmatch(name) is None)
+        if names:
+            parts.append(f"names {_some(names)}")
         epochs = sorted({manifest.epoch for manifest in self.manifests if manifest.epoch_complete}, reverse=True)
         if epochs:
             parts.append(f"epochs {_some(map(str, epochs))}")
@@ -120,6 +132,18 @@ class Catalogue:
         if self.unreadable:
             parts.append(f"and {len(self.unreadable)} whose manifest is damaged")
         return f"there are: {'; '.join(parts)}"
+
+
+def name_table(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Which checkpoint each name means in a folder with these. Pure."""
+    ordered = sorted(manifests, key=lambda manifest: manifest.key)
+    if not ordered:
+        return {}
+    names = {epoch_alias(manifest.epoch): manifest.name for manifest in ordered if manifest.epoch_complete}
+    names.update(ordered[-1].aliases)
+    names[LATEST] = ordered[-1].name
+    there = {manifest.name for manifest in ordered}
+    return {name: target for name, target in names.items() if target in there}
 
 
 def _read_manifest(data: bytes, file: str, origin: str) -> Manifest:

@@ -33,6 +33,12 @@ class LocalDisk:
         """The whole file."""
         return Path(path).read_bytes()
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Some bytes of the file."""
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""
         return open(path, "rb")

@@ -6,17 +6,18 @@ import io
 import os
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from minetorch.checkpoint.digest import digest_of
-from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
+from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from minetorch.checkpoint.manifest import Manifest
+    from minetorch.checkpoint.store import Store
 
 # The ways in which torch's restricted reader says that a file wants to call or make something.
 _CODE = re.compile(
@@ -31,13 +32,43 @@ def verify(payload: bytes | memoryview, manifest: Manifest, origin: str) -> None
     Raises:
         CheckpointCorruptError: it is not.
     """
-    size = memoryview(payload).nbytes
+    verify_size(memoryview(payload).nbytes, manifest, origin)
+    verify_digest(digest_of(payload), manifest, origin)
+
+
+def verify_size(size: int, manifest: Manifest, origin: str) -> None:
+    """Check a payload's number of bytes alone; raises as `verify`."""
     if size < manifest.size:
         raise CheckpointCorruptError(f"{origin} is truncated: it has {size} of its {manifest.size} bytes")
     if size > manifest.size:
         raise CheckpointCorruptError(f"{origin} is not the file that was saved: {size} bytes, not {manifest.size}")
-    if digest_of(payload) != manifest.digest:
+
+
+def verify_digest(digest: str, manifest: Manifest, origin: str) -> None:
+    """Check a payload's digest alone; raises as `verify`."""
+    if digest != manifest.digest:
         raise CheckpointCorruptError(f"{origin} was changed after it was saved: its digest does not match")
+
+
+def read_verified(store: Store, manifest: Manifest) -> bytes:
+    """A checkpoint's payload, whole.
+
+    Raises:
+        CheckpointCorruptError: it is missing, or not the one that its manifest commits.
+        StorageError: it could not be read.
+    """
+    origin = store.url_of(manifest.payload)
+    try:
+        payload = store.read(manifest.payload)
+    except FileNotFoundError:
+        raise missing(origin) from None
+    verify(payload, manifest, origin)
+    return payload
+
+
+def missing(origin: str) -> CheckpointCorruptError:
+    """An error for a payload that is not there."""
+    return CheckpointCorruptError(f"{origin} is missing, though its manifest is there")
 
 
 def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoint") -> dict[str, Any]:
@@ -47,10 +78,35 @@ def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoin
         CheckpointMismatchError: it contains code, or is not a state dict.
         CheckpointCorruptError: it cannot be read at all.
     """
+    return _decode(_MemoryFile(payload), origin, "cpu")
+
+
+def decode_onto(payload: bytes, origin: str, map_location: Any) -> dict[str, Any]:
+    """As `decode`, with the tensors where `torch.load` puts them by `map_location`; its own errors pass through."""
+    if map_location == "cpu":
+        return decode(payload, origin)
+    _decode(_MemoryFile(payload), origin, "meta")  # what is wrong with the file itself
+    state = torch.load(_MemoryFile(payload), map_location=map_location, weights_only=True)  # type: ignore[arg-type]
+    return cast("dict[str, Any]", state)
+
+
+def decode_skeleton(file: io.RawIOBase, origin: str) -> dict[str, Any]:
+    """As `decode`, with tensors on the meta device: shapes and types without data, of which nothing is read.
+
+    Raises:
+        CheckpointMismatchError, CheckpointCorruptError: as `decode`.
+        StorageError: the file's own, where reading it raises one.
+    """
+    return _decode(file, origin, "meta")
+
+
+def _decode(file: io.RawIOBase, origin: str, device: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of odd pickle protocols in files that it then refuses
-            state = torch.load(_MemoryFile(payload), map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+            state = torch.load(file, map_location=device, weights_only=True)  # type: ignore[arg-type]
+    except StorageError:
+        raise
     except Exception as err:  # garbage fails in any way
         raise _undecodable(err, origin) from None
     if not isinstance(state, dict):

@@ -31,6 +31,7 @@ class _Files(Protocol):
     """What a store needs of a storage; paths are whole paths. Missing files raise FileNotFoundError."""
 
     def read(self, path: str) -> bytes: ...
+    def read_range(self, path: str, start: int, stop: int) -> bytes: ...
     def open_read(self, path: str) -> BinaryIO: ...
     def write(self, path: str, data: bytes) -> None: ...
     def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None: ...
@@ -100,6 +101,22 @@ class Store:
         below = "/".join(checked_name(part) for part in parts)
         return Store(self._files, self._path(below), f"{self.url.rstrip('/')}/{below}", self.is_local, self._hide)
 
+    @property
+    def name(self) -> str:
+        """The last part of the place; "" at the top of a local disk."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    def parent(self) -> Store | None:
+        """The folder that this one is in; None at the top of a storage."""
+        files = self._files
+        if not isinstance(files, _RemoteFiles):
+            folder = str(Path(self._root).parent)
+            return None if folder == self._root else Store.open(folder)
+        if self._root:
+            return Store(files, self._root.rpartition("/")[0], self.url.rpartition("/")[0], False, self._hide)
+        folder = files.url.rstrip("/").rpartition("/")[0]
+        return None if folder.endswith("/") else Store.open(folder, files.options)
+
     def locate(self, url: str) -> tuple[Store, str]:
         """The folder, as a store, and the name of a file given by path or URL, links on a local disk followed.
 
@@ -140,12 +157,17 @@ class Store:
                 return None
 
         names = list(names)
-        if len(names) > 1 and isinstance(self._files, _RemoteFiles) and self._files.is_asynchronous:
+        if len(names) > 1 and self.is_parallel:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="minetorch-read") as pool:
                 contents = list(pool.map(read, names))
         else:
             contents = [read(name) for name in names]
         return {name: data for name, data in zip(names, contents, strict=True) if data is not None}
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` up to `stop`, both within it."""
+        with self._translated("read", name):
+            return self._files.read_range(self._path(checked_name(name)), start, stop) if start < stop else b""
 
     def open_read(self, name: str) -> BinaryIO:
         """A file, open for reading from its start."""
@@ -194,6 +216,11 @@ class Store:
     def is_link(self, name: str) -> bool:
         """Whether the name is a symbolic link, which only a local disk has."""
         return self.is_local and self.local_path(name).is_symlink()
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether calls from several threads run side by side, where each costs a round trip."""
+        return isinstance(self._files, _RemoteFiles) and self._files.is_asynchronous
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -248,7 +275,7 @@ class _RemoteFiles:
     def __init__(self, url: str, protocol: str, options: dict[str, Any]) -> None:
         self.protocol = protocol
         self.options = options
-        self._url = url
+        self.url = url
         self._opened: tuple[Any, str] | None = None
         self._folders: set[str] = set()
 
@@ -261,6 +288,11 @@ class _RemoteFiles:
         """The whole file."""
         fs, whole = self._at(path)
         return cast("bytes", fs.cat_file(whole))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Some bytes of the file."""
+        fs, whole = self._at(path)
+        return cast("bytes", fs.cat_file(whole, start=start, end=stop))
 
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""
@@ -335,7 +367,7 @@ class _RemoteFiles:
         if self._opened is None:
             import fsspec.core
 
-            fs, root = fsspec.core.url_to_fs(self._url, **self.options)
+            fs, root = fsspec.core.url_to_fs(self.url, **self.options)
             self._opened = fs, root.rstrip("/")
         fs, root = self._opened
         return fs, f"{root}/{path}" if path else root

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minetorch.checkpoint.reader import decode_onto, read_verified
+from minetorch.checkpoint.reader import decode_onto
 from minetorch.checkpoint.run import Run
+from minetorch.checkpoint.verification import read_verified
 
 if TYPE_CHECKING:
     import os

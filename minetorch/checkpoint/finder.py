@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
-from minetorch.checkpoint.reader import decode, read_verified
+from minetorch.checkpoint.reader import decode
+from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
 
 if TYPE_CHECKING:

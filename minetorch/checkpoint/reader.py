@@ -1,4 +1,4 @@
-"""Verifies and decodes payloads. Nothing in a payload is ever run."""
+"""Decodes payloads. Nothing in a payload is ever run."""
 
 from __future__ import annotations
 
@@ -10,65 +10,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from minetorch.checkpoint.digest import digest_of
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from minetorch.checkpoint.manifest import Manifest
-    from minetorch.checkpoint.store import Store
 
 # The ways in which torch's restricted reader says that a file wants to call or make something.
 _CODE = re.compile(
     r"Unsupported global: GLOBAL (?P<a>\S+)|unsupported GLOBAL (?P<b>\S+)|unrecognized function (?P<c>.+)"
     r"|Can only create new object|Can only build|TorchScript"
 )
-
-
-def verify(payload: bytes | memoryview, manifest: Manifest, origin: str) -> None:
-    """Check that a payload is the one that its manifest commits.
-
-    Raises:
-        CheckpointCorruptError: it is not.
-    """
-    verify_size(memoryview(payload).nbytes, manifest, origin)
-    verify_digest(digest_of(payload), manifest, origin)
-
-
-def verify_size(size: int, manifest: Manifest, origin: str) -> None:
-    """Check a payload's number of bytes alone; raises as `verify`."""
-    if size < manifest.size:
-        raise CheckpointCorruptError(f"{origin} is truncated: it has {size} of its {manifest.size} bytes")
-    if size > manifest.size:
-        raise CheckpointCorruptError(f"{origin} is not the file that was saved: {size} bytes, not {manifest.size}")
-
-
-def verify_digest(digest: str, manifest: Manifest, origin: str) -> None:
-    """Check a payload's digest alone; raises as `verify`."""
-    if digest != manifest.digest:
-        raise CheckpointCorruptError(f"{origin} was changed after it was saved: its digest does not match")
-
-
-def read_verified(store: Store, manifest: Manifest) -> bytes:
-    """A checkpoint's payload, whole.
-
-    Raises:
-        CheckpointCorruptError: it is missing, or not the one that its manifest commits.
-        StorageError: it could not be read.
-    """
-    origin = store.url_of(manifest.payload)
-    try:
-        payload = store.read(manifest.payload)
-    except FileNotFoundError:
-        raise missing(origin) from None
-    verify(payload, manifest, origin)
-    return payload
-
-
-def missing(origin: str) -> CheckpointCorruptError:
-    """An error for a payload that is not there."""
-    return CheckpointCorruptError(f"{origin} is missing, though its manifest is there")
 
 
 def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoint") -> dict[str, Any]:

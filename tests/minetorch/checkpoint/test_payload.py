@@ -16,7 +16,7 @@ import torch
 
 from minetorch.checkpoint import Manifest, Store, decode
 from minetorch.checkpoint.digest import digest_of
-from minetorch.checkpoint.reader import verify
+from minetorch.checkpoint.verification import verify
 from minetorch.checkpoint.writer import write_payload
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 

@@ -8,6 +8,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from minetorch.checkpoint.digest import Digest
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -44,6 +46,14 @@ def chunks(store: Store, name: str) -> Iterator[bytes]:
                     reading.append(pool.submit(store.read_range, name, *bounds))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def digest_file(store: Store, name: str) -> Digest:
+    """The digest and size of a file; raises as `chunks`."""
+    digest = Digest()
+    for chunk in chunks(store, name):
+        digest.add(chunk)
+    return digest
 
 
 class SeekableFile(io.RawIOBase):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minetorch.checkpoint.digest import Digest, digest_of
-from minetorch.checkpoint.streaming import chunks
+from minetorch.checkpoint.digest import digest_of
+from minetorch.checkpoint.streaming import digest_file
 from minetorch.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
@@ -42,11 +42,9 @@ def verify_in_place(store: Store, manifest: Manifest) -> None:
         StorageError: it could not be read.
     """
     origin = store.url_of(manifest.payload)
-    digest = Digest()
     try:
         verify_size(store.size(manifest.payload), manifest, origin)
-        for chunk in chunks(store, manifest.payload):
-            digest.add(chunk)
+        digest = digest_file(store, manifest.payload)
     except FileNotFoundError:
         raise missing(origin) from None
     verify_size(digest.size, manifest, origin)

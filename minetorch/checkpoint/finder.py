@@ -27,7 +27,7 @@ class Checkpoint:
     """None if it is a file without one, which could be read but not verified."""
     path: str
     """Where it was read, for display."""
-    payload: bytes
+    payload: bytes | bytearray
     """Its bytes, to send to the other ranks, which call `decode` on them."""
     state: dict[str, Any]
     """What `decode(payload)` gives; tensors on the CPU."""

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from minetorch.checkpoint.entry import Entry
+from minetorch.checkpoint.entry import Entry, Unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +39,10 @@ class LocalDisk:
             file.seek(start)
             return file.read(stop - start)
 
+    def read_large(self, path: str, size: int) -> bytes:
+        """The whole file."""
+        return self.read(path)
+
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""
         return open(path, "rb")
@@ -47,7 +51,7 @@ class LocalDisk:
         """Replace the file atomically and durably."""
         self.write_stream(path, lambda file: file.write(data))
 
-    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object], expected: int = 0) -> None:
         """Replace the file atomically and durably with what `write` writes."""
         target = Path(path)
         with _temporary(target, write) as temporary:
@@ -90,6 +94,19 @@ class LocalDisk:
         """Copy a local file here, atomically and durably."""
         with open(local_path, "rb") as source:
             self.write_stream(path, lambda file: shutil.copyfileobj(source, file, _BUFFER))
+
+    def unfinished(self, path: str) -> Sequence[Unfinished]:
+        """Temporary files in a folder, which a dead writer, or one at work, has there."""
+        try:
+            with os.scandir(path) as found:
+                entries = [_entry(item) for item in found if item.name.startswith(TEMPORARY)]
+        except FileNotFoundError:
+            return []
+        return [Unfinished(entry.name, entry.modified) for entry in entries if entry and entry.modified is not None]
+
+    def abort(self, path: str, unfinished: Unfinished) -> None:
+        """Delete such a file."""
+        Path(path).unlink(missing_ok=True)
 
 
 def _entry(item: os.DirEntry[str]) -> Entry | None:

@@ -33,7 +33,7 @@ def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoin
     return _decode(_MemoryFile(payload), origin, "cpu")
 
 
-def decode_onto(payload: bytes, origin: str, map_location: Any) -> dict[str, Any]:
+def decode_onto(payload: bytes | bytearray, origin: str, map_location: Any) -> dict[str, Any]:
     """As `decode`, with the tensors where `torch.load` puts them by `map_location`; its own errors pass through."""
     if map_location == "cpu":
         return decode(payload, origin)

@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
-from minetorch.checkpoint.entry import Entry
+from minetorch.checkpoint import s3
+from minetorch.checkpoint.entry import Entry, Unfinished
 from minetorch.checkpoint.local_disk import LocalDisk
 from minetorch.checkpoint.urls import checked_name, hider, shown, split_protocol
 from minetorch.errors import ConfigurationError, StorageError
@@ -32,15 +33,18 @@ class _Files(Protocol):
 
     def read(self, path: str) -> bytes: ...
     def read_range(self, path: str, start: int, stop: int) -> bytes: ...
+    def read_large(self, path: str, size: int) -> bytes | bytearray: ...
     def open_read(self, path: str) -> BinaryIO: ...
     def write(self, path: str, data: bytes) -> None: ...
-    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None: ...
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object], expected: int) -> None: ...
     def create(self, path: str, data: bytes) -> None: ...
     def list(self, path: str) -> _Names: ...
     def entries(self, path: str) -> Sequence[Entry]: ...
     def size(self, path: str) -> int: ...
     def delete(self, path: str) -> None: ...
     def upload(self, local_path: str, path: str) -> None: ...
+    def unfinished(self, path: str) -> Sequence[Unfinished]: ...
+    def abort(self, path: str, unfinished: Unfinished) -> None: ...
 
 
 class Store:
@@ -169,6 +173,11 @@ class Store:
         with self._translated("read", name):
             return self._files.read_range(self._path(checked_name(name)), start, stop) if start < stop else b""
 
+    def read_large(self, name: str, size: int) -> bytes | bytearray:
+        """The content of a file of this size, fetched by several ranges at once where each costs a round trip."""
+        with self._translated("read", name):
+            return self._files.read_large(self._path(checked_name(name)), size)
+
     def open_read(self, name: str) -> BinaryIO:
         """A file, open for reading from its start."""
         with self._translated("read", name):
@@ -179,16 +188,23 @@ class Store:
         with self._translated("write", name):
             self._files.write(self._path(checked_name(name)), data)
 
-    def write_stream(self, name: str, write: Callable[[BinaryIO], object]) -> None:
-        """Replace a file atomically with what `write` writes to the file it is given (which cannot seek)."""
+    def write_stream(self, name: str, write: Callable[[BinaryIO], object], expected: int = 0) -> None:
+        """Replace a file atomically with what `write` writes to the file it is given (which cannot seek).
+
+        Args:
+            name: the file.
+            write: is called once, and writes.
+            expected: about how many bytes it will write.
+        """
         with self._translated("write", name):
-            self._files.write_stream(self._path(checked_name(name)), _unharmed(write))
+            self._files.write_stream(self._path(checked_name(name)), _unharmed(write), expected)
 
     def create(self, name: str, data: bytes) -> None:
         """Create a file that must not exist yet.
 
         Raises:
-            FileExistsError: it does.
+            FileExistsError: it does. If an answer was lost, it may be this very call that made it.
+            NotImplementedError: the storage cannot create a file only where there is none.
         """
         with self._translated("create", name):
             self._files.create(self._path(checked_name(name)), data)
@@ -237,6 +253,16 @@ class Store:
         with self._translated("write", name):
             self._files.upload(os.fspath(local_path), self._path(checked_name(name)))
 
+    def unfinished(self) -> Sequence[Unfinished]:
+        """What writers that died left of files directly in the store, which no listing shows."""
+        with self._translated("list", ""):
+            return self._files.unfinished(self._root)
+
+    def abort(self, unfinished: Unfinished) -> None:
+        """Delete what a dead writer left; what is not there any more is as good as deleted."""
+        with self._translated("delete", unfinished.name):
+            self._files.abort(self._path(checked_name(unfinished.name)), unfinished)
+
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if self._root else name
 
@@ -263,10 +289,12 @@ class Store:
                 raise FileNotFoundError(f"{self.url_of(name)} does not exist") from err
             if verb == "create" and _exists_already(err):
                 raise FileExistsError(f"{self.url_of(name)} exists already") from err
+            if verb == "create" and isinstance(err, NotImplementedError | ValueError):
+                raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from err
             words = self._hide(str(err).strip()) or "it gave no reason"
-            raise StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})") from (
-                err if self.is_local else None  # a remote one's words may hold secrets
-            )
+            failure = StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})")
+            failure.is_lasting = isinstance(err, PermissionError | FileNotFoundError | NotADirectoryError)
+            raise failure from (err if self.is_local else None)  # a remote one's words may hold secrets
 
 
 class _RemoteFiles:
@@ -294,6 +322,11 @@ class _RemoteFiles:
         fs, whole = self._at(path)
         return cast("bytes", fs.cat_file(whole, start=start, end=stop))
 
+    def read_large(self, path: str, size: int) -> bytes | bytearray:
+        """The whole file, of this size."""
+        fs, whole = self._at(path)
+        return s3.fetch(fs, whole, size) if self.is_asynchronous else cast("bytes", fs.cat_file(whole))
+
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""
         fs, whole = self._at(path)
@@ -307,8 +340,18 @@ class _RemoteFiles:
         self._make_folder(fs, whole)
         fs.pipe_file(whole, data)
 
-    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object], expected: int) -> None:
         """Replace the file with what `write` writes."""
+        if self._is_s3:
+            fs, whole = self._at(path)
+            upload = s3.PartsUpload(fs, whole, expected)
+            try:
+                write(cast("BinaryIO", upload))
+                upload.commit()
+            except BaseException:
+                upload.abort()
+                raise
+            return
         # Gathered first, because closing an fsspec file publishes it, even when its writer failed half-way.
         buffer = io.BytesIO()
         write(buffer)
@@ -318,7 +361,10 @@ class _RemoteFiles:
         """Create the file; FileExistsError if there is one."""
         fs, whole = self._at(path)
         self._make_folder(fs, whole)
-        fs.pipe_file(whole, data, mode="create")
+        if self._is_s3:
+            s3.create(fs, whole, data)
+        else:
+            fs.pipe_file(whole, data, mode="create")
 
     def list(self, path: str) -> _Names:
         """Names of the files and folders directly in a folder."""
@@ -361,6 +407,20 @@ class _RemoteFiles:
         fs, whole = self._at(path)
         self._make_folder(fs, whole)
         fs.put_file(local_path, whole)
+
+    def unfinished(self, path: str) -> Sequence[Unfinished]:
+        """Uploads of files directly in a folder that were neither completed nor aborted."""
+        if not self._is_s3:
+            return []
+        return [Unfinished(upload.key, upload.initiated, upload.id) for upload in s3.uploads(*self._at(path))]
+
+    def abort(self, path: str, unfinished: Unfinished) -> None:
+        """Delete such an upload."""
+        s3.abort(*self._at(path), unfinished.id)
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.protocol in ("s3", "s3a")
 
     def _at(self, path: str) -> tuple[Any, str]:
         """The client, and the path as it wants it."""

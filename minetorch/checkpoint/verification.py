@@ -9,12 +9,14 @@ from minetorch.checkpoint.streaming import digest_file
 from minetorch.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from minetorch.checkpoint.manifest import Manifest
     from minetorch.checkpoint.store import Store
 
 
-def read_verified(store: Store, manifest: Manifest) -> bytes:
-    """A checkpoint's payload, whole.
+def read_verified(store: Store, manifest: Manifest) -> bytes | bytearray:
+    """A checkpoint's payload, whole. What was damaged on its way is fetched once more.
 
     Raises:
         CheckpointCorruptError: it is missing, or not the one that its manifest commits.
@@ -22,7 +24,11 @@ def read_verified(store: Store, manifest: Manifest) -> bytes:
     """
     origin = store.url_of(manifest.payload)
     try:
-        payload = store.read(manifest.payload)
+        verify_size(store.size(manifest.payload), manifest, origin)
+        payload = store.read_large(manifest.payload, manifest.size)
+        if not store.is_local and digest_of(payload) != manifest.digest:
+            # HTTP has no checksum of its own, and clients pass on what comes.
+            payload = store.read_large(manifest.payload, manifest.size)
     except FileNotFoundError:
         raise missing(origin) from None
     verify(payload, manifest, origin)
@@ -51,7 +57,7 @@ def verify_in_place(store: Store, manifest: Manifest) -> None:
     verify_digest(str(digest), manifest, origin)
 
 
-def verify(payload: bytes | memoryview, manifest: Manifest, origin: str) -> None:
+def verify(payload: Buffer, manifest: Manifest, origin: str) -> None:
     """Check that a payload is the one that its manifest commits.
 
     Raises:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from minetorch.checkpoint.digest import Digest
+from minetorch.checkpoint.staging import storage_bytes
+from minetorch.errors import StorageError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,7 +35,7 @@ def write_payload(store: Store, name: str, state: dict[str, Any]) -> Written:
     """Write a state, which `plain_state` has passed, as a file that `torch.load(weights_only=True)` reads.
 
     Raises:
-        StorageError: the store could not take it; nothing is there then under that name.
+        StorageError: the store could not take it, or took another number of bytes.
     """
     written: list[Written] = []
 
@@ -48,7 +50,9 @@ def write_payload(store: Store, name: str, state: dict[str, Any]) -> Written:
                 raise
         written.append(digesting.written())
 
-    store.write_stream(name, write)
+    store.write_stream(name, write, expected=storage_bytes(state))
+    if not store.is_local and (size := store.size(name)) != written[-1].size:
+        raise StorageError(f"{store.url_of(name)} arrived with {size} of its {written[-1].size} bytes")
     return written[-1]
 
 

@@ -74,8 +74,8 @@ def test_a_full_disk_is_called_so_whenever_it_fills(store: Store, monkeypatch: p
         def flush(self) -> None:
             self.file.flush()
 
-    def write_stream(self: Any, path: str, write: Callable[[Any], object]) -> None:
-        real(self, path, lambda file: write(Disk(file)))
+    def write_stream(self: Any, path: str, write: Callable[[Any], object], expected: int) -> None:
+        real(self, path, lambda file: write(Disk(file)), expected)
 
     monkeypatch.setattr(type(store._files), "write_stream", write_stream)
     with pytest.raises(StorageError, match=r"cannot write .*x\.pth\.tar: .*No space left"):

@@ -11,9 +11,8 @@ In this order, so that whoever reads the copy, or goes on with it after this was
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.digest import Digest
@@ -205,7 +204,7 @@ def _copy_file(source: Store, target: Store, name: str, manifest: Manifest | Non
         CheckpointCorruptError: it is not the payload of this manifest; nothing is written then.
         StorageError: a storage failed, or does not hold what was written to it.
     """
-    source.size(name)  # raises here if it is missing, not as a failure to write
+    size = source.size(name)  # raises here if it is missing, not as a failure to write
     sent = Digest()
 
     def send(file: BinaryIO) -> None:
@@ -216,14 +215,7 @@ def _copy_file(source: Store, target: Store, name: str, manifest: Manifest | Non
             verify_size(sent.size, manifest, source.url_of(name))
             verify_digest(str(sent), manifest, source.url_of(name))
 
-    if target.is_local:
-        target.write_stream(name, send)
-    else:
-        # By way of a file: most storages want to know an object's size, or all of it, before they take it.
-        with tempfile.NamedTemporaryFile("wb", prefix="minetorch-cp-") as file:
-            send(cast("BinaryIO", file))
-            file.flush()
-            target.upload(file.name, name)
+    target.write_stream(name, send, size)
     stored = digest_file(target, name)
     if (stored.size, str(stored)) != (sent.size, str(sent)):
         raise StorageError(f"{target.url_of(name)} does not hold what was written to it: its storage damaged it")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.claim import CLAIMS, Claim, Launch, Process, claim_file, highest_claim, standing, started_at
+from minetorch.checkpoint.fence import LEASE_S
 from minetorch.checkpoint.names import CheckpointName, parse_resume
 from minetorch.checkpoint.store import Store
 from minetorch.errors import (
@@ -29,7 +31,7 @@ MODELS = "models"
 DEPTH = 4
 """How many folders down runs are looked for."""
 RECENT_SECONDS = 600.0
-"""A run that wrote anything within this time may still be running."""
+"""A file, or a run that tells nothing of its writers, that was written within this time may still be at it."""
 
 Status = Literal["complete", "running?", "unfinished", "broken"]
 
@@ -69,6 +71,10 @@ class Run:
     """What lies in `models`, by name."""
     logged: float | None
     """When something was last written beside `models`, as Unix time in seconds."""
+    writer: Claim | None
+    """The newest start of the run; None if it is from before starts were written down."""
+    beat: float | None
+    """When that gave its last sign of life, as Unix time in seconds."""
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], storage_options: Mapping[str, object] | None = None) -> Run:
@@ -94,10 +100,10 @@ class Run:
         models = store.child(MODELS)
         catalogue = Catalogue.read(models)
         files = {entry.name: entry for entry in models.entries()}
-        beside = [entry for entry in entries if not entry.is_folder]
-        if not any(CheckpointName.of_file(file) for file in files) and not any(e.name == "log.txt" for e in beside):
+        logged = any(entry.name == "log.txt" for entry in entries)
+        if not logged and not any(CheckpointName.of_file(file) for file in files):
             return None
-        return cls(name, store, models, catalogue, files, _newest(beside))
+        return cls(name, store, models, catalogue, files, _newest(entries), *_newest_claim(models.child(CLAIMS)))
 
     def find(self, name: str | int) -> Manifest:
         """The checkpoint that a name, a number of an epoch or a file's name means.
@@ -154,25 +160,47 @@ class Run:
 
     def _unfinished(self, name: CheckpointName, now: float) -> Item:
         file = self.files[name.payload]
-        being_written = _is_recent(file.modified, now)
+        newest = self.writer is None or name.generation >= self.writer.generation
+        being_written = newest and self.may_be_running(now) and _is_recent(file.modified, now)
         problem = "it has no manifest" + (" yet" if being_written else ": its writer died before it was complete")
         status: Status = "running?" if being_written else "unfinished"
         return Item(str(name), status, problem, None, (), file.size, file.modified)
 
+    def claims(self) -> dict[int, Claim]:
+        """Every start of the run that was written down, by generation; reads them.
+
+        Raises:
+            StorageError: they could not be listed or read.
+        """
+        store = self.models.child(CLAIMS)
+        contents = store.read_many(name for name in store.list() if highest_claim([name]))
+        found = (Claim.from_json(data) for data in contents.values())
+        return {claim.generation: claim for claim in found if claim is not None}
+
+    def may_be_running(self, now: float) -> bool:
+        """Whether a process is at work on it: for sure on this machine, elsewhere by its signs of life."""
+        if self.writer is None:
+            return _is_recent(self.modified, now)
+        process = self.writer.process
+        state = standing(self.writer, Process.this(), Launch(), started_at(process.pid))
+        if state != "unknown":
+            return state == "running"
+        return self.beat is not None and now - self.beat < 2 * LEASE_S
+
     @property
     def modified(self) -> float | None:
         """When anything of it was last written, as Unix time in seconds; None where the storage does not tell."""
-        times = [time for time in (self.logged, _newest(self.files.values())) if time is not None]
+        times = [time for time in (self.logged, self.beat, _newest(self.files.values())) if time is not None]
         return max(times, default=None)
 
     def status(self, now: float) -> Status:
-        """Broken: a committed checkpoint is. Running?: something was written a short while ago.
+        """Broken: a committed checkpoint is. Running?: a process seems to be at work on it.
 
         Unfinished: it has no checkpoint. Otherwise complete: all of its checkpoints are.
         """
         if any(item.status == "broken" for item in self.items(now)):
             return "broken"
-        if _is_recent(self.modified, now):
+        if self.may_be_running(now):
             return "running?"
         return "complete" if self.catalogue.manifests else "unfinished"
 
@@ -231,8 +259,19 @@ def _names_of_runs(store: Store, depth: int) -> list[str]:
     return []
 
 
+def _newest_claim(store: Store) -> tuple[Claim | None, float | None]:
+    files = {entry.name: entry for entry in store.entries()}
+    highest = highest_claim(files)
+    if not highest:
+        return None, None
+    name = claim_file(highest)
+    data = store.read_many([name]).get(name)
+    return (None if data is None else Claim.from_json(data)), files[name].modified
+
+
 def _newest(files: Iterable[Entry]) -> float | None:
-    return max((file.modified for file in files if file.modified is not None), default=None)
+    times = (file.modified for file in files if not file.is_folder and not file.is_link)
+    return max((time for time in times if time is not None), default=None)
 
 
 def _is_recent(modified: float | None, now: float) -> bool:

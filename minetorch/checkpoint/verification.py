@@ -41,7 +41,7 @@ def missing(origin: str) -> CheckpointCorruptError:
 
 
 def verify_in_place(store: Store, manifest: Manifest) -> None:
-    """Read a checkpoint's payload, a few MiB at a time, and check it.
+    """Read a checkpoint's payload, a few MiB at a time, and check it. What was damaged on its way is read once more.
 
     Raises:
         CheckpointCorruptError: it is missing, or not the one that its manifest commits.
@@ -51,6 +51,8 @@ def verify_in_place(store: Store, manifest: Manifest) -> None:
     try:
         verify_size(store.size(manifest.payload), manifest, origin)
         digest = digest_file(store, manifest.payload)
+        if not store.is_local and str(digest) != manifest.digest:
+            digest = digest_file(store, manifest.payload)
     except FileNotFoundError:
         raise missing(origin) from None
     verify_size(digest.size, manifest, origin)

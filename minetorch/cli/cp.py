@@ -28,13 +28,13 @@ def add_to(commands: Any) -> None:
     parser.add_argument("url", metavar="URL", help="the run's directory there, such as s3://bucket/runs/plan-a")
     parser.add_argument("--only", metavar="NAME", nargs="+", action="extend", default=[], help="only these checkpoints")
     add_common(parser)
-    add_storage(parser, "to", "as --storage-option, for URL; if any is given, --storage-option is for RUN alone")
+    add_storage(parser, "to-storage", "the same for URL; if any is given, --storage-option is for RUN alone")
     parser.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
     """Copy, and print what was copied; 1 if a checkpoint is broken, and was therefore left out."""
-    source_options, target_options = storage_options(given), storage_options(given, "to")
+    source_options, target_options = storage_options(given), storage_options(given, "to-storage")
     found = Run.open(given.run_url, source_options)
     target = Store.open(given.url, target_options or source_options)
     steps = []

@@ -20,7 +20,7 @@ def run_facts(run: Run, now: float) -> dict[str, Any]:
         "url": run.store.url,
         "status": run.status(now),
         "checkpoints": len(run.catalogue.manifests),
-        "size": sum(file.size for file in run.files.values() if not file.is_link),
+        "size": sum(file.size for file in run.files.values() if not (file.is_link or file.is_folder)),
         "modified": run.modified,
         "step": None if newest is None else newest.step,
         "epoch": None if newest is None else newest.epoch,
@@ -51,4 +51,5 @@ def checkpoint_facts(run: Run, item: Item) -> dict[str, Any]:
         "digest": None if manifest is None else manifest.digest,
         "host": None if manifest is None else manifest.host,
         "versions": None if manifest is None else manifest.versions,
+        "code": None if manifest is None else manifest.code,
     }

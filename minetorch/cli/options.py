@@ -28,7 +28,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_storage(parser: argparse.ArgumentParser, name: str, about: str) -> None:
-    """The options `--NAME-option` and `--NAME-options-file`."""
+    """The options `--NAME-option` and `--NAME-options-file`, for `storage_options` to read."""
     parser.add_argument(f"--{name}-option", metavar="KEY=VALUE", action="append", default=[], help=about)
     parser.add_argument(
         f"--{name}-options-file",
@@ -43,8 +43,9 @@ def storage_options(given: argparse.Namespace, name: str = "storage") -> dict[st
     Raises:
         ConfigurationError: one is malformed. Its value is never shown.
     """
-    file = getattr(given, f"{name}_options_file")
-    return _from_file(file) | _from_pairs(getattr(given, f"{name}_option"), f"--{name}-option")
+    attribute = name.replace("-", "_")
+    from_file = _from_file(getattr(given, f"{attribute}_options_file"))
+    return from_file | _from_pairs(getattr(given, f"{attribute}_option"), f"--{name}-option")
 
 
 def _from_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from minetorch.checkpoint.store import Store
 
 
+_KEEP = ("keep_last", "keep_best", "keep_every", "keep_every_steps")
+
+
 def add_to(commands: Any) -> None:
     """Add the command to the parser's."""
     parser = commands.add_parser(
@@ -32,6 +35,8 @@ def add_to(commands: Any) -> None:
     add_run(parser)
     parser.add_argument("--keep-last", metavar="N", help="keep this many of the newest")
     parser.add_argument("--keep-best", metavar="M", help="keep this many of the best")
+    parser.add_argument("--keep-every", metavar="N", help="keep the end of every so many epochs, too")
+    parser.add_argument("--keep-every-steps", metavar="N", help="keep what is at a multiple of so many steps, too")
     parser.add_argument("--monitor", metavar="METRIC", default="val_loss", help="what is best by (default: val_loss)")
     parser.add_argument("--mode", metavar="min|max", default="min", help="which value of it is best (default: min)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be dropped, and drop nothing")
@@ -41,26 +46,34 @@ def add_to(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Drop, and print what was dropped."""
-    keep_last, keep_best = _count("--keep-last", given.keep_last), _count("--keep-best", given.keep_best)
-    if keep_last is None and keep_best is None:
+    keep = {name: _count(name, getattr(given, name)) for name in _KEEP}
+    if keep["keep_last"] is None and keep["keep_best"] is None:
         raise ConfigurationError("say what to keep: --keep-last N, --keep-best M, or both")
     if given.mode not in ("min", "max"):
         raise ConfigurationError(f"--mode {given.mode}: give min or max")
     found = Run.open(given.run_url, storage_options(given))
     manifests = found.catalogue.manifests
-    _check_monitor(given.monitor, manifests, keep_best)
-    doomed = expired(manifests, keep_last=keep_last, keep_best=keep_best, mode=given.mode, monitor=given.monitor)
+    _check_monitor(given.monitor, manifests, keep["keep_best"])
+    doomed = expired(
+        manifests,
+        keep_last=keep["keep_last"],
+        keep_best=keep["keep_best"],
+        keep_every=keep["keep_every"],
+        keep_every_steps=keep["keep_every_steps"],
+        mode=given.mode,
+        monitor=given.monitor,
+    )
     if not given.dry_run:
         _drop(found.models, doomed, manifests)
     _report(found, doomed, given.dry_run, given.json)
     return 0
 
 
-def _count(option: str, text: str | None) -> int | None:
+def _count(name: str, text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ConfigurationError(f"{option} {text}: give a whole number, 1 or more")
+        raise ConfigurationError(f"--{name.replace('_', '-')} {text}: give a whole number, 1 or more")
     return int(text)
 
 

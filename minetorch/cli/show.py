@@ -13,10 +13,13 @@ from minetorch.cli.output import age, bytes_text, metrics_text, plural, table, w
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from minetorch.checkpoint.contents import TensorInfo
     from minetorch.checkpoint.manifest import Manifest
+
+
+_WRITERS = ["GENERATION", "HOST", "PID", "CHECKPOINTS", "STEPS", "WORKERS", "VERSIONS", "CODE"]
 
 
 def add_to(commands: Any) -> None:
@@ -41,7 +44,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _show_run(run: Run, now: float, as_json: bool) -> None:
     items, facts = run.items(now), run_facts(run, now)
-    writers = _writers(run.catalogue.manifests)
+    writers = _writers(run)
     if as_json:
         write_json({**facts, "writers": writers, "list": [checkpoint_facts(run, item) for item in items]})
         return
@@ -53,29 +56,31 @@ def _show_run(run: Run, now: float, as_json: bool) -> None:
     for name, target in facts["names"].items():
         write(f"  {name:<11}  {target}")
     if writers:
-        write(
-            "\n" + table(["GENERATION", "HOST", "CHECKPOINTS", "STEPS", "WORKERS", "VERSIONS"], _writer_rows(writers))
-        )
+        write("\n" + table(_WRITERS, _writer_rows(writers)))
     if items:
         write("\n" + checkpoint_table(items, now))
 
 
-def _writers(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
-    """Each start of the run of which there are checkpoints: who it was, and what it wrote."""
+def _writers(run: Run) -> list[dict[str, Any]]:
+    """Each start of the run that was written down, or of which there are checkpoints: who it was, what it wrote."""
+    claims, manifests = run.claims(), run.catalogue.manifests
     writers = []
-    for generation in sorted({manifest.generation for manifest in manifests}):
+    for generation in sorted({*claims, *(manifest.generation for manifest in manifests)}):
         own = [manifest for manifest in manifests if manifest.generation == generation]
+        claim, last = claims.get(generation), own[-1] if own else None
         writers.append(
             {
                 "generation": generation,
-                "host": own[-1].host,
+                "host": claim.process.host if claim is not None else last and last.host,
+                "pid": claim and claim.process.pid,
+                "started": claim and claim.claimed,
+                "ended": claim and claim.ended,
                 "checkpoints": len(own),
-                "first_step": own[0].step,
-                "last_step": own[-1].step,
-                "first_created": own[0].created,
-                "last_created": own[-1].created,
-                "world_size": own[-1].world_size,
-                "versions": own[-1].versions,
+                "first_step": own[0].step if own else None,
+                "last_step": last and last.step,
+                "world_size": last and last.world_size,
+                "versions": last and last.versions,
+                "code": last and last.code,
             }
         )
     return writers
@@ -86,17 +91,20 @@ def _writer_rows(writers: Sequence[dict[str, Any]]) -> list[list[object]]:
         [
             writer["generation"],
             writer["host"] or "?",
+            writer["pid"] or "?",
             writer["checkpoints"],
-            f"{writer['first_step']} to {writer['last_step']}",
-            writer["world_size"],
-            _versions(writer["versions"]),
+            f"{writer['first_step']} to {writer['last_step']}" if writer["checkpoints"] else "-",
+            writer["world_size"] or "-",
+            _pairs(writer["versions"]),
+            _pairs(writer["code"]),
         ]
         for writer in writers
     ]
 
 
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
+def _pairs(table: Mapping[str, str] | None) -> str:
+    """In one line, digests and commits cut to what tells them apart."""
+    return ", ".join(f"{name} {value[:19]}" for name, value in (table or {}).items()) or "-"
 
 
 def _show_checkpoint(run: Run, manifest: Manifest, now: float, as_json: bool) -> None:
@@ -128,7 +136,8 @@ def _manifest_text(item: Item, manifest: Manifest, now: float) -> str:
         f"  size      {bytes_text(manifest.size)} ({manifest.size} bytes, {manifest.digest})\n"
         f"  written   {age(manifest.created, now)} ago on {manifest.host or '?'}, generation {manifest.generation}, "
         f"by {plural(manifest.world_size, 'worker')}\n"
-        f"  versions  {_versions(manifest.versions)}"
+        f"  versions  {_pairs(manifest.versions)}\n"
+        f"  code      {_pairs(manifest.code)}"
     )
 
 

@@ -58,6 +58,7 @@ def test_from_any_place(run, bucket, memory_copy, monkeypatch, tmp_path):
 @pytest.fixture
 def memory_copy():
     """Copies a folder to fsspec's memory, and forgets it afterwards."""
+
     def copy(folder):
         MemoryFileSystem().put(str(folder), "/loaded", recursive=True)
         return "memory://loaded"
@@ -77,9 +78,7 @@ def test_puts_tensors_where_it_is_told(run):
 
 def test_what_is_not_there(run, tmp_path):
     folder, _ = run
-    with pytest.raises(
-        CheckpointNotFoundError, match=r"'bst' in .*; there are: names best, latest; epochs 2, 1;"
-    ):
+    with pytest.raises(CheckpointNotFoundError, match=r"'bst' in .*; there are: names best, latest; epochs 2, 1;"):
         minetorch.load(folder, "bst")
     with pytest.raises(CheckpointNotFoundError, match=r"There is no run 'plan-b'\. Did you mean 'plan-a'\?"):
         minetorch.load(folder.parent / "plan-b")

@@ -268,3 +268,37 @@ def test_entries_tell_links(local_url: str, tmp_path: Path) -> None:
         store.local_path(f"to {name}").symlink_to(name)
     links = {entry.name: entry.is_folder for entry in store.entries() if entry.is_link}
     assert links == {"to file": False, "to folder": True}
+
+
+def test_reads_ranges(store: Store) -> None:
+    store.write("x", b"0123456789")
+    assert store.read_range("x", 0, 10) == b"0123456789"
+    assert store.read_range("x", 3, 5) == b"34"
+    assert store.read_range("x", 9, 10) == b"9"
+    assert store.read_range("x", 4, 4) == b""
+    with pytest.raises(FileNotFoundError):
+        store.read_range("nowhere", 0, 1)
+
+
+def test_names_and_parents(store: Store) -> None:
+    below = store.child("a", "b")
+    assert below.name == "b"
+    above = below.parent()
+    assert above is not None
+    assert (above.name, above.url) == ("a", store.child("a").url)
+    below.write("x", b"1")
+    assert above.child("b").read("x") == b"1"
+    top = store.parent()
+    assert top is not None
+    assert top.child(store.name).child("a", "b").read("x") == b"1"
+    while top is not None:
+        last, top = top, top.parent()
+    assert last.url in ("/", f"{store.url.rpartition('/')[0]}")
+
+
+def test_the_parent_of_a_remote_place_is_reached_in_the_same_way() -> None:
+    store = Store.open("s3://bucket/runs/plan-a", {"key": "k"})
+    parent = store.parent()
+    assert parent is not None
+    assert (parent.url, parent._files.options) == ("s3://bucket/runs", {"key": "k"})  # type: ignore[attr-defined]
+    assert Store.open("s3://bucket").parent() is None

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.reader import decode_onto
 from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.verification import read_verified
+from minetorch.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
+
+    from minetorch.checkpoint.manifest import Manifest
+
+
+_TRIES = 3
 
 
 def load(
@@ -44,6 +50,23 @@ def load(
         ConfigurationError: the URL or the name is not one.
         StorageError: the storage could not be listed or read.
     """
-    found = Run.open(run, storage_options)
-    manifest = found.find(name)
-    return decode_onto(read_verified(found.models, manifest), found.models.url_of(manifest.payload), map_location)
+    found, manifest, payload = read_checkpoint(run, name, storage_options)
+    return decode_onto(payload, found.models.url_of(manifest.payload), map_location)
+
+
+def read_checkpoint(
+    url: str | os.PathLike[str], name: str | int, storage_options: Mapping[str, Any] | None = None
+) -> tuple[Run, Manifest, bytes | bytearray]:
+    """A run, one of its checkpoints and that one's payload, verified; raises as `load`.
+
+    A run that is training may drop a checkpoint while it is read: then what the name means by now is read.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        run = Run.open(url, storage_options)
+        manifest = run.find(name)
+        try:
+            return run, manifest, read_verified(run.models, manifest)
+        except CheckpointCorruptError:
+            if not tries_left or Run.open(url, storage_options).catalogue.by_name(manifest.name) is not None:
+                raise
+    raise AssertionError("the last try returns or raises")

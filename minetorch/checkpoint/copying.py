@@ -12,9 +12,11 @@ In this order, so that whoever reads the copy, or goes on with it after this was
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.claim import CLAIMS, is_void, limits
 from minetorch.checkpoint.digest import Digest
 from minetorch.checkpoint.links import sync_links, wanted_links
 from minetorch.checkpoint.names import CheckpointName
@@ -25,7 +27,7 @@ from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, Co
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from minetorch.checkpoint.manifest import Manifest
@@ -51,7 +53,11 @@ class Step:
 
 
 def plan_copy(
-    wanted: Sequence[Manifest], source: Collection[str], target: Sequence[Manifest], place: str
+    wanted: Sequence[Manifest],
+    source: Collection[str],
+    target: Sequence[Manifest],
+    place: str,
+    bounds: Mapping[int, CheckpointName | None] = MappingProxyType({}),
 ) -> list[tuple[Manifest, Action]]:
     """What to do with each wanted checkpoint, the oldest first. Pure.
 
@@ -60,6 +66,7 @@ def plan_copy(
         source: names of all checkpoints of the run that is copied.
         target: the manifests that are at the target already.
         place: the target, for messages.
+        bounds: what starts of the run at the target found to be the newest there, as `claim.limits` gives it.
 
     Raises:
         CheckpointMismatchError: the target holds another run, or has gone on by itself.
@@ -78,6 +85,11 @@ def plan_copy(
             "another folder"
         )
     for manifest in ordered:
+        if manifest.name not in there and is_void(manifest.key, bounds):
+            raise CheckpointMismatchError(
+                f"the run was started at {place} since, and goes on from what was there then: {manifest.name} would be "
+                "void there. Give another folder"
+            )
         if manifest.name in there and there[manifest.name] != manifest:
             raise CheckpointMismatchError(f"{place} holds another checkpoint of the same name, {manifest.name}")
     return [(manifest, "there" if manifest.name in there else "copied") for manifest in ordered]
@@ -109,6 +121,7 @@ def copy_run(run: Run, target: Store, only: Collection[str], logger: logging.Log
         {manifest.name for manifest in run.catalogue.manifests},
         Catalogue.read(models).manifests,
         target.url,
+        limits(models.child(CLAIMS).list()),
     )
     for file in _beside(run.store):
         yield _copy_beside(run.store, target, file)

@@ -7,9 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.store import Store
-from minetorch.checkpoint.verification import read_verified
 from minetorch.cli.options import add_common, add_run, storage_options
 from minetorch.cli.output import bytes_text, plural, write, write_json
 from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from minetorch.checkpoint.manifest import Manifest
+    from minetorch.checkpoint.run import Run
 
 _SAFETENSORS = ".safetensors"
 
@@ -51,9 +50,7 @@ def run(given: argparse.Namespace) -> int:
     if out.exists() and not given.force:
         raise ConfigurationError(f"{out} exists already: give --force to replace it, or another name")
     library = _safetensors() if as_safetensors else None
-    found = Run.open(given.run_url, storage_options(given))
-    manifest = found.find(given.name)
-    state = _state(found, manifest)
+    found, manifest, state = _read(given)
     weights = state if given.all else _weights(state, manifest)
     data = None if library is None else _as_safetensors(library, weights, manifest)
     size = _write(out, weights, data)
@@ -77,10 +74,12 @@ def _safetensors() -> Any:
         ) from None
 
 
-def _state(run: Run, manifest: Manifest) -> dict[str, Any]:
-    from minetorch.checkpoint.reader import decode  # imports torch
+def _read(given: argparse.Namespace) -> tuple[Run, Manifest, dict[str, Any]]:
+    from minetorch.checkpoint.reader import decode  # these import torch
+    from minetorch.loading import read_checkpoint
 
-    return decode(read_verified(run.models, manifest), run.models.url_of(manifest.payload))
+    found, manifest, payload = read_checkpoint(given.run_url, given.name, storage_options(given))
+    return found, manifest, decode(payload, found.models.url_of(manifest.payload))
 
 
 def _weights(state: dict[str, Any], manifest: Manifest) -> dict[str, Any]:

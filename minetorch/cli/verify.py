@@ -30,12 +30,11 @@ def add_to(commands: Any) -> None:
 def run(given: argparse.Namespace) -> int:
     """Verify, and print what was found; 1 if anything is bad."""
     found = Run.open(given.run_url, storage_options(given))
+    manifests = found.catalogue.manifests if given.name is None else [found.find(given.name)]
+    results = [result for manifest in manifests if (result := _result(found, manifest)) is not None]
     if given.name is None:
-        results = [_result(found, manifest) for manifest in found.catalogue.manifests]
         results += [_fact(str(name), 0, str(err)) for name, err in found.catalogue.unreadable.items()]
         results.sort(key=lambda result: str(result["name"]))
-    else:
-        results = [_result(found, found.find(given.name))]
     bad = sum(not result["good"] for result in results)
     if given.json:
         write_json({"run": found.name, "url": found.store.url, "bad": bad, "list": results})
@@ -47,8 +46,12 @@ def run(given: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-def _result(run: Run, manifest: Manifest) -> dict[str, Any]:
-    return _fact(manifest.name, manifest.size, _problem(run, manifest))
+def _result(run: Run, manifest: Manifest) -> dict[str, Any] | None:
+    """None if the run dropped it meanwhile."""
+    problem = _problem(run, manifest)
+    if problem is not None and not run.models.exists(manifest.key.manifest):
+        return None
+    return _fact(manifest.name, manifest.size, problem)
 
 
 def _fact(name: str, size: int, problem: str | None) -> dict[str, Any]:

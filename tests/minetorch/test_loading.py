@@ -9,6 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import minetorch
 from minetorch import CheckpointCorruptError, CheckpointNotFoundError, ConfigurationError, StorageError
+from minetorch.checkpoint import Store
 
 
 @pytest.fixture
@@ -104,6 +105,20 @@ def test_what_is_damaged(run):
     payload.unlink()
     with pytest.raises(CheckpointCorruptError, match="is missing"):
         minetorch.load(folder, "latest", map_location="meta")
+
+
+def test_a_run_that_drops_the_checkpoint_while_it_is_read(run, monkeypatch):
+    """As one that keeps a single checkpoint and saves often: what the name means by then is read."""
+    models = run[0] / "models"
+    newest, read = max(models.glob("g*.json")), Store.read_large
+
+    def drop_and_read(store, name, size):
+        for file in (newest, newest.with_suffix(".pth.tar")):
+            file.unlink(missing_ok=True)
+        return read(store, name, size)
+
+    monkeypatch.setattr(Store, "read_large", drop_and_read)
+    assert minetorch.load(run[0], "latest")["epoch"] == 1
 
 
 def test_importing_minetorch_imports_torch_only_when_it_is_used():

@@ -49,3 +49,11 @@ def test_a_copy_that_has_gone_on(run: list[Manifest], manifest: Make) -> None:
 def test_another_checkpoint_of_the_same_name(run: list[Manifest], manifest: Make) -> None:
     with pytest.raises(CheckpointMismatchError, match="another checkpoint of the same name"):
         planned(run, run, [manifest(1, 1, 10, epoch=7), run[1]])
+
+
+def test_a_copy_on_which_the_run_was_started(run: list[Manifest]) -> None:
+    bounds = {2: run[1].key}
+    plan = plan_copy(run[:2], {one.name for one in run}, run[:1], "there", bounds)
+    assert [action for _, action in plan] == ["there", "copied"]
+    with pytest.raises(CheckpointMismatchError, match="was started at there since"):
+        plan_copy(run, {one.name for one in run}, run[:2], "there", bounds)

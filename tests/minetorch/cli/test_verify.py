@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from minetorch.checkpoint import Manifest
+from minetorch.checkpoint import Manifest, Store
 from minetorch.checkpoint.digest import digest_of
 from minetorch.checkpoint.local_disk import LocalDisk
 
@@ -62,6 +62,19 @@ def test_a_damaged_manifest(command, runs):
     manifest = max((runs / "plan-a/models").glob("g*.json"))
     manifest.write_text(manifest.read_text().replace('"epoch": 3', '"epoch": 4'))
     assert "its seal does not match" in bad(command, runs)
+
+
+def test_one_that_the_run_drops_meanwhile_is_not_bad(command, runs, monkeypatch):
+    read, first = Store.read_range, min((runs / "plan-a/models").glob("g*.json"))
+
+    def drop_and_read(*arguments):
+        for file in (first, first.with_suffix(".pth.tar")):
+            file.unlink(missing_ok=True)
+        return read(*arguments)
+
+    monkeypatch.setattr(Store, "read_range", drop_and_read)
+    facts = command("verify", runs / "plan-a", "--json")
+    assert (facts["bad"], len(facts["list"])) == (0, 3)
 
 
 def test_one_with_code_in_it(command, runs):

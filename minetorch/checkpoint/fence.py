@@ -198,7 +198,9 @@ class Fence:
             )
             self._sleep(_SETTLE_S)
         found = self._read(generation)
-        if found is not None and found.token == claim.token:
+        if found is None:
+            raise StorageError(f"{self._store.url_of(claim.file)} is not stored as it was sent")
+        if found.token == claim.token:
             self._claim, self.generation = claim, generation
 
     def _is_refused(self, claim: Claim) -> bool:

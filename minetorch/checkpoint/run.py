@@ -100,10 +100,12 @@ class Run:
         models = store.child(MODELS)
         catalogue = Catalogue.read(models)
         files = {entry.name: entry for entry in models.entries()}
+        writer, beat = _newest_claim(models.child(CLAIMS))
+        # A folder that happens to be called so is not enough.
         logged = any(entry.name == "log.txt" for entry in entries)
-        if not logged and not any(CheckpointName.of_file(file) for file in files):
+        if writer is None and not logged and not any(CheckpointName.of_file(file) for file in files):
             return None
-        return cls(name, store, models, catalogue, files, _newest(entries), *_newest_claim(models.child(CLAIMS)))
+        return cls(name, store, models, catalogue, files, _newest(entries), writer, beat)
 
     def find(self, name: str | int) -> Manifest:
         """The checkpoint that a name, a number of an epoch or a file's name means.

@@ -165,6 +165,13 @@ def test_a_run_without_a_checkpoint(command, runs):
     assert {run["run"]: run["checkpoints"] for run in command("ls", runs, "--json")["runs"]}["new"] == 0
 
 
+def test_a_run_that_has_only_just_been_started(command, runs):
+    claim(runs / "new", None)
+    assert "has no checkpoint yet" in command("ls", runs / "new")
+    (runs / "zoo/models").mkdir(parents=True)
+    assert [run["run"] for run in command("ls", runs, "--json")["runs"]] == ["mnist/plan-b", "new", "plan-a"]
+
+
 def test_other_storages(command, runs, memory_url, aws):
     for place in (memory_url, aws.url):
         command("cp", runs / "plan-a", f"{place}/runs/plan-a")

@@ -1,6 +1,7 @@
 """A small real training, of which each test changes what it is about."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -111,7 +112,11 @@ def s3_server(tmp_path_factory):
     log = tmp_path_factory.mktemp("s3") / "log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        # So that a test of uploads in parts needs no large ones.
+        environ = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "1024"}
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environ
+        )
     try:
         url = s3_url(server, log)
         anyone = {"endpoint_url": url, "region_name": "us-east-1"}

@@ -56,7 +56,7 @@ class Draft:
 class Checkpointer:
     """The checkpoints of one run in one folder.
 
-    `commit` may run on another thread than the rest: one draft at a time.
+    `commit` and `tidy` may run on one other thread than the rest: one draft at a time.
     """
 
     best: tuple[str, float] | None
@@ -200,7 +200,9 @@ class Checkpointer:
             metrics=metrics,
             names=names,
         )
-        return self.commit(draft, state)
+        manifest = self.commit(draft, state)
+        self.tidy()
+        return manifest
 
     def draft(
         self,
@@ -256,7 +258,7 @@ class Checkpointer:
         self._drafted = None
 
     def commit(self, draft: Draft, state: dict[str, Any]) -> Manifest:
-        """Write what was drafted; errors as of `save`. The state has passed `plain_state`."""
+        """Write what was drafted; errors as of `save`. The state has passed `plain_state`. Call `tidy` after it."""
         try:
             self.fence.check()
             payload = draft.manifest.payload
@@ -266,8 +268,32 @@ class Checkpointer:
             self._committed(draft, manifest)
         finally:
             self._drafted = None
-        self._tidy()
         return manifest
+
+    def tidy(self) -> None:
+        """Set links, delete what has expired, sweep. The checkpoint is safe by now: what fails here is only logged.
+
+        Raises:
+            SupersededError: another start of the run has taken it over. Nothing of its is touched.
+        """
+        try:
+            self.fence.check()
+        except StorageError as err:
+            self._logger.warning("Expired checkpoints stay for now: %s", err)
+            return
+        if self._store.is_local:
+            # First, so that no link ever points to a file that is gone.
+            sync_links(self._store.local_path(), wanted_links(self._manifests), self._logger)
+        for name in [*self._doomed]:
+            try:
+                self._store.delete(name.manifest)
+                self._store.delete(name.payload)
+            except StorageError as err:
+                self._logger.warning("An expired checkpoint stays for now: %s", err)
+            else:
+                self._doomed.remove(name)
+        if self._clock() - self._swept >= self._grace_s:
+            self._sweep()
 
     def would_be_best(self, metrics: Mapping[str, float]) -> bool:
         """Whether a checkpoint with these metrics would become `best`: never without the monitored one, or if NaN."""
@@ -336,27 +362,6 @@ class Checkpointer:
         self._doomed = [name for text in manifest.dropped if (name := CheckpointName.parse(text))]
         self._aliases = dict(manifest.aliases)
         self.best = draft.best
-
-    def _tidy(self) -> None:
-        """Links, retention, sweeping. The checkpoint is safe by now, so that what fails here is only logged."""
-        try:
-            self.fence.check()
-        except StorageError as err:
-            self._logger.warning("Expired checkpoints stay for now: %s", err)
-            return
-        if self._store.is_local:
-            # First, so that no link ever points to a file that is gone.
-            sync_links(self._store.local_path(), wanted_links(self._manifests), self._logger)
-        for name in [*self._doomed]:
-            try:
-                self._store.delete(name.manifest)
-                self._store.delete(name.payload)
-            except StorageError as err:
-                self._logger.warning("An expired checkpoint stays for now: %s", err)
-            else:
-                self._doomed.remove(name)
-        if self._clock() - self._swept >= self._grace_s:
-            self._sweep()
 
     def _sweep(self) -> None:
         self._swept = self._clock()

@@ -14,8 +14,7 @@ class Digest:
 
     It guards against damage, not against attackers, who could rewrite the manifest too (and whose code `decode`
     never runs). For that CRC-32 is what storages themselves rely on, and together with the size it misses one
-    damaged file in four billion. It runs at 7 GB/s, so that digesting on the second thread hides behind the
-    writing: 512 MB to a local disk, fsync included, took 0.32 s as without a digest, and 0.51 s with SHA-256.
+    damaged file in four billion. It runs at 5 to 7 GB/s a core, SHA-256 at 1.3.
     """
 
     size = 0

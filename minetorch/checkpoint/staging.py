@@ -46,7 +46,7 @@ class Staged:
         self._copying.fence()
 
     def wait(self) -> None:
-        """Return when the copy is whole; to be called by the thread that saves it, which makes the copies."""
+        """Make the copies, and return when all are made; for another thread than the one that calls `fence`."""
         self._copying.wait()
 
     @property

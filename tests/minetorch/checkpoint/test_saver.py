@@ -77,8 +77,8 @@ class Run:
 def run(models: Store, checkpointer: Make) -> Iterator[Run]:
     made = Run(checkpointer(models))
     yield made
-    if made.saver._pool is not None:
-        made.saver._pool.shutdown()
+    for pool in filter(None, (made.saver._copier, made.saver._writer)):
+        pool.shutdown()
 
 
 def values(peek: Peek, models: Store, name: Any = True) -> tuple[list[float], int]:

@@ -1,6 +1,13 @@
-"""Trains PyTorch models, on one CPU or on many GPUs, and never loses work."""
+"""Trains PyTorch models, on one CPU or on many GPUs, and never loses work.
 
-from minetorch.drawers import Drawer
+What needs torch is imported when it is first used, so that the `minetorch` command answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from minetorch.errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -13,11 +20,15 @@ from minetorch.errors import (
     StoppedEarly,
     StorageError,
 )
-from minetorch.hooks import HOOK_POINTS, main_only
-from minetorch.stateful import Stateful
-from minetorch.trainer import Trainer
 from minetorch.version import __version__
-from minetorch.world import World
+
+if TYPE_CHECKING:
+    from minetorch.drawers import Drawer
+    from minetorch.hooks import HOOK_POINTS, main_only
+    from minetorch.loading import load
+    from minetorch.stateful import Stateful
+    from minetorch.trainer import Trainer
+    from minetorch.world import World
 
 __all__ = [
     "HOOK_POINTS",
@@ -36,5 +47,28 @@ __all__ = [
     "Trainer",
     "World",
     "__version__",
+    "load",
     "main_only",
 ]
+
+_MODULES = {
+    "HOOK_POINTS": "hooks",
+    "Drawer": "drawers",
+    "Stateful": "stateful",
+    "Trainer": "trainer",
+    "World": "world",
+    "load": "loading",
+    "main_only": "hooks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,8 @@ MinetorchError
 ├── CollectiveError (RuntimeError)       a collective where only one rank runs, or a lost process group
 ├── RemoteError (RuntimeError)           rank 0 failed; the other ranks raise this in its place
 ├── StorageError (OSError)               the storage could not be listed, read or written
+├── RunInUseError (RuntimeError)         another process is training this run
+├── SupersededError (RuntimeError)       another start of this run has taken it over from this process
 └── CheckpointError
     ├── CheckpointNotFoundError          the checkpoint that was asked for does not exist
     ├── CheckpointCorruptError           its bytes are not those that were written
@@ -40,6 +42,17 @@ class RemoteError(MinetorchError, RuntimeError):
 
 class StorageError(MinetorchError, OSError):
     """The storage could not be listed, read or written."""
+
+    is_lasting = False
+    """Whether it is no use to try again: access is refused, or there is no such bucket."""
+
+
+class RunInUseError(MinetorchError, RuntimeError):
+    """Another process is training this run; the message says which."""
+
+
+class SupersededError(MinetorchError, RuntimeError):
+    """Another start of this run has taken it over from this process; the message says which."""
 
 
 class CheckpointError(MinetorchError):

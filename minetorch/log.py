@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from minetorch.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import TextIO
 
@@ -64,6 +66,7 @@ class RunLog:
         logging_format: str = LOGGING_FORMAT,
         in_notebook: bool = False,
         append: bool = True,
+        held: bool = False,
     ) -> None:
         """Make the logger; nothing is written before its first line.
 
@@ -73,6 +76,7 @@ class RunLog:
             logging_format: as of `logging.Formatter`, in % style.
             in_notebook: write to stdout, since notebooks show stderr as an error.
             append: keep what `log.txt` has and go on below it, as a resumed run must.
+            held: keep the lines for `log.txt` back until `begin`.
 
         Raises:
             ConfigurationError: `logging_format` is not such a format.
@@ -86,10 +90,20 @@ class RunLog:
         if rank == 0:
             kind = _LocalFileHandler if store.is_local else _RemoteFileHandler
             self._file = kind(store, append=append, console=self._console)
+            self._file.held = [] if held else None
             handlers.append(self._file)
         for handler in handlers:
             handler.setFormatter(formatter)
             self.logger.addHandler(handler)
+
+    def begin(self, guard: Callable[[], object] | None = None) -> None:
+        """Write the lines that were held back, and from now on each line as it comes.
+
+        Args:
+            guard: called before each writing; what it raises keeps the lines from being written.
+        """
+        if self._file is not None:
+            self._file.begin(guard)
 
     def flush(self) -> None:
         """Bring every line so far to the store; called at checkpoints and at the end of each epoch.
@@ -164,6 +178,8 @@ class _FileHandler(logging.Handler, ABC):
         self._console = console
         self._reported = False
         self._closed = False
+        self._guard: Callable[[], object] = lambda: None
+        self.held: list[str] | None = None
 
     @abstractmethod
     def add(self, text: str) -> None:
@@ -184,6 +200,9 @@ class _FileHandler(logging.Handler, ABC):
         except Exception:
             self.handleError(record)  # the line's own fault, as `logger.info("%d", "word")`
             return
+        if self.held is not None:
+            self.held.append(text)
+            return
         try:
             self.add(text)
             if self._closed:
@@ -191,22 +210,33 @@ class _FileHandler(logging.Handler, ABC):
         except Exception as error:
             self._report(error)
 
+    def begin(self, guard: Callable[[], object] | None) -> None:
+        """Write what was held back, and hold nothing back from now on."""
+        with self._locked():
+            held, self.held = self.held or [], None
+            self._guard = guard or self._guard
+            if held:
+                try:
+                    self.add("".join(held))
+                except Exception as error:
+                    self._report(error)
+
     def flush(self) -> None:
         """Bring every line so far to the store."""
-        with self._locked():
-            try:
-                self.sync()
-            except Exception as error:
-                self._report(error)
+        # Without the handler's lock, which a thread that logs would then wait for as long as a slow store takes.
+        try:
+            self.sync()
+        except Exception as error:
+            self._report(error)
 
     def close(self) -> None:
         """Let go of the file, now and after each later line."""
         with self._locked():
             self._closed = True
-            try:
-                self.let_go()
-            except Exception as error:
-                self._report(error)
+        try:
+            self.let_go()
+        except Exception as error:
+            self._report(error)
         super().close()
 
     def _locked(self) -> AbstractContextManager[object]:
@@ -228,6 +258,7 @@ class _LocalFileHandler(_FileHandler):
 
     def add(self, text: str) -> None:
         """Write lines, and see them through to the file."""
+        self._guard()
         if self._stream is None:
             self._stream = self._open()
         self._stream.write(text)
@@ -238,7 +269,8 @@ class _LocalFileHandler(_FileHandler):
 
     def let_go(self) -> None:
         """Close the file."""
-        stream, self._stream = self._stream, None
+        with self._locked():
+            stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
 
@@ -261,21 +293,32 @@ class _RemoteFileHandler(_FileHandler):
         self._before: bytes | None = None if append else b""  # what the file held; None: not yet read
         self._lines: list[bytes] = []
         self._waiting = False
+        self._adding = threading.Lock()
+        self._syncing = threading.Lock()
 
     def add(self, text: str) -> None:
         """Keep lines for the next sync."""
-        self._lines.append(text.encode("utf-8", "backslashreplace"))
-        self._waiting = True
+        with self._adding:
+            self._lines.append(text.encode("utf-8", "backslashreplace"))
+            self._waiting = True
 
     def sync(self) -> None:
-        """Write the file, if there is anything new."""
-        if not self._waiting:
-            return
-        if self._before is None:
-            # A failure to read must not be taken for an empty file: the old lines would be lost.
-            self._before = self._read_before()
-        self._store.write(LOG_FILE, b"".join([self._before, *self._lines]))
-        self._waiting = False
+        """Write the file, if there is anything new. Lines may come meanwhile."""
+        with self._syncing:
+            with self._adding:
+                waiting, self._waiting = self._waiting, False
+                lines = b"".join(self._lines)
+            if not waiting:
+                return
+            try:
+                self._guard()
+                if self._before is None:
+                    # A failure to read must not be taken for an empty file: the old lines would be lost.
+                    self._before = self._read_before()
+                self._store.write(LOG_FILE, self._before + lines)
+            except Exception:
+                self._waiting = True
+                raise
 
     def let_go(self) -> None:
         """Write what is left."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, decode
 from minetorch.checkpoint.names import LATEST, epoch_alias
+from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.data.order import derive_seed
-from minetorch.errors import CheckpointMismatchError, ConfigurationError
+from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError, SupersededError
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
 
 REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
 """What a payload must hold to be a Trainer's checkpoint."""
+
+CLAIM_TURN_S = 60.0
+"""Seconds for which rank 0 waits for another process before it lets the other ranks know that it still does."""
 
 
 class Persistence:
@@ -30,10 +34,14 @@ class Persistence:
         checkpointer: Checkpointer | None,
         statable: Mapping[str, Stateful],
         plugins: Mapping[str, Stateful],
+        after_commit: Callable[[], object] = lambda: None,
     ) -> None:
         self._trainer = trainer
         self._checkpointer = checkpointer
         self._groups = {"statable": statable, "plugins": plugins}
+        self._saver: Saver | None = None
+        if checkpointer is not None:
+            self._saver = Saver(checkpointer, logger=trainer.logger, after_commit=after_commit)
 
     def is_best(self) -> bool:
         """Whether the newest metrics are the best so far; every rank gets rank 0's answer.
@@ -57,8 +65,23 @@ class Persistence:
         assert self._checkpointer is not None
         return self._checkpointer.would_be_best(metrics)
 
-    def save(self, names: Sequence[str] = ()) -> str:
-        """Save a checkpoint. Every rank calls it.
+    def put_off(self) -> bool:
+        """Whether a save is under way, after which another will be asked for. Every rank calls it."""
+
+        def busy() -> bool:
+            assert self._saver is not None
+            self._saver.wants_another |= self._saver.is_busy
+            return self._saver.is_busy
+
+        return self._trainer.world.on_main(busy)
+
+    def save(self, names: Sequence[str] = (), *, beside_training: bool = False) -> str:
+        """Start saving a checkpoint; `news` tells when it is durable. Every rank calls it.
+
+        Args:
+            names: the user's for it.
+            beside_training: whether nothing but the next `before_step` is going to change the parameters and the
+                optimizer's state; they may then be copied until there.
 
         Returns:
             The checkpoint's path or URL.
@@ -66,28 +89,98 @@ class Persistence:
         world, progress = self._trainer.world, self._trainer.progress
         random = world.gather(generator_states())
 
-        def write() -> str:
-            assert self._checkpointer is not None
-            manifest = self._checkpointer.save(
+        def start() -> str:
+            assert self._saver is not None
+            return self._saver.save(
                 self._state() | {"random": random},
+                steady=self._trainer.backend.tensors_of_steps() if beside_training else (),
+                names=names,
                 step=progress.step,
                 epoch=progress.epoch,
                 epoch_complete=progress.epoch_complete,
                 position=progress.iteration,
                 world_size=world.size,
                 metrics=self._trainer.metrics,
-                names=names,
             )
-            where = epoch_alias(progress.epoch)
-            if not progress.epoch_complete:
-                where = f"epoch {progress.epoch}, iteration {progress.iteration}"
-            also = sorted(
-                alias for alias, name in manifest.aliases.items() if name == manifest.name and alias != LATEST
-            )
-            self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join([where, *also]))
-            return self._checkpointer.path_of(manifest)
 
-        return world.on_main(write)
+        return world.on_main(start)
+
+    def fence(self) -> None:
+        """Return when the model and all else may be changed, as far as a save that is under way goes."""
+        if self._saver is not None:
+            self._saver.fence()
+
+    def before_step(self) -> None:
+        """To be called before the optimizer's step, which is what saves beside training have to be ahead of."""
+        if self._saver is not None:
+            self._saver.before_step()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `news` has something to tell; always False on other ranks than 0."""
+        return self._saver is not None and (self._saver.has_news or self._broken is not None)
+
+    def news(self, *, wait: bool = False) -> list[tuple[tuple[str, ...], str, int]]:
+        """Names, path and step of each checkpoint that has become durable. Every rank calls it.
+
+        Args:
+            wait: until nothing is on its way.
+
+        Raises:
+            StorageError: a checkpoint could not be saved.
+            SupersededError: another start of the run has taken it over.
+        """
+
+        def take() -> list[tuple[tuple[str, ...], str, int]]:
+            assert self._saver is not None
+            if self._broken is not None:
+                raise self._broken
+            if wait:
+                self._saver.flush()
+            saved = self._saver.take_news()
+            for one in saved:
+                self._log_saved(one)
+            return [(one.names, one.path, one.manifest.step) for one in saved]
+
+        return self._trainer.world.on_main(take)
+
+    def another_is_due(self) -> bool:
+        """Whether a save was put off or dropped and can be made now; asked once for each. Only rank 0 knows."""
+        if self._saver is None or not self._saver.wants_another or self._saver.is_busy:
+            return False
+        self._saver.wants_another = False
+        return True
+
+    def close(self) -> None:
+        """Wait for what is on its way. Raises nothing: the training has ended, one way or another."""
+        if self._saver is None or self._checkpointer is None:
+            return
+        try:
+            self._saver.close()
+            for one in self._saver.take_news():
+                self._log_saved(one)
+        except (StorageError, SupersededError) as error:
+            self._trainer.logger.error("A checkpoint could not be saved: %s", error)
+
+    def release(self) -> None:
+        """Let the run go, so that the next start of it need not wait; nothing is written any more."""
+        if self._checkpointer is not None:
+            try:
+                self._checkpointer.fence.release()
+            except StorageError as error:
+                self._trainer.logger.warning("The run could not be marked as ended: %s", error)
+
+    @property
+    def _broken(self) -> SupersededError | None:
+        return self._checkpointer.fence.broken if self._checkpointer is not None else None
+
+    def _log_saved(self, saved: Saved) -> None:
+        manifest = saved.manifest
+        where = epoch_alias(manifest.epoch)
+        if not manifest.epoch_complete:
+            where = f"epoch {manifest.epoch}, iteration {manifest.position}"
+        also = sorted(alias for alias, name in manifest.aliases.items() if name == manifest.name and alias != LATEST)
+        self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join([where, *also]))
 
     def _state(self) -> dict[str, Any]:
         trainer = self._trainer
@@ -105,6 +198,26 @@ class Persistence:
             "lowest_train_loss": trainer.lowest_train_loss,
             "lowest_val_loss": trainer.lowest_val_loss,
         }
+
+    def claim(self) -> None:
+        """Become the run's writer, before anything of the run is read or written. Every rank calls it.
+
+        By turns, for another process may go on for longer than ranks wait for each other.
+
+        Raises:
+            RunInUseError: another process is training this run.
+            StorageError: the storage could not be listed, read or written.
+        """
+
+        def claim() -> bool:
+            assert self._checkpointer is not None
+            claimed = self._checkpointer.claim(self._trainer.settings.if_running, patience_s=CLAIM_TURN_S)
+            if claimed:
+                self._checkpointer.fence.watch()
+            return claimed
+
+        while not self._trainer.world.on_main(claim):
+            pass
 
     def restore(self, resume: bool | str | int) -> None:
         """Find the checkpoint that `resume` names, read it once, and take its state over on every rank.

@@ -11,9 +11,10 @@ import torch.distributed as dist
 
 from minetorch.world import World
 
-Request = Literal["save", "stop_after_epoch", "save_and_stop"]
+Request = Literal["save", "stop_after_epoch", "save_and_stop", "hear"]
+"""`hear`: of a checkpoint that has become durable, or has not."""
 
-KINDS: tuple[Request, ...] = ("save", "stop_after_epoch", "save_and_stop")
+KINDS: tuple[Request, ...] = ("save", "stop_after_epoch", "save_and_stop", "hear")
 
 NOTHING: frozenset[Request] = frozenset()
 

@@ -31,10 +31,16 @@ class Settings:
     """Save a checkpoint every so many optimizer steps, too."""
     persist_minutes: float | None = None
     """Save a checkpoint after so many minutes, too."""
+    persist_policy: Literal["wait", "coalesce"] = "wait"
+    """What a save by steps or minutes does that comes while one is under way: wait, or be one with those after it."""
     keep_last: int | None = None
     """Keep this many of the newest checkpoints; None: no limit of this kind."""
     keep_best: int | None = None
     """Keep this many of the best checkpoints; None: no limit of this kind."""
+    keep_every: int | None = None
+    """Keep the end of every so many epochs for ever."""
+    keep_every_steps: int | None = None
+    """Keep what was saved after a multiple of so many optimizer steps for ever."""
     monitor: str = "val_loss"
     """The metric that says which checkpoint is best."""
     mode: Literal["min", "max"] = "min"
@@ -45,6 +51,8 @@ class Settings:
     """Seconds (or a timedelta) after which to save and stop."""
     logging_format: str = LOGGING_FORMAT
     """Format of a log line, as in the standard library's `logging`."""
+    if_running: Literal["refuse", "wait", "replace"] = "refuse"
+    """What to do where another process is training this run: stop with an error, wait for its end, or take it over."""
     trival: bool = False
     """Stop every pass over training and validation data after 10 iterations."""
     in_notebook: bool = False
@@ -66,7 +74,9 @@ class Settings:
             self._refuse("resume", "True, False, an epoch's number, or a checkpoint's name, file name, path or URL")
         for name in ("eval_stride", "accumulated_iter"):
             self._check_count(name)
-        for name in ("persist_stride", "persist_steps", "keep_last", "keep_best", "max_epochs"):
+        for name in ("persist_stride", "persist_steps", "max_epochs"):
+            self._check_count(name, optional=True)
+        for name in ("keep_last", "keep_best", "keep_every", "keep_every_steps"):
             self._check_count(name, optional=True)
         for name in ("persist_minutes", "clip_grad_norm"):
             self._check_positive(name, getattr(self, name))
@@ -75,6 +85,8 @@ class Settings:
             self._refuse("seed", "a whole number")
         self._check_choice("mode", ("min", "max"))
         self._check_choice("amp", (False, "bf16", "fp16"))
+        self._check_choice("persist_policy", ("wait", "coalesce"))
+        self._check_choice("if_running", ("refuse", "wait", "replace"))
         for name in ("trival", "in_notebook", "split_batches"):
             self._check_choice(name, (True, False))
         if not isinstance(self.monitor, str) or not self.monitor:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from minetorch import arguments
 from minetorch.backend import Backend, placement
 from minetorch.checkpoint import Checkpointer, Store
+from minetorch.checkpoint.fence import FencedStore
 from minetorch.data import Batch, Epoch, mark_last, share_out
 from minetorch.data.order import derive_seed
 from minetorch.drawers import Drawer, make_drawers
@@ -57,15 +58,16 @@ class Trainer(TrainerState):
             loss_func(trainer, data), backward
             every accumulated_iter batches: clip, optimizer step
             after_train_iteration_end
-            after a step: the saves and stops that were asked for
+            after a step: the saves and stops that were asked for, and after_checkpoint_persisted for each checkpoint
+                that has become durable
         every eval_stride epochs, for each batch of this rank's share of the validation data:
             before_val_iteration_start
             loss_func(trainer, data)
             after_val_iteration_end
         the losses of all ranks: into metrics, drawn
         after_epoch_end
-        every persist_stride epochs, at the best, and at the last: save a checkpoint
-            before_checkpoint_persisted, after_checkpoint_persisted
+        every persist_stride epochs, at the best, and at the last: before_checkpoint_persisted, and start to save
+    when all is saved: after_checkpoint_persisted
     before_quit
     ```
     """
@@ -85,8 +87,11 @@ class Trainer(TrainerState):
         persist_stride: int | None = 1,
         persist_steps: int | None = None,
         persist_minutes: float | None = None,
+        persist_policy: Literal["wait", "coalesce"] = "wait",
         keep_last: int | None = None,
         keep_best: int | None = None,
+        keep_every: int | None = None,
+        keep_every_steps: int | None = None,
         monitor: str = "val_loss",
         mode: Literal["min", "max"] = "min",
         drawer: str | Drawer | Sequence[str | Drawer] | None = "matplotlib",
@@ -105,6 +110,7 @@ class Trainer(TrainerState):
         seed: int = 0,
         split_batches: bool = False,
         storage_options: Mapping[str, Any] | None = None,
+        if_running: Literal["refuse", "wait", "replace"] = "refuse",
     ) -> None:
         """Join the other workers, place the model, and resume.
 
@@ -124,8 +130,12 @@ class Trainer(TrainerState):
             persist_stride: save every so many epochs, and at the last; None: at the last only.
             persist_steps: save every so many optimizer steps, too.
             persist_minutes: save after so many minutes, too.
+            persist_policy: what a save by steps or minutes does that comes while one is under way: "wait" for it, or
+                "coalesce": one save, made when that one is done, stands for all that came meanwhile.
             keep_last: keep this many of the newest checkpoints.
             keep_best: keep this many of the best checkpoints.
+            keep_every: keep the end of every so many epochs for ever.
+            keep_every_steps: keep what was saved after a multiple of so many optimizer steps for ever.
             monitor: the metric that says which checkpoint is best.
             mode: "min" or "max": which value of `monitor` is best.
             drawer: "matplotlib", "tensorboard", a `Drawer`, a list of these, or None.
@@ -145,6 +155,8 @@ class Trainer(TrainerState):
             seed: what the data's order and every random generator derive from.
             split_batches: the loaders' `batch_size` is that of all workers together, not that of each.
             storage_options: passed on to fsspec.
+            if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
+                "replace": take the run over, and the other stops.
 
         Raises:
             ConfigurationError: an argument is wrong; nothing was written.
@@ -161,8 +173,11 @@ class Trainer(TrainerState):
             persist_stride=persist_stride,
             persist_steps=persist_steps,
             persist_minutes=persist_minutes,
+            persist_policy=persist_policy,
             keep_last=keep_last,
             keep_best=keep_best,
+            keep_every=keep_every,
+            keep_every_steps=keep_every_steps,
             monitor=monitor,
             mode=mode,
             max_epochs=max_epochs,
@@ -175,6 +190,7 @@ class Trainer(TrainerState):
             clip_grad_norm=clip_grad_norm,
             seed=seed,
             split_batches=split_batches,
+            if_running=if_running,
         )
         arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
         self._loss_func = arguments.loss_caller(loss_func)
@@ -188,27 +204,32 @@ class Trainer(TrainerState):
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
         states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
-        self._store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
-        self._log = RunLog(self._store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook)
+        self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
+        # The log's file waits for the claim: until then the run may be another process's.
+        self._log = RunLog(store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook, held=True)
         self.logger = self._log.logger
+        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self.drawer = make_drawers(
             drawer,
-            store=self._store,
+            store=store if checkpointer is None else FencedStore(store, checkpointer.fence),
             code=code,
             current_x=lambda: self.current_epoch,
             logger=self.logger,
             silent=not self.is_main,
         )
         self._share_out(train_dataloader, val_dataloader)
+        self._persistence = Persistence(self, checkpointer, *states, after_commit=self._log.flush)
+        self._in_loop = False
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
-            # Not before: a signal that comes while ranks wait for one another must end those that wait. Nor after:
-            # between here and train() there is nothing to save, and it does what it does to any script.
+            self.backend = Backend(self.world, model, optimizer, amp)
+            seed_generators(derive_seed(seed, "rank", self.rank))
+            self._persistence.claim()
+            self._log.begin(guard=None if checkpointer is None else checkpointer.fence.check)
+            # Not before: a signal that comes while ranks wait for one another, or for another run, must end those
+            # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
             with NOTICES.noted():
-                self.backend = Backend(self.world, model, optimizer, amp)
-                seed_generators(derive_seed(seed, "rank", self.rank))
-                self._persistence = Persistence(self, self._checkpointer(), *states)
                 self._persistence.restore(resume)
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
@@ -219,7 +240,7 @@ class Trainer(TrainerState):
             raise
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
-        settings, gathered = self.settings, Hooks(self, self._heartbeat)
+        settings, gathered = self.settings, Hooks(self, self._heartbeat, before_foreign=self._fence)
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
@@ -248,13 +269,13 @@ class Trainer(TrainerState):
         self.train_dataloader = share(train, training=True)
         self.val_dataloader = None if val is None else share(val, training=False)
 
-    def _checkpointer(self) -> Checkpointer | None:
-        if not self.is_main:
-            return None
+    def _checkpointer(self, store: Store) -> Checkpointer:
         return Checkpointer(
-            self._store.child("models"),
+            store,
             keep_last=self.settings.keep_last,
             keep_best=self.settings.keep_best,
+            keep_every=self.settings.keep_every,
+            keep_every_steps=self.settings.keep_every_steps,
             monitor=self.settings.monitor,
             mode=self.settings.mode,
             expected_keys=REQUIRED_KEYS,
@@ -270,12 +291,16 @@ class Trainer(TrainerState):
         Raises:
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
         """
+        self._in_loop = True
         with NOTICES.noted():
             try:
                 self._train_epochs()
+                self._hear(wait=True)
                 noticed = not self._at_end() and self._is_noticed()
                 self._hooks.call("before_quit")
+                self._hear(wait=True)
             finally:
+                self._in_loop = False
                 self.close()
                 self._heartbeat.enter(Phase.DONE)
         if noticed:
@@ -322,7 +347,7 @@ class Trainer(TrainerState):
             if cut_short:
                 return self._stop_in_epoch()
         self._end_epoch(train_loss, val_loss)
-        asked |= self._requests.now()
+        asked |= self._ask_all()
         stop = bool(asked & {"save_and_stop", "stop_after_epoch"})
         self._persist_epoch(must=stop or self._at_end() or "save" in asked)
         if stop:
@@ -359,9 +384,9 @@ class Trainer(TrainerState):
                 asked |= self._after_step()
                 if "save_and_stop" in asked:
                     return asked
-        asked |= self._requests.now()
+        asked |= self._ask_all()
         if "save_and_stop" in asked:
-            self.persist()
+            self._save()
         return asked
 
     def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
@@ -380,6 +405,7 @@ class Trainer(TrainerState):
         self._loss_sum.add_(loss, alpha=batch.counted)
         self.progress.count(batch.units, batch.total)
         if stepping:
+            self._persistence.before_step()
             # The epoch's last accumulation may be shorter than the others.
             backend.step(self.settings.clip_grad_norm, scale=self.settings.accumulated_iter / pending)
             self.progress.step += 1
@@ -389,11 +415,42 @@ class Trainer(TrainerState):
 
     def _after_step(self) -> frozenset[Request]:
         """Exchange requests between ranks, and save if it is time. Returns what is asked of the loop."""
+        self._ask_for_news()
         asked = self._requests.at_step()
+        if "hear" in asked:
+            self._hear()
         every = self.settings.persist_steps
-        if asked & {"save", "save_and_stop"} or (every and self.progress.step % every == 0):
-            self.persist()
-        return asked - {"save"}
+        due = "save" in asked or bool(every and self.progress.step % every == 0)
+        if "save_and_stop" in asked or (due and not self._is_put_off()):
+            self._save()
+        return asked - {"save", "hear"}
+
+    def _ask_all(self) -> frozenset[Request]:
+        """What any rank has asked for up to now."""
+        self._ask_for_news()
+        asked = self._requests.now()
+        if "hear" in asked:
+            self._hear()
+        return asked - {"hear"}
+
+    def _ask_for_news(self) -> None:
+        if self._persistence.has_news:
+            self._requests.ask("hear")
+        if self._persistence.another_is_due():
+            self._requests.ask("save")
+
+    def _hear(self, *, wait: bool = False) -> None:
+        """Tell of the checkpoints that have become durable, or raise what kept one from it, on every rank."""
+        before = self._heartbeat.enter(Phase.SAVING) if wait else None
+        news = self._persistence.news(wait=wait)
+        if before is not None:
+            self._heartbeat.enter(before)
+        for names, path, step in news:
+            self._heartbeat.saved(step)
+            self._hooks.call("after_checkpoint_persisted", names=names, path=path)
+
+    def _is_put_off(self) -> bool:
+        return self.settings.persist_policy == "coalesce" and self._persistence.put_off()
 
     @torch.no_grad()
     def _validate(self) -> tuple[float | None, bool]:
@@ -424,7 +481,7 @@ class Trainer(TrainerState):
         world_sum, world_samples, world_cut = self.reduce(sums, "sum").tolist()
         if world_cut:
             restore_generators(generators)
-            self.persist()
+            self._save()
         return world_sum / world_samples if world_samples else None, world_cut > 0
 
     def _loss(self, data: Any, *, training: bool) -> torch.Tensor:
@@ -457,27 +514,42 @@ class Trainer(TrainerState):
         """Save at the strides, at the best, and where it must be."""
         stride = self.settings.persist_stride
         if must or (stride is not None and self.current_epoch % stride == 0) or self._persistence.is_best():
-            self.persist()
+            self._save()
 
-    def persist(self, *names: str) -> str:
-        """Save a checkpoint now, under the names given and `latest`. Every rank must call it.
+    def persist(self, *names: str, wait: bool = False) -> str:
+        """Save a checkpoint of this moment, under the names given and `latest`. Every rank must call it.
+
+        It returns when the state is copied; the copy is saved while training goes on, and hooks at
+        `after_checkpoint_persisted` tell when that is done. Outside of `train` it waits for that.
+
+        Args:
+            names: the user's own, for the checkpoint.
+            wait: return when the checkpoint is durable.
 
         Returns:
             The checkpoint's path or URL.
 
         Raises:
             ConfigurationError: a name that is not allowed, or a state that a checkpoint cannot hold.
-            StorageError: the storage failed; the run's earlier checkpoints are as they were.
+            StorageError: the storage failed; the run's earlier checkpoints are as they were. If it fails later, that
+                is raised after the next optimizer step.
         """
+        path = self._save(names, beside_training=False)
+        if wait or not self._in_loop:
+            self._hear(wait=True)
+        return path
+
+    def _save(self, names: Sequence[str] = (), *, beside_training: bool = True) -> str:
         self._hooks.call("before_checkpoint_persisted", names=names)
         self._sum_up()
         before = self._heartbeat.enter(Phase.SAVING)
-        path = self._persistence.save(names)
-        self._heartbeat.saved(self.progress.step)
+        path = self._persistence.save(names, beside_training=beside_training)
         self._heartbeat.enter(before)
-        self._log.flush()
-        self._hooks.call("after_checkpoint_persisted", names=names, path=path)
         return path
+
+    def _fence(self) -> None:
+        """Wait until the model may be changed, as far as a save that is under way goes."""
+        self._persistence.fence()
 
     def _train_loss(self) -> float:
         """The world's mean training loss of the epoch."""
@@ -509,8 +581,10 @@ class Trainer(TrainerState):
         return Epoch(left, islice(epoch.batches, allowed))
 
     def close(self) -> None:
-        """Draw the last state and let go of the log's file. `train` does it when it ends, however it ends."""
+        """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
         if self._progress_bar is not None:
             self._progress_bar.close()
+        self._persistence.close()
         self.drawer.close()
         self._log.close()
+        self._persistence.release()

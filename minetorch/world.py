@@ -140,7 +140,7 @@ class World:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def broadcast_bytes(self, data: bytes | memoryview | None) -> memoryview:
+    def broadcast_bytes(self, data: bytes | bytearray | memoryview | None) -> memoryview:
         """Rank 0's bytes, on every rank, without the copies that pickling makes. Others pass None."""
         if self.size == 1:
             assert data is not None
@@ -234,7 +234,7 @@ def _leave(device_type: str) -> None:
     time.sleep(GLOO_LETS_GO_S)
 
 
-def _as_tensor(data: bytes | memoryview) -> torch.Tensor:
+def _as_tensor(data: bytes | bytearray | memoryview) -> torch.Tensor:
     """The bytes as a tensor that shares their memory; it is only read from."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")

@@ -41,7 +41,10 @@ def test_the_metadata_says_what_it_needs_and_brings(wheel):
         "examples",
         "notebook",
         "s3",
+        "safetensors",
         "sql",
     }
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "minetorch-launch = minetorch_launch.cli:main" in wheel.read(entry).decode()
+    scripts = wheel.read(entry).decode()
+    assert "minetorch-launch = minetorch_launch.cli:main" in scripts
+    assert "minetorch = minetorch.cli:main" in scripts

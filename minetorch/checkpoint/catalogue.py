@@ -5,12 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minetorch.checkpoint.claim import CLAIMS, highest_claim, is_void, limits
 from minetorch.checkpoint.manifest import Manifest
-from minetorch.checkpoint.names import LATEST, MANIFEST_SUFFIX, PAYLOAD_SUFFIX, CheckpointName, Wanted, epoch_alias
+from minetorch.checkpoint.names import (
+    EPOCH,
+    LATEST,
+    MANIFEST_SUFFIX,
+    PAYLOAD_SUFFIX,
+    CheckpointName,
+    Wanted,
+    epoch_alias,
+)
 from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from minetorch.checkpoint.store import Store
 
@@ -30,7 +39,11 @@ class Catalogue:
     uncommitted: Sequence[str]
     """Payload files and others like them that no manifest speaks for."""
     generation: int
-    """The highest generation that any file bears, 0 if none does."""
+    """The highest generation that any file bears or that is claimed, 0 if there is none."""
+    dropped: Collection[CheckpointName] = ()
+    """Those that a later commit dropped: files of them may be there, and are as good as deleted."""
+    void: Collection[CheckpointName] = ()
+    """Those that were committed by a start of the run when a later one had taken it over."""
 
     @classmethod
     def read(cls, store: Store) -> Catalogue:
@@ -40,27 +53,32 @@ class Catalogue:
             StorageError: it could not be listed or read.
         """
         files = store.list()
+        claims = store.child(CLAIMS).list()
         named = {file: name for file in files if (name := CheckpointName.of_file(file)) is not None}
-        contents = store.read_many(file for file in named if file.endswith(MANIFEST_SUFFIX))
-        manifests: list[Manifest] = []
-        unreadable: dict[CheckpointName, CheckpointError] = {}
-        for file, data in contents.items():
-            try:
-                manifests.append(_read_manifest(data, file, store.url_of(file)))
-            except CheckpointError as err:
-                unreadable[named[file]] = err
-        committed = {named[file] for file in contents}
+        bounds = limits(claims)
+        void = {name for name in named.values() if is_void(name, bounds)}
+        wanted = [file for file, name in named.items() if file.endswith(MANIFEST_SUFFIX) and name not in void]
+        contents = store.read_many(wanted)
+        manifests, unreadable = _read_manifests(contents, store)
+        dropped = {name for manifest in manifests for text in manifest.dropped if (name := CheckpointName.parse(text))}
+        spoken_for = {*dropped, *void, *(named[file] for file in contents)}
         return cls(
             place=store.url,
-            manifests=sorted(manifests, key=lambda manifest: manifest.key),
-            unreadable=unreadable,
+            manifests=[manifest for manifest in manifests if manifest.key not in dropped],
+            unreadable={name: err for name, err in unreadable.items() if name not in dropped},
             uncommitted=[
                 file
                 for file in files
-                if file.endswith(PAYLOAD_SUFFIX) and named.get(file) not in committed and not store.is_link(file)
+                if file.endswith(PAYLOAD_SUFFIX) and named.get(file) not in spoken_for and not store.is_link(file)
             ],
-            generation=max((name.generation for name in named.values()), default=0),
+            generation=max(highest_claim(claims), *(name.generation for name in named.values()), 0),
+            dropped=dropped,
+            void=void,
         )
+
+    def names(self) -> dict[str, str]:
+        """Which checkpoint each name means: `latest`, `best`, `epoch_N` and a user's own. None points nowhere."""
+        return name_table(self.manifests)
 
     def newest_first(self) -> list[Manifest | CheckpointError]:
         """All checkpoints in the order in which to try them; an error stands for one whose manifest is bad."""
@@ -107,10 +125,10 @@ class Catalogue:
     def _listing(self) -> str:
         if not self.manifests and not self.unreadable and not self.uncommitted:
             return "it holds none at all"
-        newest = self.manifests[-1] if self.manifests else None
         parts = []
-        if newest is not None:
-            parts.append(f"names {_some(sorted({LATEST, *newest.aliases}))}")
+        names = sorted(name for name in self.names() if EPOCH.fullmatch(name) is None)
+        if names:
+            parts.append(f"names {_some(names)}")
         epochs = sorted({manifest.epoch for manifest in self.manifests if manifest.epoch_complete}, reverse=True)
         if epochs:
             parts.append(f"epochs {_some(map(str, epochs))}")
@@ -120,6 +138,34 @@ class Catalogue:
         if self.unreadable:
             parts.append(f"and {len(self.unreadable)} whose manifest is damaged")
         return f"there are: {'; '.join(parts)}"
+
+
+def name_table(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """Which checkpoint each name means in a folder with these. Pure."""
+    ordered = sorted(manifests, key=lambda manifest: manifest.key)
+    if not ordered:
+        return {}
+    names = {epoch_alias(manifest.epoch): manifest.name for manifest in ordered if manifest.epoch_complete}
+    names.update(ordered[-1].aliases)
+    names[LATEST] = ordered[-1].name
+    there = {manifest.name for manifest in ordered}
+    return {name: target for name, target in names.items() if target in there}
+
+
+def _read_manifests(
+    contents: Mapping[str, bytes], store: Store
+) -> tuple[list[Manifest], dict[CheckpointName, CheckpointError]]:
+    """The good ones, oldest first, and what is wrong with the others."""
+    manifests: list[Manifest] = []
+    unreadable: dict[CheckpointName, CheckpointError] = {}
+    for file, data in contents.items():
+        try:
+            manifests.append(_read_manifest(data, file, store.url_of(file)))
+        except CheckpointError as err:
+            name = CheckpointName.of_file(file)
+            assert name is not None
+            unreadable[name] = err
+    return sorted(manifests, key=lambda manifest: manifest.key), unreadable
 
 
 def _read_manifest(data: bytes, file: str, origin: str) -> Manifest:

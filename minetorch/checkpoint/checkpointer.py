@@ -3,30 +3,36 @@
 A save, in this order (each step leaves the folder whole if the process dies in it):
 
     payload  <name>.pth.tar     unique name: damages nothing that is there
-    manifest <name>.json        its appearance commits the checkpoint, and moves latest, best and other names
+    manifest <name>.json        its appearance commits the checkpoint, moves latest, best and other names, and says
+                                which checkpoints expire
     links                       local disks only, for people
-    retention                   manifest first, then payload: never a manifest without its payload
+    retention                   of what has expired, manifest first, then payload: never a manifest without its payload
+    sweeping                    at times: what starts of the run that died left
+
+Before the manifest, and again before all that comes after it, the writer looks whether it has been replaced (`fence`).
 """
 
 from __future__ import annotations
 
-import platform
+import dataclasses
 import socket
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.fence import Fence, IfRunning
 from minetorch.checkpoint.finder import Checkpoint, Finder
+from minetorch.checkpoint.fingerprint import code_of, versions
 from minetorch.checkpoint.links import sync_links, wanted_links
 from minetorch.checkpoint.manifest import Manifest
 from minetorch.checkpoint.names import BEST, LATEST, CheckpointName, check_alias, parse_resume
+from minetorch.checkpoint.patience import Patience
 from minetorch.checkpoint.plain import plain_state
 from minetorch.checkpoint.retention import Mode, expired, is_better, rankable
-from minetorch.checkpoint.writer import write_payload
+from minetorch.checkpoint.sweeping import GRACE_S, debris
+from minetorch.checkpoint.writer import Written, write_payload
 from minetorch.errors import ConfigurationError, StorageError
-from minetorch.version import __version__
 
 if TYPE_CHECKING:
     import logging
@@ -38,8 +44,20 @@ if TYPE_CHECKING:
 _Manifests = list[Manifest]  # because a method is called `list`
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A checkpoint that is named, and of which all is known but what its payload will be."""
+
+    manifest: Manifest
+    best: tuple[str, float] | None
+    """The best checkpoint once this one is committed."""
+
+
 class Checkpointer:
-    """The checkpoints of one run in one folder."""
+    """The checkpoints of one run in one folder.
+
+    `commit` and `tidy` may run on one other thread than the rest: one draft at a time.
+    """
 
     best: tuple[str, float] | None
     """Name and metric of the best checkpoint so far of the run and what it resumed from."""
@@ -50,11 +68,16 @@ class Checkpointer:
         *,
         keep_last: int | None = None,
         keep_best: int | None = None,
+        keep_every: int | None = None,
+        keep_every_steps: int | None = None,
         monitor: str = "val_loss",
         mode: Mode = "min",
         expected_keys: Collection[str] = (),
         logger: logging.Logger,
         clock: Callable[[], float] = time.time,
+        fence: Fence | None = None,
+        patience: Patience | None = None,
+        grace_s: float = GRACE_S,
     ) -> None:
         """Nothing is read or written yet.
 
@@ -62,37 +85,59 @@ class Checkpointer:
             store: the folder; nothing else should write to it.
             keep_last: how many of the newest to keep; see `retention` for how it goes with `keep_best`.
             keep_best: how many of the best to keep.
+            keep_every: keep the end of every so many epochs for ever.
+            keep_every_steps: keep what was saved after a multiple of so many steps for ever.
             monitor: the metric that decides which is best.
             mode: whether a low ("min") or high ("max") metric is good.
             expected_keys: what a payload without a manifest must hold to pass for a checkpoint of ours.
             logger: for what the user should know but which stops nothing.
             clock: the Unix time in seconds.
+            fence: this start of the run among its others; one of this process by default.
+            patience: how often to try again what the storage refuses.
+            grace_s: how old debris of dead writers must be to be deleted, in seconds.
 
         Raises:
             ConfigurationError: an argument is out of range.
         """
-        for option, value in {"keep_last": keep_last, "keep_best": keep_best}.items():
+        counts = {
+            "keep_last": keep_last,
+            "keep_best": keep_best,
+            "keep_every": keep_every,
+            "keep_every_steps": keep_every_steps,
+        }
+        for option, value in counts.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"{option}={value!r}: give 1 or more, or None to set no such limit")
         if mode not in ("min", "max"):
             raise ConfigurationError(f"mode={mode!r}: give 'min' or 'max'")
         self.best = None
         self._store = store
-        self._keep_last = keep_last
-        self._keep_best = keep_best
+        self._counts = counts
         self._monitor = monitor
         self._mode: Mode = mode
         self._finder = Finder(store, expected_keys, logger)
         self._logger = logger
         self._clock = clock
-        self._generation = 0
+        self._patience = patience or Patience(logger)
+        self._grace_s = grace_s
+        self.fence = fence or Fence(store, logger=logger, clock=clock)
+        self._code = code_of()
+        self._opened = False
         self._sequence = 0
         self._aliases: dict[str, str] = {}
         self._manifests: _Manifests = []
         self._protected: set[str] = set()
+        self._drafted: Draft | None = None
+        self._doomed: list[CheckpointName] = []
+        self._damaged: set[CheckpointName] = set()
+        self._swept = -float("inf")
+
+    def claim(self, if_running: IfRunning = "refuse", patience_s: float = float("inf")) -> bool:
+        """Become the run's writer: see `Fence.claim`."""
+        return self.fence.claim(if_running, patience_s)
 
     def open(self, resume: bool | int | str | os.PathLike[str]) -> Checkpoint | None:
-        """Find, verify and read what to resume from, and begin a new generation. None means: from scratch.
+        """Find, verify and read what to resume from, having claimed the run. None means: from scratch.
 
         `True` takes the newest checkpoint. One that is damaged is reported as a warning, and the next newest taken;
         one that is whole but cannot be used (a newer format, or code in it) is an error, for falling back would
@@ -103,10 +148,13 @@ class Checkpointer:
             CheckpointNotFoundError: what was asked for is not there; the message lists what is.
             CheckpointCorruptError: it is damaged, or with `True` all are.
             CheckpointMismatchError: it cannot be used.
-            StorageError: the storage could not be listed or read.
+            StorageError: the storage could not be listed, read or written.
+            RunInUseError: another process is training this run.
         """
         wanted = parse_resume(resume)
+        self.claim()
         catalogue = Catalogue.read(self._store)
+        self.fence.opened(max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None))
         checkpoint = self._finder.find(catalogue, wanted)
         self._begin(catalogue, checkpoint)
         return checkpoint
@@ -140,18 +188,48 @@ class Checkpointer:
             ConfigurationError: a name is not allowed, or the state holds what could not be read back. Nothing is
                 written.
             StorageError: it could not be written. All checkpoints of before are still there.
+            SupersededError: another start of the run has taken it over. Nothing of its is touched.
         """
-        if self._generation == 0:
-            self.open(resume=False)
-        own = CheckpointName.new(self._generation, self._sequence + 1, step)
-        figures = _figures(metrics)
-        aliases = {**self._aliases, LATEST: str(own), **{check_alias(name): str(own) for name in names}}
-        if self.would_be_best(figures):
-            aliases[BEST] = str(own)
         state = plain_state(state)
+        draft = self.draft(
+            step=step,
+            epoch=epoch,
+            epoch_complete=epoch_complete,
+            position=position,
+            world_size=world_size,
+            metrics=metrics,
+            names=names,
+        )
+        manifest = self.commit(draft, state)
+        self.tidy()
+        return manifest
+
+    def draft(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        epoch_complete: bool,
+        position: int,
+        world_size: int,
+        metrics: Mapping[str, float],
+        names: Sequence[str] = (),
+    ) -> Draft:
+        """Name a checkpoint that `commit` will write, before the next is drafted; arguments and errors as of `save`."""
+        assert self._drafted is None, "one draft at a time"
+        figures = _figures(metrics)
+        names = [check_alias(name) for name in names]
+        if not self._opened:
+            self.open(resume=False)
+        own = CheckpointName.new(self.fence.generation, self._sequence + 1, step)
+        aliases = {**self._aliases, LATEST: str(own), **dict.fromkeys(names, str(own))}
+        best = self.best
+        value = rankable(figures, self._monitor)
+        if value is not None and self.would_be_best(figures):
+            best = str(own), value
+            aliases[BEST] = str(own)
         # Counted even if writing fails: a lost answer may hide that the storage has it.
         self._sequence = own.sequence
-        written = write_payload(self._store, own.payload, state)
         manifest = Manifest(
             name=str(own),
             generation=own.generation,
@@ -162,23 +240,67 @@ class Checkpointer:
             position=position,
             world_size=world_size,
             payload=own.payload,
-            size=written.size,
-            digest=written.digest,
+            size=0,
+            digest="",
             metrics=figures,
             aliases=aliases,
             created=self._clock(),
             host=socket.gethostname(),
-            versions=_versions(),
+            versions=versions(),
+            code=self._code,
         )
-        self._store.write(own.manifest, manifest.to_json())
-        self._committed(manifest)
-        self._tidy()
+        self._drafted = Draft(manifest, best)
+        return self._drafted
+
+    def discard(self, draft: Draft) -> None:
+        """Give a draft up."""
+        assert self._drafted is draft
+        self._drafted = None
+
+    def commit(self, draft: Draft, state: dict[str, Any]) -> Manifest:
+        """Write what was drafted; errors as of `save`. The state has passed `plain_state`. Call `tidy` after it."""
+        try:
+            self.fence.check()
+            payload = draft.manifest.payload
+            written = self._patience.persist(lambda: write_payload(self._store, payload, state))
+            manifest = self._complete(draft, written)
+            self._patience.persist(lambda: self._write_manifest(manifest))
+            self._committed(draft, manifest)
+        finally:
+            self._drafted = None
         return manifest
+
+    def tidy(self) -> None:
+        """Set links, delete what has expired, sweep. The checkpoint is safe by now: what fails here is only logged.
+
+        Raises:
+            SupersededError: another start of the run has taken it over. Nothing of its is touched.
+        """
+        try:
+            self.fence.check()
+        except StorageError as err:
+            self._logger.warning("Expired checkpoints stay for now: %s", err)
+            return
+        if self._store.is_local:
+            # First, so that no link ever points to a file that is gone.
+            sync_links(self._store.local_path(), wanted_links(self._manifests), self._logger)
+        for name in [*self._doomed]:
+            try:
+                self._store.delete(name.manifest)
+                self._store.delete(name.payload)
+            except StorageError as err:
+                self._logger.warning("An expired checkpoint stays for now: %s", err)
+            else:
+                self._doomed.remove(name)
+        if self._clock() - self._swept >= self._grace_s:
+            self._sweep()
 
     def would_be_best(self, metrics: Mapping[str, float]) -> bool:
         """Whether a checkpoint with these metrics would become `best`: never without the monitored one, or if NaN."""
         value = rankable(metrics, self._monitor)
-        return value is not None and (self.best is None or is_better(value, self.best[1], self._mode))
+        drafted = self._drafted
+        best = drafted.best if drafted is not None else self.best
+        return value is not None and (best is None or is_better(value, best[1], self._mode))
 
     def path_of(self, manifest: Manifest) -> str:
         """The full path or URL of a checkpoint's payload."""
@@ -193,9 +315,10 @@ class Checkpointer:
         return [*Catalogue.read(self._store).manifests]
 
     def _begin(self, catalogue: Catalogue, checkpoint: Checkpoint | None) -> None:
+        self._opened = True
         self._manifests = [*catalogue.manifests]
-        self._generation = catalogue.generation + 1
-        self._sequence = 0
+        self._doomed = sorted(catalogue.dropped)
+        self._damaged = set(catalogue.unreadable)
         newest = self._manifests[-1].aliases if self._manifests else {}
         # A user's names outlive a restart from an older point or from scratch; `best` is of the line that goes on.
         self._aliases = {
@@ -215,35 +338,53 @@ class Checkpointer:
             self.best = best.name, value
             self._aliases[BEST] = best.name
 
-    def _committed(self, manifest: Manifest) -> None:
-        self._manifests.append(manifest)
-        self._aliases = dict(manifest.aliases)
-        value = rankable(manifest.metrics, self._monitor)
-        if manifest.aliases.get(BEST) == manifest.name and value is not None:
-            self.best = manifest.name, value
-
-    def _tidy(self) -> None:
-        """Links, then retention. The checkpoint is safe by now, so that what fails here is only logged."""
+    def _complete(self, draft: Draft, written: Written) -> Manifest:
+        """The manifest of a payload that is written, with what expires when it is committed."""
+        manifest = dataclasses.replace(draft.manifest, size=written.size, digest=written.digest)
         doomed = expired(
-            self._manifests,
-            keep_last=self._keep_last,
-            keep_best=self._keep_best,
+            [*self._manifests, manifest],
+            **self._counts,
             mode=self._mode,
             monitor=self._monitor,
             protected=self._protected,
         )
-        if self._store.is_local:
-            # First, so that no link ever points to a file that is gone.
-            kept = [manifest for manifest in self._manifests if manifest not in doomed]
-            sync_links(self._store.local_path(), wanted_links(kept), self._logger)
-        for manifest in doomed:
-            try:
-                self._store.delete(manifest.key.manifest)
-                self._store.delete(manifest.payload)
-            except StorageError as err:
-                self._logger.warning("An expired checkpoint stays for now: %s", err)
-            else:
-                self._manifests.remove(manifest)
+        return dataclasses.replace(manifest, dropped=[*map(str, self._doomed), *(one.name for one in doomed)])
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        self.fence.check()
+        file, data = manifest.key.manifest, manifest.to_json()
+        self._store.write(file, data)
+        if not self._store.is_local and self._store.read(file) != data:
+            raise StorageError(f"{self._store.url_of(file)} is not stored as it was sent")
+
+    def _committed(self, draft: Draft, manifest: Manifest) -> None:
+        self._manifests = [one for one in (*self._manifests, manifest) if one.name not in manifest.dropped]
+        self._doomed = [name for text in manifest.dropped if (name := CheckpointName.parse(text))]
+        self._aliases = dict(manifest.aliases)
+        self.best = draft.best
+
+    def _sweep(self) -> None:
+        self._swept = self._clock()
+        try:
+            found = debris(
+                self._store.entries(),
+                self._store.unfinished(),
+                kept={*_keys(self._manifests), *self._damaged},
+                dropped=self._doomed,
+                generation=self.fence.generation,
+                now=self._clock(),
+                grace_s=self._grace_s,
+            )
+            for file in found.files:
+                self._store.delete(file)
+            for item in found.unfinished:
+                self._store.abort(item)
+        except StorageError as err:
+            self._logger.warning("What a start of this run that died has left stays for now: %s", err)
+
+
+def _keys(manifests: Sequence[Manifest]) -> list[CheckpointName]:
+    return [manifest.key for manifest in manifests]
 
 
 def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -254,7 +395,3 @@ def _figures(metrics: Mapping[str, float]) -> dict[str, float]:
         except (TypeError, ValueError, RuntimeError):
             raise ConfigurationError(f"the metric {name!r} is {value!r}: give one number") from None
     return figures
-
-
-def _versions() -> dict[str, str]:
-    return {"minetorch": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
-from minetorch.checkpoint.reader import decode, verify
+from minetorch.checkpoint.reader import decode
+from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Checkpoint:
     """None if it is a file without one, which could be read but not verified."""
     path: str
     """Where it was read, for display."""
-    payload: bytes
+    payload: bytes | bytearray
     """Its bytes, to send to the other ranks, which call `decode` on them."""
     state: dict[str, Any]
     """What `decode(payload)` gives; tensors on the CPU."""
@@ -92,11 +93,7 @@ class Finder:
 
     def _read_committed(self, store: Store, manifest: Manifest) -> Checkpoint:
         path = store.url_of(manifest.payload)
-        try:
-            payload = store.read(manifest.payload)
-        except FileNotFoundError:
-            raise CheckpointCorruptError(f"{path} is missing, though its manifest is there") from None
-        verify(payload, manifest, path)
+        payload = read_verified(store, manifest)
         return Checkpoint(manifest, path, payload, decode(payload, path))
 
     def _read_unverified(self, store: Store, file: str) -> Checkpoint:

@@ -10,8 +10,9 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
+from minetorch.checkpoint.catalogue import name_table
 from minetorch.checkpoint.local_disk import TEMPORARY
-from minetorch.checkpoint.names import LATEST, PAYLOAD_SUFFIX, CheckpointName, epoch_alias
+from minetorch.checkpoint.names import PAYLOAD_SUFFIX, CheckpointName
 
 if TYPE_CHECKING:
     import logging
@@ -23,14 +24,8 @@ if TYPE_CHECKING:
 
 def wanted_links(manifests: Sequence[Manifest]) -> dict[str, str]:
     """Which link names point to which payload file, for a folder with these checkpoints. Pure."""
-    ordered = sorted(manifests, key=lambda manifest: manifest.key)
-    if not ordered:
-        return {}
-    names = {epoch_alias(manifest.epoch): manifest.name for manifest in ordered if manifest.epoch_complete}
-    names.update(ordered[-1].aliases)
-    names[LATEST] = ordered[-1].name
-    payloads = {manifest.name: manifest.payload for manifest in ordered}
-    return {f"{name}{PAYLOAD_SUFFIX}": payloads[target] for name, target in names.items() if target in payloads}
+    payloads = {manifest.name: manifest.payload for manifest in manifests}
+    return {f"{name}{PAYLOAD_SUFFIX}": payloads[target] for name, target in name_table(manifests).items()}
 
 
 def sync_links(folder: Path, wanted: Mapping[str, str], logger: logging.Logger) -> None:

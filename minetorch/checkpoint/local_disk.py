@@ -14,8 +14,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from minetorch.checkpoint.entry import Entry, Unfinished
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 TEMPORARY = ".minetorch-tmp-"
 """How the names of temporary files begin; a listing leaves them out."""
@@ -31,6 +33,16 @@ class LocalDisk:
         """The whole file."""
         return Path(path).read_bytes()
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Some bytes of the file."""
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    def read_large(self, path: str, size: int) -> bytes:
+        """The whole file."""
+        return self.read(path)
+
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""
         return open(path, "rb")
@@ -39,7 +51,7 @@ class LocalDisk:
         """Replace the file atomically and durably."""
         self.write_stream(path, lambda file: file.write(data))
 
-    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object], expected: int = 0) -> None:
         """Replace the file atomically and durably with what `write` writes."""
         target = Path(path)
         with _temporary(target, write) as temporary:
@@ -66,6 +78,12 @@ class LocalDisk:
         """Whether a folder exists."""
         return Path(path).is_dir()
 
+    def entries(self, path: str) -> Sequence[Entry]:
+        """The files and folders directly in a folder; FileNotFoundError if there is none."""
+        with os.scandir(path) as found:
+            entries = [_entry(item) for item in found if not item.name.startswith(TEMPORARY)]
+        return [entry for entry in entries if entry is not None]
+
     def size(self, path: str) -> int:
         """Bytes of a file; FileNotFoundError if there is none."""
         if Path(path).is_dir():
@@ -80,6 +98,27 @@ class LocalDisk:
         """Copy a local file here, atomically and durably."""
         with open(local_path, "rb") as source:
             self.write_stream(path, lambda file: shutil.copyfileobj(source, file, _BUFFER))
+
+    def unfinished(self, path: str) -> Sequence[Unfinished]:
+        """Temporary files in a folder, which a dead writer, or one at work, has there."""
+        try:
+            with os.scandir(path) as found:
+                entries = [_entry(item) for item in found if item.name.startswith(TEMPORARY)]
+        except FileNotFoundError:
+            return []
+        return [Unfinished(entry.name, entry.modified) for entry in entries if entry and entry.modified is not None]
+
+    def abort(self, path: str, unfinished: Unfinished) -> None:
+        """Delete such a file."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _entry(item: os.DirEntry[str]) -> Entry | None:
+    try:
+        status = item.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # deleted since the folder was read, which is no reason to call the folder missing
+    return Entry(item.name, item.is_dir(), status.st_size, status.st_mtime, item.is_symlink())
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Manifest:
     size: int
     """The payload's bytes."""
     digest: str
-    """The payload's checksum, as `crc32:` and 8 hexadecimal digits; `writer.digest_of` says why this one."""
+    """The payload's checksum, as `crc32:` and 8 hexadecimal digits; `digest.Digest` says why this one."""
     metrics: dict[str, float]
     """Figures at this point; NaN and infinities allowed."""
     aliases: dict[str, str]
@@ -55,7 +55,11 @@ class Manifest:
     host: str = ""
     """The machine that wrote it."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of minetorch, torch and python."""
+    """Of minetorch, torch and python, and of CUDA where it is there."""
+    code: dict[str, str] = field(default_factory=dict)
+    """What tells the script that trained: its name, the digest of its file, the commit of its repository."""
+    dropped: list[str] = field(default_factory=list)
+    """Checkpoints that expired by this commit or before and may still be there: they are as good as deleted."""
     format: int = FORMAT
 
     @property
@@ -155,7 +159,9 @@ def _problem(content: dict[str, Any]) -> str | None:
         return f"its digest is {content['digest']!r}"
     if not _is_number(content["created"]) or not isinstance(content["host"], str):
         return "its time or host is not one"
-    return _metrics_problem(content["metrics"]) or _tables_problem(content["aliases"], content["versions"])
+    if not _are_names(content["dropped"]):
+        return f"its dropped checkpoints are {content['dropped']!r}"
+    return _metrics_problem(content["metrics"]) or _tables_problem(content)
 
 
 def _metrics_problem(metrics: Any) -> str | None:
@@ -167,9 +173,16 @@ def _metrics_problem(metrics: Any) -> str | None:
     return None
 
 
-def _tables_problem(aliases: Any, versions: Any) -> str | None:
-    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
-        return "its versions are not a table"
+def _are_names(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) and CheckpointName.parse(name) for name in names)
+
+
+def _tables_problem(content: dict[str, Any]) -> str | None:
+    for key in ("versions", "code"):
+        table = content[key]
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            return f"its {key} are not a table"
+    aliases = content["aliases"]
     if not isinstance(aliases, dict):
         return "its aliases are not a table"
     for alias, target in aliases.items():

@@ -24,7 +24,8 @@ BEST = "best"
 
 _NAME = re.compile(r"g(\d{4,})-(\d{6,})-s(\d{9,})-([0-9a-f]{6})")
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_EPOCH = re.compile(r"epoch_(\d+)")
+EPOCH = re.compile(r"epoch_(\d+)")
+"""The name of the checkpoint at the end of an epoch."""
 
 
 @dataclass(frozen=True, order=True)
@@ -157,7 +158,7 @@ def _parse_text(text: str) -> Wanted:
     if "/" in text or text.startswith("~"):
         return Wanted("elsewhere", text=text)
     stem = text.removesuffix(PAYLOAD_SUFFIX)
-    match = _EPOCH.fullmatch(stem)
+    match = EPOCH.fullmatch(stem)
     if match is not None:
         return Wanted("epoch", epoch=int(match[1]))
     if text.isascii() and text.isdigit():

@@ -1,4 +1,4 @@
-"""Verifies and decodes payloads. Nothing in a payload is ever run."""
+"""Decodes payloads. Nothing in a payload is ever run."""
 
 from __future__ import annotations
 
@@ -6,38 +6,21 @@ import io
 import os
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from minetorch.checkpoint.writer import digest_of
-from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
+from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from minetorch.checkpoint.manifest import Manifest
 
 # The ways in which torch's restricted reader says that a file wants to call or make something.
 _CODE = re.compile(
     r"Unsupported global: GLOBAL (?P<a>\S+)|unsupported GLOBAL (?P<b>\S+)|unrecognized function (?P<c>.+)"
     r"|Can only create new object|Can only build|TorchScript"
 )
-
-
-def verify(payload: bytes | memoryview, manifest: Manifest, origin: str) -> None:
-    """Check that a payload is the one that its manifest commits.
-
-    Raises:
-        CheckpointCorruptError: it is not.
-    """
-    size = memoryview(payload).nbytes
-    if size < manifest.size:
-        raise CheckpointCorruptError(f"{origin} is truncated: it has {size} of its {manifest.size} bytes")
-    if size > manifest.size:
-        raise CheckpointCorruptError(f"{origin} is not the file that was saved: {size} bytes, not {manifest.size}")
-    if digest_of(payload) != manifest.digest:
-        raise CheckpointCorruptError(f"{origin} was changed after it was saved: its digest does not match")
 
 
 def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoint") -> dict[str, Any]:
@@ -47,10 +30,35 @@ def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoin
         CheckpointMismatchError: it contains code, or is not a state dict.
         CheckpointCorruptError: it cannot be read at all.
     """
+    return _decode(_MemoryFile(payload), origin, "cpu")
+
+
+def decode_onto(payload: bytes | bytearray, origin: str, map_location: Any) -> dict[str, Any]:
+    """As `decode`, with the tensors where `torch.load` puts them by `map_location`; its own errors pass through."""
+    if map_location == "cpu":
+        return decode(payload, origin)
+    _decode(_MemoryFile(payload), origin, "meta")  # what is wrong with the file itself
+    state = torch.load(_MemoryFile(payload), map_location=map_location, weights_only=True)  # type: ignore[arg-type]
+    return cast("dict[str, Any]", state)
+
+
+def decode_skeleton(file: io.RawIOBase, origin: str) -> dict[str, Any]:
+    """As `decode`, with tensors on the meta device: shapes and types without data, of which nothing is read.
+
+    Raises:
+        CheckpointMismatchError, CheckpointCorruptError: as `decode`.
+        StorageError: the file's own, where reading it raises one.
+    """
+    return _decode(file, origin, "meta")
+
+
+def _decode(file: io.RawIOBase, origin: str, device: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of odd pickle protocols in files that it then refuses
-            state = torch.load(_MemoryFile(payload), map_location="cpu", weights_only=True)  # type: ignore[arg-type]
+            state = torch.load(file, map_location=device, weights_only=True)  # type: ignore[arg-type]
+    except StorageError:
+        raise
     except Exception as err:  # garbage fails in any way
         raise _undecodable(err, origin) from None
     if not isinstance(state, dict):

@@ -7,6 +7,9 @@
 | None      | m         | the m best                                   |
 | n         | m         | the n newest and the m best (these may overlap) |
 
+keep_every and keep_every_steps keep what they name beside these, for ever: the ends of epochs whose number they divide,
+and checkpoints after a number of steps that they divide. By themselves they limit nothing.
+
 Always kept: the newest; every checkpoint that the newest one's table of names points to (so `best`, and a
 user's own names); and the protected ones (the one that the run resumed from).
 
@@ -45,6 +48,8 @@ def expired(
     *,
     keep_last: int | None,
     keep_best: int | None,
+    keep_every: int | None = None,
+    keep_every_steps: int | None = None,
     mode: Mode,
     monitor: str,
     protected: Collection[str] = (),
@@ -55,6 +60,8 @@ def expired(
         manifests: all checkpoints in the folder, in any order.
         keep_last: how many of the newest to keep, at least 1, or None.
         keep_best: how many of the best to keep, at least 1, or None.
+        keep_every: epochs from one end of an epoch that is kept for ever to the next, at least 1, or None.
+        keep_every_steps: the same in optimizer steps.
         mode: whether a low ("min") or a high ("max") metric is good.
         monitor: the metric's name.
         protected: names of checkpoints to keep whatever else holds.
@@ -65,6 +72,10 @@ def expired(
     kept = {newest_first[0].name, *newest_first[0].aliases.values(), *protected}
     kept.update(manifest.name for manifest in newest_first[: keep_last or 0])
     kept.update(manifest.name for manifest in _ranked(newest_first, mode, monitor)[: keep_best or 0])
+    if keep_every is not None:
+        kept.update(one.name for one in newest_first if one.epoch_complete and one.epoch % keep_every == 0)
+    if keep_every_steps is not None:
+        kept.update(one.name for one in newest_first if one.step % keep_every_steps == 0)
     return [manifest for manifest in reversed(newest_first) if manifest.name not in kept]
 
 

@@ -6,17 +6,22 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
+from minetorch.checkpoint import s3
+from minetorch.checkpoint.entry import Entry, Unfinished
 from minetorch.checkpoint.local_disk import LocalDisk
 from minetorch.checkpoint.urls import checked_name, hider, shown, split_protocol
 from minetorch.errors import ConfigurationError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _Names = list[str]  # because a method is called `list`
+_Entries = list[Entry]
+_Item = TypeVar("_Item")
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Where folders do not exist apart from the files in them. There, making one may call CreateBucket.
 _WITHOUT_FOLDERS = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "r2"})
@@ -27,15 +32,20 @@ class _Files(Protocol):
     """What a store needs of a storage; paths are whole paths. Missing files raise FileNotFoundError."""
 
     def read(self, path: str) -> bytes: ...
+    def read_range(self, path: str, start: int, stop: int) -> bytes: ...
+    def read_large(self, path: str, size: int) -> bytes | bytearray: ...
     def open_read(self, path: str) -> BinaryIO: ...
     def write(self, path: str, data: bytes) -> None: ...
-    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None: ...
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object], expected: int) -> None: ...
     def create(self, path: str, data: bytes) -> None: ...
     def list(self, path: str) -> _Names: ...
     def has_folder(self, path: str) -> bool: ...
+    def entries(self, path: str) -> Sequence[Entry]: ...
     def size(self, path: str) -> int: ...
     def delete(self, path: str) -> None: ...
     def upload(self, local_path: str, path: str) -> None: ...
+    def unfinished(self, path: str) -> Sequence[Unfinished]: ...
+    def abort(self, path: str, unfinished: Unfinished) -> None: ...
 
 
 class Store:
@@ -96,6 +106,22 @@ class Store:
         below = "/".join(checked_name(part) for part in parts)
         return Store(self._files, self._path(below), f"{self.url.rstrip('/')}/{below}", self.is_local, self._hide)
 
+    @property
+    def name(self) -> str:
+        """The last part of the place; "" at the top of a local disk."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    def parent(self) -> Store | None:
+        """The folder that this one is in; None at the top of a storage."""
+        files = self._files
+        if not isinstance(files, _RemoteFiles):
+            folder = str(Path(self._root).parent)
+            return None if folder == self._root else Store.open(folder)
+        if self._root:
+            return Store(files, self._root.rpartition("/")[0], self.url.rpartition("/")[0], False, self._hide)
+        folder = files.url.rstrip("/").rpartition("/")[0]
+        return None if folder.endswith("/") else Store.open(folder, files.options)
+
     def locate(self, url: str) -> tuple[Store, str]:
         """The folder, as a store, and the name of a file given by path or URL, links on a local disk followed.
 
@@ -136,12 +162,22 @@ class Store:
                 return None
 
         names = list(names)
-        if len(names) > 1 and isinstance(self._files, _RemoteFiles) and self._files.is_asynchronous:
+        if len(names) > 1 and self.is_parallel:
             with ThreadPoolExecutor(_READERS, thread_name_prefix="minetorch-read") as pool:
                 contents = list(pool.map(read, names))
         else:
             contents = [read(name) for name in names]
         return {name: data for name, data in zip(names, contents, strict=True) if data is not None}
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` up to `stop`, both within it."""
+        with self._translated("read", name):
+            return self._files.read_range(self._path(checked_name(name)), start, stop) if start < stop else b""
+
+    def read_large(self, name: str, size: int) -> bytes | bytearray:
+        """The content of a file of this size, fetched by several ranges at once where each costs a round trip."""
+        with self._translated("read", name):
+            return self._files.read_large(self._path(checked_name(name)), size)
 
     def open_read(self, name: str) -> BinaryIO:
         """A file, open for reading from its start."""
@@ -153,16 +189,23 @@ class Store:
         with self._translated("write", name):
             self._files.write(self._path(checked_name(name)), data)
 
-    def write_stream(self, name: str, write: Callable[[BinaryIO], object]) -> None:
-        """Replace a file atomically with what `write` writes to the file it is given (which cannot seek)."""
+    def write_stream(self, name: str, write: Callable[[BinaryIO], object], expected: int = 0) -> None:
+        """Replace a file atomically with what `write` writes to the file it is given (which cannot seek).
+
+        Args:
+            name: the file.
+            write: is called once, and writes.
+            expected: about how many bytes it will write.
+        """
         with self._translated("write", name):
-            self._files.write_stream(self._path(checked_name(name)), _unharmed(write))
+            self._files.write_stream(self._path(checked_name(name)), _unharmed(write), expected)
 
     def create(self, name: str, data: bytes) -> None:
         """Create a file that must not exist yet.
 
         Raises:
-            FileExistsError: it does.
+            FileExistsError: it does. If an answer was lost, it may be this very call that made it.
+            NotImplementedError: the storage cannot create a file only where there is none.
         """
         with self._translated("create", name):
             self._files.create(self._path(checked_name(name)), data)
@@ -173,14 +216,11 @@ class Store:
         A folder that does not exist is empty; a folder that cannot be listed is a StorageError, for "no checkpoints"
         would be a lie there.
         """
-        with self._translated("list", ""):
-            try:
-                names = self._files.list(self._root)
-            except FileNotFoundError as err:
-                if _says(err, "NoSuchBucket"):
-                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from err
-                return []
-        return sorted(name for name in names if name.startswith(prefix))
+        return sorted(name for name in self._listed(self._files.list) if name.startswith(prefix))
+
+    def entries(self) -> _Entries:
+        """The files and folders directly in the store, by name, with their sizes and times; otherwise as `list`."""
+        return sorted(self._listed(self._files.entries), key=lambda entry: entry.name)
 
     def has_folder(self) -> bool:
         """Whether the store's own folder exists. True where folders do not exist apart from the files in them."""
@@ -199,6 +239,11 @@ class Store:
         """Whether the name is a symbolic link, which only a local disk has."""
         return self.is_local and self.local_path(name).is_symlink()
 
+    @property
+    def is_parallel(self) -> bool:
+        """Whether calls from several threads run side by side, where each costs a round trip."""
+        return isinstance(self._files, _RemoteFiles) and self._files.is_asynchronous
+
     def size(self, name: str) -> int:
         """Bytes of a file."""
         with self._translated("look at", name):
@@ -214,8 +259,27 @@ class Store:
         with self._translated("write", name):
             self._files.upload(os.fspath(local_path), self._path(checked_name(name)))
 
+    def unfinished(self) -> Sequence[Unfinished]:
+        """What writers that died left of files directly in the store, which no listing shows."""
+        with self._translated("list", ""):
+            return self._files.unfinished(self._root)
+
+    def abort(self, unfinished: Unfinished) -> None:
+        """Delete what a dead writer left; what is not there any more is as good as deleted."""
+        with self._translated("delete", unfinished.name):
+            self._files.abort(self._path(checked_name(unfinished.name)), unfinished)
+
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if self._root else name
+
+    def _listed(self, call: Callable[[str], Sequence[_Item]]) -> Sequence[_Item]:
+        with self._translated("list", ""):
+            try:
+                return call(self._root)
+            except FileNotFoundError as err:
+                if _says(err, "NoSuchBucket"):
+                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from err
+                return []
 
     @contextmanager
     def _translated(self, verb: str, name: str) -> Iterator[None]:
@@ -231,10 +295,12 @@ class Store:
                 raise FileNotFoundError(f"{self.url_of(name)} does not exist") from err
             if verb == "create" and _exists_already(err):
                 raise FileExistsError(f"{self.url_of(name)} exists already") from err
+            if verb == "create" and isinstance(err, NotImplementedError | ValueError):
+                raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from err
             words = self._hide(str(err).strip()) or "it gave no reason"
-            raise StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})") from (
-                err if self.is_local else None  # a remote one's words may hold secrets
-            )
+            failure = StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})")
+            failure.is_lasting = isinstance(err, PermissionError | FileNotFoundError | NotADirectoryError)
+            raise failure from (err if self.is_local else None)  # a remote one's words may hold secrets
 
 
 class _RemoteFiles:
@@ -243,7 +309,7 @@ class _RemoteFiles:
     def __init__(self, url: str, protocol: str, options: dict[str, Any]) -> None:
         self.protocol = protocol
         self.options = options
-        self._url = url
+        self.url = url
         self._opened: tuple[Any, str] | None = None
         self._folders: set[str] = set()
 
@@ -256,6 +322,16 @@ class _RemoteFiles:
         """The whole file."""
         fs, whole = self._at(path)
         return cast("bytes", fs.cat_file(whole))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """Some bytes of the file."""
+        fs, whole = self._at(path)
+        return cast("bytes", fs.cat_file(whole, start=start, end=stop))
+
+    def read_large(self, path: str, size: int) -> bytes | bytearray:
+        """The whole file, of this size."""
+        fs, whole = self._at(path)
+        return s3.fetch(fs, whole, size) if self.is_asynchronous else cast("bytes", fs.cat_file(whole))
 
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""
@@ -270,8 +346,18 @@ class _RemoteFiles:
         self._make_folder(fs, whole)
         fs.pipe_file(whole, data)
 
-    def write_stream(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+    def write_stream(self, path: str, write: Callable[[BinaryIO], object], expected: int) -> None:
         """Replace the file with what `write` writes."""
+        if self._is_s3:
+            fs, whole = self._at(path)
+            upload = s3.PartsUpload(fs, whole, expected)
+            try:
+                write(cast("BinaryIO", upload))
+                upload.commit()
+            except BaseException:
+                upload.abort()
+                raise
+            return
         # Gathered first, because closing an fsspec file publishes it, even when its writer failed half-way.
         buffer = io.BytesIO()
         write(buffer)
@@ -281,7 +367,10 @@ class _RemoteFiles:
         """Create the file; FileExistsError if there is one."""
         fs, whole = self._at(path)
         self._make_folder(fs, whole)
-        fs.pipe_file(whole, data, mode="create")
+        if self._is_s3:
+            s3.create(fs, whole, data)
+        else:
+            fs.pipe_file(whole, data, mode="create")
 
     def list(self, path: str) -> _Names:
         """Names of the files and folders directly in a folder."""
@@ -297,6 +386,18 @@ class _RemoteFiles:
             return True
         fs, whole = self._at(path)
         return bool(fs.isdir(whole))
+
+    def entries(self, path: str) -> Sequence[Entry]:
+        """The files and folders directly in a folder."""
+        fs, whole = self._at(path)
+        fs.invalidate_cache(whole)
+        folder = fs._strip_protocol(whole).rstrip("/")
+        infos = ((info["name"].rstrip("/"), info) for info in fs.ls(whole, detail=True))
+        return [
+            Entry(name.rpartition("/")[2], info["type"] == "directory", int(info["size"] or 0), _modified(info))
+            for name, info in infos
+            if name != folder
+        ]
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
@@ -320,12 +421,26 @@ class _RemoteFiles:
         self._make_folder(fs, whole)
         fs.put_file(local_path, whole)
 
+    def unfinished(self, path: str) -> Sequence[Unfinished]:
+        """Uploads of files directly in a folder that were neither completed nor aborted."""
+        if not self._is_s3:
+            return []
+        return [Unfinished(upload.key, upload.initiated, upload.id) for upload in s3.uploads(*self._at(path))]
+
+    def abort(self, path: str, unfinished: Unfinished) -> None:
+        """Delete such an upload."""
+        s3.abort(*self._at(path), unfinished.id)
+
+    @property
+    def _is_s3(self) -> bool:
+        return self.protocol in ("s3", "s3a")
+
     def _at(self, path: str) -> tuple[Any, str]:
         """The client, and the path as it wants it."""
         if self._opened is None:
             import fsspec.core
 
-            fs, root = fsspec.core.url_to_fs(self._url, **self.options)
+            fs, root = fsspec.core.url_to_fs(self.url, **self.options)
             self._opened = fs, root.rstrip("/")
         fs, root = self._opened
         return fs, f"{root}/{path}" if path else root
@@ -371,6 +486,17 @@ def _check_protocol(protocol: str, url: str) -> None:
             f"{shown(url)}: no storage is known as {protocol}://; give a local path, s3://bucket/folder, or another "
             "URL of a protocol that fsspec knows"
         ) from err
+
+
+def _modified(info: Mapping[str, Any]) -> float | None:
+    """When a file was last written, by whatever name its file system tells it."""
+    for key in ("LastModified", "mtime", "last_modified", "updated", "modified", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def _says(err: BaseException, code: str) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from minetorch.drawers.curves import Curves
 from minetorch.drawers.points import check_graph, check_values, check_x
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, SupersededError
 
 if TYPE_CHECKING:
     import logging
@@ -185,6 +185,8 @@ class _Guard:
             return True
         try:
             function(*args)
+        except SupersededError:
+            return False  # the training itself says so, and stops
         except Exception as error:
             self._report(method, error)
             return False

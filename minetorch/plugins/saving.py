@@ -22,6 +22,6 @@ class SaveByTime:
             trainer.save_soon()
             self._last = self._clock()
 
-    def after_checkpoint_persisted(self, trainer: TrainerState) -> None:
+    def before_checkpoint_persisted(self, trainer: TrainerState) -> None:
         """Any checkpoint will do."""
         self._last = self._clock()

@@ -1,9 +1,17 @@
 """A small real training, of which each test changes what it is about."""
 
+import json
+import os
+import re
+import subprocess
 import sys
+import time
+import urllib.request
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
+import boto3
 import pytest
 import torch
 from torch import nn
@@ -96,3 +104,66 @@ def trained(make_trainer):
         return SimpleNamespace(trainer=trainer, weights=weights, progress=trainer.progress, metrics=trainer.metrics)
 
     return train
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """An S3 server over HTTP that checks signatures, with the key and secret of one user who may do everything."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        # So that a test of uploads in parts needs no large ones.
+        environ = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "1024"}
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environ
+        )
+    try:
+        url = s3_url(server, log)
+        anyone = {"endpoint_url": url, "region_name": "us-east-1"}
+        iam = boto3.client("iam", aws_access_key_id="admin", aws_secret_access_key="admin", **anyone)
+        iam.create_user(UserName="tester")
+        key = iam.create_access_key(UserName="tester")["AccessKey"]
+        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
+        iam.put_user_policy(UserName="tester", PolicyName="all", PolicyDocument=json.dumps(policy))
+        # From here on no request passes without a good signature.
+        kind = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", kind), timeout=10).close()
+        yield SimpleNamespace(url=url, key=key["AccessKeyId"], secret=key["SecretAccessKey"])
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def s3_url(server, log):
+    """Where the server listens, as soon as it says so."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())
+        if found:
+            return found[1]
+        assert server.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def bucket(s3_server):
+    """A new bucket: its `name` and `url`, `options` for fsspec, the `environ` for a process, and a boto3 `client`."""
+    options = {"key": s3_server.key, "secret": s3_server.secret, "endpoint_url": s3_server.url}
+    environ = {
+        "AWS_ACCESS_KEY_ID": s3_server.key,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret,
+        "AWS_ENDPOINT_URL": s3_server.url,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_server.url,
+        region_name="us-east-1",
+        aws_access_key_id=s3_server.key,
+        aws_secret_access_key=s3_server.secret,
+    )
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    yield SimpleNamespace(name=name, url=f"s3://{name}", options=options, environ=environ, client=client)
+    client.close()

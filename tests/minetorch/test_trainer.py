@@ -43,10 +43,16 @@ def test_the_order_of_events(trained):
     trained(hooks=hooks, max_epochs=2, eval_stride=2)
     train = ["before_train_iteration_start", "after_train_iteration_end"] * 5
     val = ["before_val_iteration_start", "after_val_iteration_end"] * 2
-    save = ["before_checkpoint_persisted", "after_checkpoint_persisted"]
-    first = ["before_epoch_start", *train, "after_epoch_end", *save]
-    second = ["before_epoch_start", *train, *val, "after_epoch_end", *save]
-    assert [point for point, _ in calls] == ["after_init", *first, *second, "before_quit"]
+    first = ["before_epoch_start", *train, "after_epoch_end", "before_checkpoint_persisted"]
+    second = ["before_epoch_start", *train, *val, "after_epoch_end", "before_checkpoint_persisted"]
+    points = [point for point, _ in calls]
+    durable = [place for place, point in enumerate(points) if point == "after_checkpoint_persisted"]
+    assert [point for point in points if point != "after_checkpoint_persisted"] == [
+        "after_init", *first, *second, "before_quit"
+    ]  # fmt: skip
+    # Saved beside the training: told after a step, or before the end.
+    assert len(durable) == 2
+    assert all(points[place - 1] in ("after_train_iteration_end", *points[-4:-1]) for place in durable)
 
 
 def test_each_point_has_the_payload_it_promises(trained):
@@ -320,7 +326,7 @@ class TestSaving:
     def test_by_steps(self, trained, tmp_path):
         saved = []
         trained(
-            persist_steps=3, hooks={"after_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)}
+            persist_steps=3, hooks={"before_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)}
         )
         assert saved == [3, 5, 6, 9, 10]
 
@@ -329,7 +335,7 @@ class TestSaving:
         trained(
             persist_minutes=1e-9,
             max_epochs=1,
-            hooks={"after_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)},
+            hooks={"before_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)},
         )
         assert saved == [1, 2, 3, 4, 5, 5]
 

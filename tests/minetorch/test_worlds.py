@@ -66,7 +66,7 @@ def test_an_error_of_rank_0_reaches_the_others(ranks):
 def test_one_rank_stops_all_at_the_same_step_and_the_run_goes_on_from_there(ranks):
     epoch, iteration = ranks[0]["stopped at"]
     assert epoch == 1
-    assert 3 <= iteration <= 6
+    assert 2 <= iteration <= 6
     assert ranks[1]["stopped at"] == ranks[0]["resumed at"] == ranks[1]["resumed at"] == [epoch, iteration]
     assert ranks[0]["resumed weights"] == ranks[0]["weights"]
     assert [found["graceful"] for found in ranks] == [1, 1]

@@ -10,8 +10,11 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from minetorch.checkpoint import Checkpointer, Manifest, Store
+from minetorch.checkpoint import Checkpoint, Checkpointer, Manifest, Store, parse_resume
+from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.finder import Finder
 from minetorch.checkpoint.names import CheckpointName
+from minetorch.checkpoint.patience import Patience
 
 # A folder name that has broken many a path handler.
 UGLY = "my run [1] ünï#%20 'x'"
@@ -46,9 +49,21 @@ def checkpointer() -> Callable[..., Checkpointer]:
     """Makes a checkpointer with a clock of its own, whose log goes to `caplog`."""
 
     def make(store: Store, **options: Any) -> Checkpointer:
-        return Checkpointer(store, logger=logging.getLogger("tests"), clock=lambda: 1000.0, **options)
+        logger = logging.getLogger("tests")
+        at_once = {"patience": Patience(logger, delays_s=())}
+        return Checkpointer(store, logger=logger, clock=lambda: 1000.0, **{**at_once, **options})
 
     return make
+
+
+@pytest.fixture
+def peek() -> Callable[..., Checkpoint | None]:
+    """Reads a checkpoint without starting the run, as nobody's successor."""
+
+    def peek(store: Store, resume: Any = True) -> Checkpoint | None:
+        return Finder(store, (), logging.getLogger("tests")).find(Catalogue.read(store), parse_resume(resume))
+
+    return peek
 
 
 @pytest.fixture

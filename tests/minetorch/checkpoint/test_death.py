@@ -21,11 +21,12 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from minetorch.checkpoint import Checkpointer, Manifest, Store
-from minetorch.errors import StorageError
+from minetorch.checkpoint import Checkpoint, Checkpointer, Manifest, Store
+from minetorch.errors import StorageError, SupersededError
 
 Make = Callable[..., Checkpointer]
 Save = Callable[..., Manifest]
+Peek = Callable[..., Checkpoint]
 
 FDOPEN = os.fdopen
 CALLS: dict[str, list[tuple[Any, str]]] = {
@@ -53,6 +54,8 @@ class Fate:
     `before` and `after` kill: from then on every call fails, as those of a dead process do. `refused` and `lost`
     are errors of the storage, before and after it obeyed, that the process survives.
     """
+
+    tears = True
 
     def __init__(self, at: int, kind: str) -> None:
         self.calls = 0
@@ -88,7 +91,7 @@ class Fate:
             def write(self, data: bytes) -> int:
                 fate.strike(before=True)
                 half = memoryview(data)[: len(data) // 2]
-                if fate.calls == fate.at:
+                if fate.tears and fate.calls == fate.at:
                     file.write(half)
                 fate.strike(before=False)
                 return int(file.write(data))
@@ -103,6 +106,26 @@ class Fate:
                 return getattr(file, name)
 
         return File()
+
+
+class Moment(Fate):
+    """Lets something happen before or after a storage call."""
+
+    tears = False
+
+    def __init__(self, at: int, kind: str, happen: Callable[[], object]) -> None:
+        super().__init__(at, kind)
+        self.happen = happen
+        self.happening = False
+
+    def strike(self, before: bool) -> None:
+        if self.happening:
+            return
+        self.calls += before
+        if self.calls == self.at and before == (self.kind == "before"):
+            self.happening = True
+            self.happen()
+            self.happening = False
 
 
 @contextmanager
@@ -184,7 +207,7 @@ def test_death(backend: str, kind: str, tmp_path: Path, memory_url: str, checkpo
 @pytest.mark.parametrize("kind", ["refused", "lost"])
 @pytest.mark.parametrize("backend", CALLS)
 def test_an_error_that_the_writer_survives(
-    backend: str, kind: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save
+    backend: str, kind: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save, peek: Peek
 ) -> None:
     calls = count(backend, folder(backend, tmp_path, memory_url, "count"), checkpointer, save)
     for at in range(1, calls + 1):
@@ -193,11 +216,47 @@ def test_an_error_that_the_writer_survives(
         with struck(backend, Fate(at, kind)):
             failure = failure_of(lambda run=run: the_save(run, save))
         assert failure is None or "Input/output error" in str(failure)
-        found = checkpointer(store).open(True)
-        assert found is not None
-        assert found.state["model"][0] in ((4,) if failure is None else (3, 4))
+        assert peek(store).state["model"][0] in ((4,) if failure is None else (3, 4))
         the_save(run, save)  # the same writer goes on
         assert check(store, checkpointer, save) == 4
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("backend", CALLS)
+def test_a_successor_at_any_moment(
+    backend: str, when: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save, peek: Peek
+) -> None:
+    """The writer is not dead, but stopped at any one of its calls, and goes on when another start has the run."""
+    calls = count(backend, folder(backend, tmp_path, memory_url, "count"), checkpointer, save)
+    found = []
+    for at in range(1, calls + 1):
+        store = folder(backend, tmp_path, memory_url, f"case {at}")
+        old, new = prepared(store, checkpointer, save), checkpointer(store, keep_last=2, keep_best=1)
+        resumed: list[Checkpoint] = []
+        with struck(backend, Moment(at, when, lambda new=new, resumed=resumed: resumed.append(new.open(True)))):
+            is_superseded(lambda old=old: the_save(old, save))
+        if not resumed:
+            continue  # the call raised, as a look for what is not there does
+        [source] = resumed
+        found.append(int(source.state["model"][0]))
+        for name in (True, "latest", source.manifest.name, "mine", "best"):  # what its successor saw is what there is
+            assert peek(store, name).state is not None
+        assert peek(store).manifest == source.manifest
+        assert peek(store, "mine").manifest.name == source.manifest.aliases["mine"]
+        save(new, 5, metrics={"val_loss": 0.8})
+        assert peek(store).state["model"][0] == 5
+        assert is_superseded(lambda old=old: the_save(old, save))
+        assert peek(store).state["model"][0] == 5
+    assert found == sorted(found)
+    assert set(found) == {3, 4}
+
+
+def is_superseded(action: Callable[[], None]) -> bool:
+    try:
+        action()
+    except SupersededError:
+        return True
+    return False
 
 
 def failure_of(action: Callable[[], None]) -> StorageError | None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from minetorch.checkpoint import Manifest, Store, decode
-from minetorch.checkpoint.reader import verify
-from minetorch.checkpoint.writer import digest_of, write_payload
+from minetorch.checkpoint.digest import digest_of
+from minetorch.checkpoint.verification import verify
+from minetorch.checkpoint.writer import write_payload
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
 STATE = {"model": {"w": torch.arange(300_000.0), "v": torch.ones(3)}, "step": 5}
@@ -73,8 +74,8 @@ def test_a_full_disk_is_called_so_whenever_it_fills(store: Store, monkeypatch: p
         def flush(self) -> None:
             self.file.flush()
 
-    def write_stream(self: Any, path: str, write: Callable[[Any], object]) -> None:
-        real(self, path, lambda file: write(Disk(file)))
+    def write_stream(self: Any, path: str, write: Callable[[Any], object], expected: int) -> None:
+        real(self, path, lambda file: write(Disk(file)), expected)
 
     monkeypatch.setattr(type(store._files), "write_stream", write_stream)
     with pytest.raises(StorageError, match=r"cannot write .*x\.pth\.tar: .*No space left"):

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from minetorch.checkpoint import Checkpointer, Manifest, Store
+from minetorch.checkpoint.digest import digest_of
 from minetorch.checkpoint.manifest import _seal
-from minetorch.checkpoint.writer import digest_of
 from minetorch.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
@@ -364,14 +364,11 @@ def test_a_payload_that_cannot_be_fetched_is_not_damaged(
     models: Store, checkpointer: Make, run: list[Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Falling back because of a passing outage would throw work away."""
-    read = type(models._files).read
 
-    def refuse(self: Any, path: str) -> bytes:
-        if path.endswith(".pth.tar"):
-            raise TimeoutError("try later")
-        return bytes(read(self, path))
+    def refuse(self: Any, path: str, size: int) -> bytes:
+        raise TimeoutError("try later")
 
-    monkeypatch.setattr(type(models._files), "read", refuse)
+    monkeypatch.setattr(type(models._files), "read_large", refuse)
     with pytest.raises(StorageError, match=r"cannot read .*try later"):
         checkpointer(models).open(True)
 

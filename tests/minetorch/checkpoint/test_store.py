@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -245,3 +246,59 @@ def test_a_memory_reader_does_not_move_another(memory_url: str) -> None:
     assert isinstance(store.open_read("a"), io.BytesIO)
     store.open_read("a").read()
     assert store.open_read("a").read() == b"abc"
+
+
+def test_entries_say_what_is_there(store: Store) -> None:
+    assert store.entries() == []
+    store.write("b [1] ünï", b"12345")
+    store.write("folder/x", b"")
+    file, folder = store.entries()
+    assert (file.name, file.is_folder, file.size, file.is_link) == ("b [1] ünï", False, 5, False)
+    assert (folder.name, folder.is_folder) == ("folder", True)
+    assert file.modified is not None
+    assert abs(file.modified - time.time()) < 60
+    assert [entry.name for entry in store.child("folder").entries()] == ["x"]
+
+
+def test_entries_tell_links(local_url: str, tmp_path: Path) -> None:
+    store = Store.open(local_url)
+    store.write("file", b"12345")
+    store.write("folder/x", b"")
+    for name in ("file", "folder"):
+        store.local_path(f"to {name}").symlink_to(name)
+    links = {entry.name: entry.is_folder for entry in store.entries() if entry.is_link}
+    assert links == {"to file": False, "to folder": True}
+
+
+def test_reads_ranges(store: Store) -> None:
+    store.write("x", b"0123456789")
+    assert store.read_range("x", 0, 10) == b"0123456789"
+    assert store.read_range("x", 3, 5) == b"34"
+    assert store.read_range("x", 9, 10) == b"9"
+    assert store.read_range("x", 4, 4) == b""
+    with pytest.raises(FileNotFoundError):
+        store.read_range("nowhere", 0, 1)
+
+
+def test_names_and_parents(store: Store) -> None:
+    below = store.child("a", "b")
+    assert below.name == "b"
+    above = below.parent()
+    assert above is not None
+    assert (above.name, above.url) == ("a", store.child("a").url)
+    below.write("x", b"1")
+    assert above.child("b").read("x") == b"1"
+    top = store.parent()
+    assert top is not None
+    assert top.child(store.name).child("a", "b").read("x") == b"1"
+    while top is not None:
+        last, top = top, top.parent()
+    assert last.url in ("/", f"{store.url.rpartition('/')[0]}")
+
+
+def test_the_parent_of_a_remote_place_is_reached_in_the_same_way() -> None:
+    store = Store.open("s3://bucket/runs/plan-a", {"key": "k"})
+    parent = store.parent()
+    assert parent is not None
+    assert (parent.url, parent._files.options) == ("s3://bucket/runs", {"key": "k"})  # type: ignore[attr-defined]
+    assert Store.open("s3://bucket").parent() is None

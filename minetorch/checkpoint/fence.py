@@ -1,0 +1,299 @@
+"""Keeps a run to one writer: its newest start. See `claim` for what stands in the storage.
+
+A writer asks before whatever it does to the run whether a later start has claimed it. Between asking and doing lies a
+moment, and a process may be stopped in it for long. So readers do not rely on it: a later start writes down what it
+found, and what an older one commits after that is void; and what a commit drops is written in its manifest before the
+asking that comes before the deletions, so that a later start either sees it as dropped or is seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Literal
+
+from minetorch.checkpoint.claim import (
+    CLAIMS,
+    Claim,
+    Launch,
+    Process,
+    after_file,
+    claim_file,
+    highest_claim,
+    standing,
+    started_at,
+)
+from minetorch.checkpoint.names import CheckpointName
+from minetorch.errors import RunInUseError, StorageError, SupersededError
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from minetorch.checkpoint.store import Store
+
+IfRunning = Literal["refuse", "wait", "replace"]
+
+BEAT_S = 10.0
+"""Seconds from one sign of life to the next, which is also when a writer looks for a successor."""
+
+LEASE_S = 30.0
+"""Seconds without a sign of life after which a process on another machine counts as gone."""
+
+_POLL_S = 1.0
+_SETTLE_S = 1.0
+
+
+class Fence:
+    """One start of a run, among all of its starts."""
+
+    generation = 0
+    """Which start this is, from 1; 0 until it has claimed the run."""
+    broken: SupersededError | None = None
+    """Says who has taken the run over, once this is known."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        logger: logging.Logger,
+        process: Process | None = None,
+        launch: Launch | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            store: the folder of the run's checkpoints.
+            logger: for what the user should know but which stops nothing.
+            process: the one that starts the run; this one by default.
+            launch: what that process belongs to; what the environment tells by default.
+            clock: the Unix time in seconds.
+            sleep: waits for so many seconds.
+            monotonic: seconds from any point in time; other machines' clocks are never compared with ours.
+        """
+        self._models = store
+        self._store = store.child(CLAIMS)
+        self._logger = logger
+        self._process = process or Process.this()
+        self._launch = launch or Launch.from_environ(os.environ)
+        self._clock = clock
+        self._sleep = sleep
+        self._monotonic = monotonic
+        self._claim: Claim | None = None
+        self._seen: tuple[str, int, float] | None = None
+        self._told = False
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def claim(self, if_running: IfRunning = "refuse", patience_s: float = float("inf")) -> bool:
+        """Claim the next generation, once the process that has the newest one is gone.
+
+        It is gone if it has let the run go, if its PID on this machine is not there any more, if an earlier attempt
+        of this launch (a restart, a requeue) had it, or if it has given no sign of life for `LEASE_S`.
+
+        Args:
+            if_running: what to do where it is not gone: raise, wait until it is, or take the run from it.
+            patience_s: how many seconds to wait at most.
+
+        Returns:
+            Whether the run is claimed; if not, call again.
+
+        Raises:
+            RunInUseError: another process is training this run, and `if_running` is "refuse".
+            StorageError: the storage could not be listed, read or written.
+        """
+        end = self._monotonic() + patience_s
+        while self.generation == 0:
+            highest = highest_claim(self._store.list())
+            newest = self._read(highest) if highest else None
+            if newest is None or if_running == "replace" or self._is_gone(newest, if_running):
+                self._create(max(highest, self._highest_used()) + 1)
+            elif self._monotonic() >= end:
+                return False
+            else:
+                self._sleep(_POLL_S)
+        return True
+
+    def opened(self, newest: CheckpointName | None) -> None:
+        """Write down which checkpoint is the newest to this start. What an older writer commits from now on is void."""
+        self._store.write(after_file(self.generation, newest), b"\n")
+
+    def check(self) -> None:
+        """Return if no other start has taken the run over.
+
+        Raises:
+            SupersededError: one has.
+            StorageError: that could not be found out.
+        """
+        if self.broken is None and self._claim is not None and self._store.exists(claim_file(self.generation + 1)):
+            self._break(self.generation + 1)
+        if self.broken is not None:
+            raise self.broken
+
+    def watch(self) -> None:
+        """Give signs of life, and look for a successor, every `BEAT_S`, on a thread of its own until `release`."""
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._beat_on, name="minetorch-fence", daemon=True)
+            self._beating.start()
+
+    def release(self) -> None:
+        """Let the run go: whoever starts it next need not wait."""
+        self._stop.set()
+        if self._beating is not None:
+            self._beating.join()
+            self._beating = None
+        if self._claim is not None and self.broken is None and not self._claim.ended:
+            self._update(ended=True)
+
+    def _is_gone(self, newest: Claim, if_running: IfRunning) -> bool:
+        state = standing(newest, self._process, self._launch, started_at(newest.process.pid))
+        if state == "unknown":
+            state = self._observe(newest)
+        if state == "running" and if_running == "refuse":
+            raise RunInUseError(
+                f"{self._models.url} is being trained by another process: {newest.describe()}. Stop that one first, or "
+                "give another `code` for a run beside it. if_running='wait' waits until it ends, and 'replace' takes "
+                "the run over: the other then stops."
+            )
+        if state != "gone" and not self._told:
+            self._told = True
+            wait = "waiting until it ends" if if_running == "wait" else f"looking for up to {LEASE_S:.0f} s if it lives"
+            self._logger.info("This run was started by another process (%s): %s.", newest.describe(), wait)
+        return state == "gone"
+
+    def _observe(self, claim: Claim) -> Literal["gone", "running", "unknown"]:
+        """By the signs of life that come while this process looks on."""
+        now = self._monotonic()
+        if self._seen is None or self._seen[0] != claim.token:
+            self._seen = claim.token, claim.beat, now
+            return "unknown"
+        _, beat, since = self._seen
+        if claim.beat != beat:
+            self._seen = claim.token, claim.beat, now
+            return "running"
+        return "gone" if now - since >= LEASE_S else "unknown"
+
+    def _create(self, generation: int) -> None:
+        """Claim this generation, unless another process is faster."""
+        claim = Claim(generation, self._process, self._launch, self._clock())
+        try:
+            self._store.create(claim.file, claim.to_json())
+            exclusive = self._is_refused(claim)
+        except FileExistsError:
+            exclusive = True  # another's, or our own whose answer was lost
+        except NotImplementedError:
+            exclusive = False
+            self._store.write(claim.file, claim.to_json())
+        if not exclusive:
+            self._logger.warning(
+                "%s cannot create a file only where there is none. If this run is started twice in the same second, "
+                "both may go on.",
+                self._models.url,
+            )
+            self._sleep(_SETTLE_S)
+        found = self._read(generation)
+        if found is None:
+            raise StorageError(f"{self._store.url_of(claim.file)} is not stored as it was sent")
+        if found.token == claim.token:
+            self._claim, self.generation = claim, generation
+
+    def _is_refused(self, claim: Claim) -> bool:
+        """Whether a second creation fails, as it must. Some servers accept it and overwrite."""
+        try:
+            self._store.create(claim.file, claim.to_json())
+        except FileExistsError:
+            return True
+        return False
+
+    def _read(self, generation: int) -> Claim | None:
+        try:
+            return Claim.from_json(self._store.read(claim_file(generation)))
+        except FileNotFoundError:
+            return None
+
+    def _highest_used(self) -> int:
+        names = filter(None, map(CheckpointName.of_file, self._models.list()))
+        return max((name.generation for name in names), default=0)
+
+    def _break(self, generation: int) -> None:
+        successor = self._read(generation)
+        who = successor.describe() if successor is not None else "unknown"
+        self.broken = SupersededError(
+            f"this run was taken over by another start of it ({who}; its start number {generation}, this one's is "
+            f"{self.generation}): this process stops, and has left its successor's files alone"
+        )
+
+    def _beat_on(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                self._beat()
+            except StorageError:
+                continue  # training goes on without the storage; a save would say what is wrong
+            if self.broken is not None:
+                return
+
+    def _beat(self) -> None:
+        highest = highest_claim(self._store.list())
+        if highest > self.generation:
+            self._break(highest)
+        elif self._claim is not None:
+            self._update(beat=self._claim.beat + 1)
+
+    def _update(self, *, beat: int | None = None, ended: bool = False) -> None:
+        assert self._claim is not None
+        self._claim = dataclasses.replace(self._claim, beat=self._claim.beat if beat is None else beat, ended=ended)
+        self._store.write(self._claim.file, self._claim.to_json())
+
+
+class FencedStore:
+    """A run's files for its log and its drawers: written only as long as no other start has taken the run over."""
+
+    def __init__(self, store: Store, fence: Fence) -> None:
+        self._store = store
+        self._fence = fence
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `local_path` works."""
+        return self._store.is_local
+
+    def local_path(self, name: str = "") -> Path:
+        """Where a file stands on this machine's disk (local stores only)."""
+        return self._store.local_path(name)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError where there is none."""
+        return self._store.read(name)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return self._store.size(name)
+
+    def list(self, prefix: str = "") -> Sequence[str]:
+        """The names of the files that begin with `prefix`."""
+        return self._store.list(prefix)
+
+    def check(self) -> None:
+        """Raises SupersededError where another start has taken the run over."""
+        self._fence.check()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file at once: a reader sees the old content or the new, never a part."""
+        self._fence.check()
+        self._store.write(name, data)
+
+    def upload(self, local_path: Path, name: str) -> None:
+        """Copy a file of this machine into the store."""
+        self._fence.check()
+        self._store.upload(local_path, name)
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        self._fence.check()
+        self._store.delete(name)

@@ -1,0 +1,80 @@
+"""The command line of `minetorch`: parses it, runs the one command, turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from minetorch.cli import cp, export, ls, prune, show, verify
+from minetorch.errors import ConfigurationError, MinetorchError
+from minetorch.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EPILOG = (
+    "RUN and URL are paths or any URL that fsspec knows, such as s3://bucket/runs/plan-a. "
+    "Exit code: 0 if all went well, 1 if something failed or is damaged, 2 if the command is wrong."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's own, and return its exit code."""
+    try:
+        given = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+        code = int(given.run(given))
+        sys.stdout.flush()
+    except ConfigurationError as err:
+        return _fail(err, 2)
+    except MinetorchError as err:
+        return _fail(err, 1)
+    except BrokenPipeError:
+        # Whoever read has seen enough. Python would complain once more when it ends and flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return code
+
+
+def _fail(err: MinetorchError, code: int) -> int:
+    sys.stderr.write(f"minetorch: error: {err}\n")
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise one line. What is not known is not shown whole: it may hold a secret."""
+        prefix = "unrecognized arguments: "
+        if not message.startswith(prefix):
+            raise ConfigurationError(f"{message}: type {self.prog} --help")
+        unknown = message.removeprefix(prefix).split(" ")[0].split("=")[0]
+        if not unknown.startswith("-"):
+            raise ConfigurationError(f"there is one argument too many: type {self.prog} --help")
+        close = difflib.get_close_matches(unknown, _options(self), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"type {self.prog} --help for those there are"
+        raise ConfigurationError(f"unknown option {unknown}: {hint}")
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The names of a parser's options and of its commands' options."""
+    names = {name for action in parser._actions for name in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            names.update(*map(_options, action.choices.values()))
+    return names
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="minetorch", description="Look at, check, move and drop the checkpoints of runs.", epilog=_EPILOG
+    )
+    parser.add_argument("--version", action="version", version=f"minetorch {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (ls, show, verify, export, prune, cp):
+        command.add_to(commands)
+    return parser

@@ -152,7 +152,7 @@ def test_saving_is_a_phase(heard, trained, monkeypatch):
 
     phases = []
     save = Persistence.save
-    monkeypatch.setattr(Persistence, "save", lambda *args: phases.append(heard.read().phase) or save(*args))
+    monkeypatch.setattr(Persistence, "save", lambda *args, **given: phases.append(heard.read().phase) or save(*args, **given))
     trained(max_epochs=1)
     assert phases == [Phase.SAVING]
 

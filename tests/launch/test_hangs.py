@@ -189,7 +189,7 @@ def test_a_hang_is_named_and_ends_the_launch(launches):
         r"^  rank 1 +in the script's own code +at script.py:\d+ in load: time.sleep", done.stderr, re.MULTILINE
     )
     assert re.search(
-        r"rank 1 hung in the script's own code at script.py:\d+ in load, "
+        r"rank 1 of 3 failed first: hung in the script's own code at script.py:\d+ in load, "
         r"while ranks 0, 2 waited in all_reduce \(torch.distributed\) at script.py:\d+",
         done.stderr.rpartition("minetorch-launch: ")[2],
     )
@@ -258,7 +258,8 @@ def test_a_trainer_that_hangs_in_its_data_is_named(launches):
     done = launches.run("--nproc", 2, "--device", "cpu", "--hang-timeout", 4, "--grace", 2, script)
     assert done.returncode == 124
     assert re.search(
-        r"rank 1 hung in __next__ \(torch DataLoader\), Trainer: .* at script.py:\d+, while rank 0 (stood|waited) in ",
+        r"rank 1 of 2 failed first: hung in __next__ \(torch DataLoader\), Trainer: .* at script.py:\d+, "
+        r"while rank 0 (stood|waited) in ",
         done.stderr.rpartition("minetorch-launch: ")[2],
     )
     assert "no step for 4 s (last: step " in done.stderr

@@ -36,6 +36,9 @@ from minetorch.checkpoint.writer import write_payload
 
 LOGGER = logging.Logger("benchmark")
 TENSORS = 16
+DISK_TURNS = 4
+"""More than of the others: memory that the system has not used before makes single writes several times as slow."""
+
 HIDDEN_BEHIND = 6
 """How many times a copy's duration the computation takes behind which staging may hide."""
 
@@ -91,9 +94,11 @@ class Run:
         )
 
     def settle(self) -> None:
-        """Wait until it is durable."""
+        """Wait until it is durable, and the one before deleted."""
         self.saver.flush()
         self.saver.take_news()
+        if self.saver._tidying is not None:
+            self.saver._tidying.result()
 
     def warm_up(self) -> None:
         """The first save is copied at once, into memory that is new."""
@@ -124,10 +129,13 @@ def measure_stalls(run: Run, folder: Path, times: Times) -> None:
     copies.clear()
     times.of("stall: torch.save", lambda: torch.save(run.state, folder / "stall.pth"))
     times.of("stall: dcp.save", lambda: dcp.save(run.state, checkpoint_id=folder / "dcp"))
+    shutil.rmtree(folder / "dcp")
     start = time.perf_counter()
     future: Any = dcp.async_save(run.state, checkpoint_id=folder / "dcp-async")
     times.add("stall: dcp.async_save", time.perf_counter() - start)
     future.result()
+    shutil.rmtree(folder / "dcp-async")
+    (folder / "stall.pth").unlink()
 
     def save_and_step() -> None:
         run.save()
@@ -167,10 +175,11 @@ def measure_steps(run: Run, times: Times) -> None:
 
 
 def measure_disk(run: Run, folder: Path, times: Times) -> None:
-    """Until it is durable on this disk, and back."""
+    """Until it is durable on this disk, and back. Both write a new file while the one before is still there."""
+    path, before = folder / "sync.pth", folder / "sync-before.pth"
 
     def save_and_sync() -> None:
-        with open(folder / "sync.pth", "wb") as file:
+        with open(path, "wb") as file:
             torch.save(run.state, file)
             file.flush()
             os.fsync(file.fileno())
@@ -180,9 +189,14 @@ def measure_disk(run: Run, folder: Path, times: Times) -> None:
         run.saver.before_step()
         run.saver.flush()
 
-    times.of("disk: torch.save and fsync", save_and_sync)
-    times.of("disk: minetorch, to durable", save)
-    times.of("disk: torch.load", lambda: torch.load(folder / "sync.pth", weights_only=True))
+    savers = [("disk: torch.save and fsync", save_and_sync), ("disk: minetorch, to durable", save)]
+    for turn in range(DISK_TURNS):
+        for name, action in savers if turn % 2 else reversed(savers):
+            os.sync()
+            times.of(name, action)
+            run.settle()
+        path.replace(before)
+    times.of("disk: torch.load", lambda: torch.load(before, weights_only=True))
     reader = Checkpointer(run.checkpointer._store, logger=LOGGER)
     times.of("disk: minetorch, open and verify", lambda: reader._finder.find(*_newest(reader)))
 
@@ -267,8 +281,8 @@ def main() -> None:
     try:
         run = Run(Store.open(folder / "run/models"), arguments.megabytes)
         run.warm_up()
-        for number in range(arguments.rounds):
-            sys.stderr.write(f"round {number + 1} of {arguments.rounds}\n")
+        for number in range(1, arguments.rounds + 1):
+            sys.stderr.write(f"round {number} of {arguments.rounds}\n")
             measure_stalls(run, folder, times)
             measure_steps(run, times)
             measure_disk(run, folder, times)

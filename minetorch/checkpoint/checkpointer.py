@@ -260,7 +260,7 @@ class Checkpointer:
     def commit(self, draft: Draft, state: dict[str, Any]) -> Manifest:
         """Write what was drafted; errors as of `save`. The state has passed `plain_state`. Call `tidy` after it."""
         try:
-            self.fence.check()
+            self._patience.persist(self.fence.check)
             payload = draft.manifest.payload
             written = self._patience.persist(lambda: write_payload(self._store, payload, state))
             manifest = self._complete(draft, written)

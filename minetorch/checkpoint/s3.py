@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PART = 8 << 20
-"""Bytes of a part, at least; S3 takes no fewer than 5 MiB."""
+"""Bytes of a part, at least (S3 takes no fewer than 5 MiB), and of a range."""
 
 MOST_PARTS = 10_000
 """S3 takes no more parts than these."""
@@ -161,14 +161,14 @@ def create(fs: Any, path: str, data: bytes) -> None:
         _create_in_parts(fs, path, data)
 
 
-def fetch(fs: Any, path: str, size: int, chunk: int = PART) -> bytearray:
+def fetch(fs: Any, path: str, size: int) -> bytearray:
     """The content of a file of a known size, by several ranges at once. For any asynchronous fsspec file system.
 
     Raises:
         EOFError: the file is shorter.
     """
     content = bytearray(size)
-    _start(fs, _fetch_into(fs, path, memoryview(content), chunk)).result()
+    _start(fs, _fetch_into(fs, path, memoryview(content))).result()
     return content
 
 
@@ -223,7 +223,7 @@ def _is_unknown(err: OSError) -> bool:
     return err.errno == errno.ENOSYS or status == 501
 
 
-async def _fetch_into(fs: Any, path: str, content: memoryview, chunk: int) -> None:
+async def _fetch_into(fs: Any, path: str, content: memoryview) -> None:
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def fetch_range(start: int, stop: int) -> None:
@@ -233,7 +233,7 @@ async def _fetch_into(fs: Any, path: str, content: memoryview, chunk: int) -> No
             raise EOFError(f"{path} ends before byte {stop}")
         content[start:stop] = data
 
-    ranges = [(start, min(start + chunk, len(content))) for start in range(0, len(content), chunk)]
+    ranges = [(start, min(start + PART, len(content))) for start in range(0, len(content), PART)]
     tasks = [asyncio.ensure_future(fetch_range(*bounds)) for bounds in ranges]
     try:
         await asyncio.gather(*tasks)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from minetorch.checkpoint.manifest import Manifest
 
 
-_NICENESS = 10
-"""By which Linux gives a thread a tenth of a core that others want."""
+_NICENESS = 15
+"""By which Linux gives a thread a thirtieth of a core that others want."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Saver:
 
 
 def _stand_back() -> None:
-    """Let the threads that train go first where cores are short: this one, and those it starts, get a tenth.
+    """Let the threads that train go first where cores are short.
 
     Not for the one that copies: the training waits for that.
     """

@@ -19,6 +19,8 @@ from minetorch.errors import ConfigurationError, StorageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from typing_extensions import Buffer
+
 _Names = list[str]  # because a method is called `list`
 _Entries = list[Entry]
 _Item = TypeVar("_Item")
@@ -299,7 +301,7 @@ class Store:
                 raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from err
             words = self._hide(str(err).strip()) or "it gave no reason"
             failure = StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})")
-            failure.is_lasting = isinstance(err, PermissionError | FileNotFoundError | NotADirectoryError)
+            failure.is_lasting = isinstance(err, PermissionError | NotADirectoryError) or _says(err, "NoSuchBucket")
             raise failure from (err if self.is_local else None)  # a remote one's words may hold secrets
 
 
@@ -321,6 +323,8 @@ class _RemoteFiles:
     def read(self, path: str) -> bytes:
         """The whole file."""
         fs, whole = self._at(path)
+        # s3fs asks its listings for the size first, and they may be of before the file was there.
+        fs.invalidate_cache(fs._parent(whole))
         return cast("bytes", fs.cat_file(whole))
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
@@ -460,13 +464,34 @@ class _WriterError(Exception):
         self.original = original
 
 
+class _Guarded:
+    """A file to write to that remembers why the storage refused, whatever its writer makes of that."""
+
+    failure: Exception | None = None
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return self._file.write(data)
+        except Exception as err:
+            self.failure = self.failure or err
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 def _unharmed(write: Callable[[BinaryIO], object]) -> Callable[[BinaryIO], None]:
     def guarded(file: BinaryIO) -> None:
+        guard = _Guarded(file)
         try:
-            write(file)
-        except OSError:
-            raise  # the storage's own, from file.write
+            write(cast("BinaryIO", guard))
         except Exception as err:
+            # torch hides a full disk behind "unexpected pos".
+            if guard.failure is not None:
+                raise guard.failure from None
             raise _WriterError(err) from err
 
     return guarded

@@ -1,0 +1,252 @@
+"""Saving to and reading from a real S3 server through a proxy that spoils requests."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import socketserver
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+
+from minetorch.checkpoint import Checkpoint, Checkpointer, Manifest, Store, s3
+from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.patience import Patience
+from minetorch.errors import CheckpointCorruptError, StorageError
+
+Peek = Callable[..., Checkpoint]
+
+STATE = {"model": torch.arange(200_000.0)}
+
+
+@dataclass
+class Rule:
+    """Which requests to spoil, and how."""
+
+    fault: str
+    """503, reset, lose (its answer), truncate (its body), short, corrupt (its answer's body) or slow."""
+    match: str
+    """A regular expression for the request's first line."""
+    count: int = 1
+    """How many of them."""
+    seconds: float = 0.3
+    """Of latency, where it is slow."""
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """One request a connection, so that what spoils one spoils no other."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, upstream: str, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+        super().__init__(address, Handler)
+        parts = urlsplit(upstream)
+        self.upstream = (parts.hostname or "", parts.port or 80)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.rules: list[Rule] = []
+        self.requests: list[str] = []
+        self.fetched = 0
+        self.spoiled = 0
+        self.dark_until = 0.0
+        self.lock = threading.Lock()
+
+    def fault_of(self, line: str) -> Rule | None:
+        with self.lock:
+            self.requests.append(line)
+            for rule in self.rules:
+                if rule.count > 0 and re.search(rule.match, line):
+                    rule.count -= 1
+                    self.spoiled += 1
+                    return rule
+        return None
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is no news here."""
+
+
+class Handler(socketserver.StreamRequestHandler):
+    server: Proxy
+
+    def handle(self) -> None:
+        if time.monotonic() < self.server.dark_until:
+            self.reset()
+            return
+        head = self.head(self.rfile)
+        if not head:
+            return
+        rule = self.server.fault_of(head[0])
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
+        if "expect" in headers:
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        fault = rule.fault if rule is not None else ""
+        if fault == "503":
+            text = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            self.wfile.write(b"HTTP/1.1 503 Slow Down\r\nConnection: close\r\nContent-Type: application/xml\r\n")
+            self.wfile.write(b"Content-Length: %d\r\n\r\n" % len(text) + text)
+            return
+        if fault == "reset":
+            self.reset()
+            return
+        if fault == "slow" and rule is not None:
+            time.sleep(rule.seconds)
+        answer_head, answer = self.forward(head, body[: len(body) // 2] if fault == "truncate" else body)
+        if fault == "lose":
+            self.reset()
+            return
+        if head[0].startswith("GET"):
+            with self.server.lock:
+                self.server.fetched += len(answer)
+        if fault == "corrupt":
+            answer = answer[:-9] + bytes([answer[-9] ^ 1]) + answer[-8:]
+        self.wfile.write(answer_head + (answer[: len(answer) // 2] if fault == "short" else answer))
+
+    def head(self, file: Any) -> list[str]:
+        lines = []
+        while (line := file.readline().decode("latin-1").rstrip("\r\n")) != "":
+            lines.append(line)
+        return lines
+
+    def forward(self, head: list[str], body: bytes) -> tuple[bytes, bytes]:
+        kept = [line for line in head if not line.lower().startswith(("connection:", "expect:", "content-length:"))]
+        kept += ["Connection: close", f"Content-Length: {len(body)}"]
+        with socket.create_connection(self.server.upstream, timeout=60) as upstream:
+            upstream.sendall("\r\n".join(kept).encode("latin-1") + b"\r\n\r\n" + body)
+            file = upstream.makefile("rb")
+            answer_head = "\r\n".join(self.head(file)).encode("latin-1") + b"\r\n\r\n"
+            return answer_head, b"" if head[0].startswith("HEAD") else file.read()
+
+    def reset(self) -> None:
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.request.close()
+
+
+@pytest.fixture
+def proxy(s3_server: Any) -> Iterator[Proxy]:
+    with Proxy(s3_server.url) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def models(bucket: Any, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Behind the proxy; a payload of 800 KB goes in parts, and comes in ranges, of 128 KiB."""
+    monkeypatch.setattr(s3, "PART", 128 << 10)
+    options = {**bucket.options, "endpoint_url": proxy.url, "config_kwargs": {"retries": {"max_attempts": 1}}}
+    return Store.open(bucket.url, options).child("run", "models")
+
+
+@pytest.fixture
+def run(models: Store) -> Checkpointer:
+    logger = logging.getLogger("tests")
+    made = Checkpointer(models, logger=logger, keep_last=2, patience=Patience(logger, delays_s=[0.2] * 12))
+    made.open(False)
+    save(made, 1)
+    return made
+
+
+def save(run: Checkpointer, step: int) -> Any:
+    facts = {"epoch": step, "epoch_complete": True, "position": 0, "world_size": 1, "metrics": {}}
+    return run.save({**STATE, "step": step}, step=step, **facts, names=["mine"])
+
+
+UPLOADS = {
+    "a part": r"^PUT .*partNumber=3",
+    "the start": r"^POST .*uploads",
+    "the end": r"^POST .*uploadId=",
+    "the manifest": r"^PUT .*\.json ",
+}
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "lose", "truncate", "slow"])
+@pytest.mark.parametrize("which", UPLOADS)
+def test_a_save_rides_out(which: str, fault: str, run: Checkpointer, models: Store, proxy: Proxy, peek: Peek) -> None:
+    proxy.rules = [Rule(fault, UPLOADS[which], count=2)]
+    manifest = save(run, 2)
+    assert proxy.spoiled >= 1
+    proxy.rules = []
+    found = peek(models)
+    assert found.manifest == manifest
+    assert torch.equal(found.state["model"], STATE["model"])
+
+
+READINGS = [
+    *[("payload", fault) for fault in ("503", "reset", "lose", "short", "corrupt", "slow")],
+    *[("manifest", fault) for fault in ("503", "reset", "lose", "short", "slow")],  # a corrupt one is refused
+]
+
+
+@pytest.mark.parametrize(("which", "fault"), READINGS)
+def test_reading_rides_out(which: str, fault: str, run: Checkpointer, models: Store, proxy: Proxy, peek: Peek) -> None:
+    save(run, 2)
+    proxy.rules = [Rule(fault, r"^GET .*\.pth\.tar" if which == "payload" else r"^GET .*\.json", count=1)]
+    assert peek(models).state["step"] == 2
+    assert proxy.spoiled == 1
+
+
+def test_four_ranks_fetch_the_payload_once(
+    bucket: Any, proxy: Proxy, launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (bucket.environ | {"AWS_ENDPOINT_URL": proxy.url}).items():
+        monkeypatch.setenv(name, value)
+    place = f"{bucket.url}/world"
+    launch(4, "wide.py", place, 1)
+    newest = max(Catalogue.read(Store.open(place, bucket.options).child("default", "models")).manifests, key=_key)
+    proxy.fetched = 0
+    assert "Resumed from" in launch(4, "wide.py", place, 1)
+    assert newest.size > 4_000_000
+    assert newest.size <= proxy.fetched <= 1.02 * newest.size
+
+
+def _key(manifest: Manifest) -> Any:
+    return manifest.key
+
+
+def test_a_black_out_is_waited_for(run: Checkpointer, models: Store, proxy: Proxy, peek: Peek) -> None:
+    proxy.dark_until = time.monotonic() + 1.5
+    save(run, 2)
+    assert peek(models).state["step"] == 2
+
+
+def test_a_storage_that_stays_away_is_an_error_in_its_own_words_and_no_checkpoint_is_lost(
+    run: Checkpointer, models: Store, proxy: Proxy, peek: Peek
+) -> None:
+    run._patience = Patience(logging.getLogger("tests"), delays_s=[0.1])
+    proxy.rules = [Rule("503", r"^(PUT|POST)", count=10**6)]
+    with pytest.raises(StorageError, match=r"cannot write s3://.*reduce your request rate") as raised:
+        save(run, 2)
+    assert models._files.options["secret"] not in str(raised.value)
+    proxy.rules = []
+    assert peek(models).state["step"] == 1
+    assert save(run, 3).aliases["mine"].startswith("g0001-000003")
+
+
+def test_what_is_damaged_in_the_storage_is_not_read_a_second_time_as_good(
+    run: Checkpointer, models: Store, proxy: Proxy, peek: Peek
+) -> None:
+    manifest = save(run, 2)
+    proxy.rules = [Rule("corrupt", r"^GET .*g0001-000002.*\.pth\.tar", count=10**6)]
+    with pytest.raises(CheckpointCorruptError, match="its digest does not match"):
+        peek(models, manifest.name)
+    assert peek(models).state["step"] == 1
+
+
+def test_a_claim_whose_answer_is_lost(run: Checkpointer, models: Store, proxy: Proxy) -> None:
+    proxy.rules = [Rule("lose", r"^PUT .*writers/g0002\.json", count=1)]
+    successor = Checkpointer(models, logger=logging.getLogger("tests"))
+    successor.open(True)
+    assert successor.fence.generation == 2
+    assert proxy.spoiled == 1

@@ -17,8 +17,10 @@ from minetorch.errors import (
     ConfigurationError,
     MinetorchError,
     RemoteError,
+    RunInUseError,
     StoppedEarly,
     StorageError,
+    SupersededError,
 )
 from minetorch.version import __version__
 
@@ -41,9 +43,11 @@ __all__ = [
     "Drawer",
     "MinetorchError",
     "RemoteError",
+    "RunInUseError",
     "Stateful",
     "StoppedEarly",
     "StorageError",
+    "SupersededError",
     "Trainer",
     "World",
     "__version__",

@@ -71,11 +71,13 @@ class Launch:
         |---|---|
         | SLURM_JOB_ID, SLURM_RESTART_COUNT | the job, and how often it was requeued |
         | TORCHELASTIC_RUN_ID, TORCHELASTIC_RESTART_COUNT | the launcher's run, and its restarts |
+        | MINETORCH_ATTEMPT | in place of the last: it counts starts for a machine that went or came as well |
         """
-        requeues, restarts = (
-            int(text) if text.isdecimal() else 0
-            for text in (environ.get(f"{name}_RESTART_COUNT", "") for name in ("SLURM", "TORCHELASTIC"))
+        names = "SLURM_RESTART_COUNT", "MINETORCH_ATTEMPT", "TORCHELASTIC_RESTART_COUNT"
+        requeues, attempt, restarts = (
+            int(text) if text.isdecimal() else 0 for text in (environ.get(name, "") for name in names)
         )
+        restarts = attempt or restarts
         job, run = environ.get("SLURM_JOB_ID", ""), environ.get("TORCHELASTIC_RUN_ID", "")
         if job:
             return cls(f"slurm-{job}", (requeues, restarts))

@@ -24,6 +24,7 @@ COUNTS = """
     dist.init_process_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     print(f"rank {rank} of {world} on node {os.environ['GROUP_RANK']}, local {os.environ['LOCAL_RANK']}", flush=True)
+    print("launch", os.environ["TORCHELASTIC_RUN_ID"], "start", os.environ["MINETORCH_ATTEMPT"], flush=True)
     rounds, fail_at = int(sys.argv[1]), int(sys.argv[2])
     for number in range(rounds):
         one = torch.ones(1)
@@ -210,6 +211,10 @@ def test_an_elastic_job_goes_on_without_a_node_that_dies_and_takes_it_in_again(l
     first.wait_for("a node has come")
     first.wait_for("going with 2", count=2)
     back.wait_for("going with 2")
+    starts = [re.search(r"launch (\S+) start (\d+)", line) for line in first.lines if "launch run-" in line]
+    assert len({start[1] for start in starts}) == 1
+    assert [start[2] for start in starts] == [str(number) for number in range(1, len(starts) + 1)]
+    assert starts[-1][0] in back.text
     first.process.send_signal(signal.SIGINT)
     assert (first.end(), back.end()) == (130, 130)
     assert not launches.processes()

@@ -26,7 +26,6 @@ class Agent(LocalElasticAgent):
     def __init__(self, spec: WorkerSpec, engine: Engine) -> None:
         super().__init__(spec, _NoLogs(), start_method=engine.plan.start_method)
         self._engine = engine
-        self._attempts = 0
         self.workers: Workers | None = None
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -35,9 +34,8 @@ class Agent(LocalElasticAgent):
         ranks = [worker.global_rank for worker in worker_group.workers]
         # Another node may have seen failures that this one has not; workers are told the same number everywhere.
         self._remaining_restarts = spec.max_restarts - engine.rendezvous.failures
-        self._attempts += 1
         spec.args = (self._task(),)
-        engine.channel.begin_attempt(self._attempts)
+        engine.channel.begin_attempt(engine.rendezvous.attempt)
         engine.console.begin(ranks)
         for rank in ranks:  # one log may hold many starts, of which the last is not always the one to read
             of = f"rank {rank} of {worker_group.workers[0].world_size}"
@@ -68,7 +66,9 @@ class Agent(LocalElasticAgent):
         if interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
             # Else gloo goes by the host's name, which may be unknown, or 127.0.1.1 (Debian), or open to the world.
             env["GLOO_SOCKET_IFNAME"] = interface
-        return replace(engine.task, attempt=self._attempts, env=env)
+        attempt = engine.rendezvous.attempt
+        env["MINETORCH_ATTEMPT"] = str(attempt)
+        return replace(engine.task, attempt=attempt, env=env)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)

@@ -57,6 +57,12 @@ class Member:
     failures: int
     """Failures that it has counted in this launch; one that came late has not seen them all."""
 
+    attempts: int
+    """How often it has seen all workers started."""
+
+    launch: str
+    """The launch's own name, of which there is no second; of one that comes late, a name that nobody uses."""
+
     @classmethod
     def from_json(cls, text: bytes | str) -> Member:
         """What :meth:`to_json` has written."""

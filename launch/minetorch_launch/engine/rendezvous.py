@@ -18,6 +18,7 @@ import threading
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch.distributed.elastic.rendezvous.dynamic_rendezvous as dynamic
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
@@ -68,7 +69,8 @@ class Rendezvous(RendezvousHandler):
         address: this machine's own, as the other nodes see it.
         regroup: whether the agent shall stop its workers and meet the others anew.
         keeps_store: whether this node has the agents' store.
-        failures: how many this node has counted in this launch.
+        failures: how many there have been in this launch.
+        attempt: which start of all workers this is, on every node the same.
 
     Raises:
         JoinError: from the constructor, if the place to meet cannot be found or reached.
@@ -78,7 +80,8 @@ class Rendezvous(RendezvousHandler):
         self.plan, self._say, self._check = plan, say, check
         self.council = Council(HashStore(), 0, ())
         self.regroup = False
-        self.failures = 0
+        self.failures = self.attempt = 0
+        self._launch = uuid4().hex[:12]
         self._rounds = 0
         self._began = self._said = self._looked = time.monotonic()
         self._called_for: set[Any] = set()
@@ -129,6 +132,8 @@ class Rendezvous(RendezvousHandler):
         store = PrefixStore("minetorch", info.store)
         rank, members = self._introduce(store, info.rank, info.world_size)
         self.failures = max(member.failures for member in members)
+        self._launch = max(members, key=lambda member: member.attempts).launch
+        self.attempt = max(member.attempts for member in members) + 1
         self.council = Council(store, rank, members)
         return RendezvousInfo(info.store, rank, len(members), self._open_workers_store(store, rank))
 
@@ -142,6 +147,8 @@ class Rendezvous(RendezvousHandler):
             spare_port=self._spare.getsockname()[1] if self._spare else 0,
             keeps_store=self.keeps_store,
             failures=self.failures,
+            attempts=self.attempt,
+            launch=self._launch,
         )
         if count == 1:
             return 0, (me,)
@@ -351,8 +358,8 @@ class Rendezvous(RendezvousHandler):
         self._inner.set_closed()
 
     def get_run_id(self) -> str:
-        """What the launchers of this job have in common."""
-        return self.plan.run_id
+        """What the workers are told of the launch: a name that no other has, of the same command either."""
+        return f"{self.plan.run_id}-{self._launch}"
 
     def shutdown(self) -> bool:
         """Let nobody join any more."""

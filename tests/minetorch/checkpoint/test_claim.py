@@ -63,6 +63,10 @@ def test_standing(found: Claim, started_here: str | None, expected: str) -> None
             Launch("slurm-7", (0, 1)),
         ),
         ({"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"}, Launch("elastic-x", (1,))),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1", "MINETORCH_ATTEMPT": "4"},
+            Launch("elastic-x", (4,)),
+        ),
         ({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"}, Launch()),
     ],
 )

@@ -17,7 +17,9 @@ from minetorch.errors import (
     ConfigurationError,
     MinetorchError,
     RemoteError,
+    RunInUseError,
     StorageError,
+    SupersededError,
 )
 from minetorch.version import __version__
 
@@ -40,8 +42,10 @@ __all__ = [
     "Drawer",
     "MinetorchError",
     "RemoteError",
+    "RunInUseError",
     "Stateful",
     "StorageError",
+    "SupersededError",
     "Trainer",
     "World",
     "__version__",

@@ -34,14 +34,14 @@ class Persistence:
         checkpointer: Checkpointer | None,
         statable: Mapping[str, Stateful],
         plugins: Mapping[str, Stateful],
-        after_commit: Callable[[], object] = lambda: None,
+        before_commit: Callable[[], object] = lambda: None,
     ) -> None:
         self._trainer = trainer
         self._checkpointer = checkpointer
         self._groups = {"statable": statable, "plugins": plugins}
         self._saver: Saver | None = None
         if checkpointer is not None:
-            self._saver = Saver(checkpointer, logger=trainer.logger, after_commit=after_commit)
+            self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=before_commit)
 
     def is_best(self) -> bool:
         """Whether the newest metrics are the best so far; every rank gets rank 0's answer.

@@ -213,7 +213,7 @@ class Trainer(TrainerState):
             silent=not self.is_main,
         )
         self._share_out(train_dataloader, val_dataloader)
-        self._persistence = Persistence(self, checkpointer, *states, after_commit=self._log.flush)
+        self._persistence = Persistence(self, checkpointer, *states, before_commit=self._log.flush)
         self._in_loop = False
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()

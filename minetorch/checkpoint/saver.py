@@ -49,18 +49,18 @@ class Saver:
     """
 
     def __init__(
-        self, checkpointer: Checkpointer, *, logger: logging.Logger, after_commit: Callable[[], object] = lambda: None
+        self, checkpointer: Checkpointer, *, logger: logging.Logger, before_commit: Callable[[], object] = lambda: None
     ) -> None:
         """No thread is started yet.
 
         Args:
             checkpointer: what commits; nothing else may use it while a save is under way.
             logger: for what the user should know but which stops nothing.
-            after_commit: called on the saving thread after each commit.
+            before_commit: called on the saving thread before each commit, so that the log is never behind a checkpoint.
         """
         self._checkpointer = checkpointer
         self._logger = logger
-        self._after_commit = after_commit
+        self._before_commit = before_commit
         self._stager = Stager()
         self._staged: Staged | None = None
         self._under_way: Future[Saved | None] | None = None
@@ -188,6 +188,7 @@ class Saver:
                 "it was dropped, another is taken, and from now on training waits for the copies."
             )
             return None
+        self._before_commit()
         manifest = self._checkpointer.commit(draft, staged.state)
         return Saved(manifest, names, self._checkpointer.path_of(manifest))
 
@@ -195,7 +196,6 @@ class Saver:
         """On the saving thread."""
         if committed.exception() is None and committed.result() is not None:
             self._checkpointer.tidy()
-            self._after_commit()
 
 
 def _stand_back() -> None:

@@ -56,7 +56,7 @@ class Saver:
         Args:
             checkpointer: what commits; nothing else may use it while a save is under way.
             logger: for what the user should know but which stops nothing.
-            before_commit: called on the saving thread before each commit, for what a resumed run shall find as well.
+            before_commit: called on the saving thread before each commit, so that the log is never behind a checkpoint.
         """
         self._checkpointer = checkpointer
         self._logger = logger

@@ -4,8 +4,10 @@ import importlib
 import json
 import logging
 import math
+import threading
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,15 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import minetorch
-from minetorch import HOOK_POINTS, CheckpointMismatchError, CheckpointNotFoundError, ConfigurationError, Trainer
+from minetorch import (
+    HOOK_POINTS,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    ConfigurationError,
+    StorageError,
+    Trainer,
+)
+from minetorch.checkpoint import Checkpointer
 
 
 def same(first, second):
@@ -338,6 +348,53 @@ class TestSaving:
             hooks={"before_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)},
         )
         assert saved == [1, 2, 3, 4, 5, 5]
+
+    def test_saves_that_come_while_one_is_under_way_can_be_one(self, trained, monkeypatch):
+        opened, write = threading.Event(), Checkpointer._write_manifest
+        asked, durable = [], []
+
+        def gated(checkpointer, manifest):
+            assert opened.wait(30)
+            write(checkpointer, manifest)
+
+        def let_it_end(trainer, index):
+            if index == 3:
+                opened.set()
+                trainer._persistence._saver._under_way.result(timeout=30)
+
+        monkeypatch.setattr(Checkpointer, "_write_manifest", gated)
+        trained(
+            persist_steps=1,
+            persist_policy="coalesce",
+            persist_stride=None,
+            max_epochs=1,
+            hooks={
+                "after_train_iteration_end": let_it_end,
+                "before_checkpoint_persisted": lambda trainer: asked.append(trainer.progress.step),
+                "after_checkpoint_persisted": lambda trainer, path: durable.append(path),
+            },
+        )
+        assert asked[:2] == [1, 4]  # those of steps 2 and 3 waited for the first, and became one
+        assert len(durable) == len(asked)
+
+    def test_waiting_for_durability(self, make_trainer, tmp_path):
+        seen = []
+        hooks = {"after_train_iteration_end": lambda trainer: seen.append(Path(trainer.persist(wait=True)).is_file())}
+        make_trainer(hooks=hooks, max_epochs=1).train()
+        assert seen == [True] * 5
+
+    def test_a_save_that_fails_ends_the_training_and_says_why(self, make_trainer, tmp_path):
+        models = tmp_path / "runs/default/models"
+
+        def break_the_disk(trainer, epoch):
+            if epoch == 2:
+                models.rename(tmp_path / "moved")
+                models.write_text("no folder")
+
+        trainer = make_trainer(hooks={"before_epoch_start": break_the_disk}, max_epochs=9)
+        with pytest.raises(StorageError, match=r"cannot .*models"):
+            trainer.train()
+        assert trainer.progress.epoch <= 3
 
     def test_under_a_name_of_ones_own(self, make_trainer, tmp_path):
         hooks = {"before_epoch_start": lambda trainer, epoch: epoch == 2 and trainer.persist("before-surgery")}

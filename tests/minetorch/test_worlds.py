@@ -63,6 +63,11 @@ def test_an_error_of_rank_0_reaches_the_others(ranks):
     assert "StorageError: the disk is full" in ranks[1]["error"][1]
 
 
+def test_a_save_that_fails_beside_the_training_reaches_every_rank(ranks):
+    assert [found["failed save"][0] for found in ranks] == ["StorageError", "RemoteError"]
+    assert all("models" in found["failed save"][1] for found in ranks)
+
+
 def test_one_rank_stops_all_at_the_same_step_and_the_run_goes_on_from_there(ranks):
     epoch, iteration = ranks[0]["stopped at"]
     assert epoch == 1

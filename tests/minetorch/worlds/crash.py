@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -21,7 +22,15 @@ def loss_func(trainer, data):
 def die_once(trainer, index):
     first_attempt = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if KILL and first_attempt and (trainer.rank, trainer.current_epoch, index) == (1, 2, 4):
+        wait_for_checkpoint_of(trainer.progress.step - 1)
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_checkpoint_of(step):
+    deadline = time.monotonic() + 60
+    while not list((OUT / "runs/default/models").glob(f"g*-s{step:09d}-*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 torch.manual_seed(0)

@@ -133,6 +133,21 @@ def an_error_of_rank_0_is_everyones():
         FOUND["error"] = [type(error).__name__, str(error)]
 
 
+def a_save_that_fails_is_everyones():
+    models = OUT / "runs/failing/models"
+
+    def break_the_disk(trainer):
+        if trainer.is_main and trainer.current_epoch == 2:
+            models.rename(OUT / "moved")
+            models.write_text("no folder")
+        trainer.world.barrier()
+
+    try:
+        make("failing", hooks={"before_epoch_start": break_the_disk}, max_epochs=9).train()
+    except (StorageError, RemoteError) as error:
+        FOUND["failed save"] = [type(error).__name__, str(error)]
+
+
 def one_rank_stops_all():
     def stop(trainer, index):
         if trainer.rank == 1 and trainer.current_epoch == 1 and index == 1:
@@ -177,6 +192,7 @@ reductions()
 collectives_where_only_one_rank_runs_are_refused()
 an_uneven_validation_of_a_model_with_buffers_ends()
 an_error_of_rank_0_is_everyones()
+a_save_that_fails_is_everyones()
 one_rank_stops_all()
 accumulating_exchanges_gradients_at_the_step_only()
 parameters_that_the_loss_does_not_use_are_named()

@@ -114,11 +114,9 @@ def interrupted(slurm, folder, jobs):
         if name not in ("array", "deadline"):
             slurm.finish(job)
     started = {
-        "preempted": slurm.submit(
-            SCRIPTS / "preemptible.sh", "--nodes=2", args=("trains.py", folder / "preempted"), cwd=folder
-        ),
+        "preempted": slurm.submit(THREE_LINES.format("trains.py preempted"), cwd=folder),
         "alone": slurm.submit("#!/bin/bash\nsrun minetorch-launch trains.py alone", cwd=folder),
-        "told": slurm.submit("#!/bin/bash\nminetorch-launch trains.py told", cwd=folder),
+        "told": slurm.submit(SCRIPTS / "preemptible.sh", args=("trains.py", folder / "told"), cwd=folder),
         "requeued": slurm.submit("#!/bin/bash\nminetorch-launch trains.py requeued", cwd=folder),
     }
     for name in started:

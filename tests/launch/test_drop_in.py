@@ -14,7 +14,12 @@ ELASTIC = re.compile(r"^(TORCHELASTIC|MASTER|GROUP|ROLE)_|RANK$|WORLD_SIZE$")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 OURS = (sys.executable, "-m", "minetorch_launch", "--device", "cpu", "--nproc")
 
+# Each script waits a moment at its end: an interpreter that ends within milliseconds of its last collective is aborted
+# by gloo's thread in one case of fifteen, which torchrun reports as a failure.
+
 DDP = """
+    import time
+
     import torch
     import torch.distributed as dist
     from torch.distributed.elastic.multiprocessing.errors import record
@@ -41,6 +46,7 @@ DDP = """
                 if dist.get_rank() == 0:
                     print("loss", repr(loss.item()))
         dist.destroy_process_group()
+        time.sleep(0.2)
 
 
     if __name__ == "__main__":
@@ -48,6 +54,8 @@ DDP = """
 """
 
 ACCELERATE = """
+    import time
+
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
@@ -68,9 +76,12 @@ ACCELERATE = """
             optimizer.step()
             accelerator.print("loss", repr(accelerator.reduce(loss.detach(), "mean").item()))
     accelerator.end_training()
+    time.sleep(0.2)
 """
 
 LIGHTNING = """
+    import time
+
     import lightning
     import torch
     from torch.utils.data import DataLoader, TensorDataset
@@ -101,6 +112,7 @@ LIGHTNING = """
         )
         trainer.fit(Module(), DataLoader(data, batch_size=8, shuffle=True))
         assert trainer.world_size == 2
+        time.sleep(0.2)
 """
 
 ENVIRONMENT = """

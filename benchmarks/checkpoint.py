@@ -274,6 +274,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", module="torch.distributed")
     logging.disable()
+    if arguments.directory is not None:
+        Path(arguments.directory).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="minetorch-benchmark-", dir=arguments.directory))
     url = f"{arguments.s3.rstrip('/')}/{uuid.uuid4().hex}" if arguments.s3 else None
     times = Times()

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
+from minetorch.checkpoint.seekable import SeekableReader
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
 
 # The ways in which torch's restricted reader says that a file wants to call or make something.
 _CODE = re.compile(
@@ -78,30 +74,12 @@ def _undecodable(err: Exception, origin: str) -> Exception:
     return CheckpointCorruptError(f"{origin} cannot be read as a checkpoint: {reason}")
 
 
-class _MemoryFile(io.RawIOBase):
+class _MemoryFile(SeekableReader):
     """Reads from bytes in memory without copying them first, as BytesIO does with all but `bytes`."""
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = memoryview(data).cast("B")
-        self._at = 0
+        super().__init__(len(self._data))
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data)}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Buffer) -> int:
-        target = memoryview(buffer).cast("B")
-        chunk = self._data[self._at : self._at + len(target)]
-        target[: len(chunk)] = chunk
-        self._at += len(chunk)
-        return len(chunk)
+    def _read_at(self, start: int, length: int) -> memoryview:
+        return self._data[start : start + length]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from minetorch.checkpoint.digest import Digest
+from minetorch.checkpoint.seekable import SeekableReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from typing_extensions import Buffer
 
     from minetorch.checkpoint.store import Store
 
@@ -56,43 +53,20 @@ def digest_file(store: Store, name: str) -> Digest:
     return digest
 
 
-class SeekableFile(io.RawIOBase):
+class SeekableFile(SeekableReader):
     """A file of a store, of which only the pages that are asked for are fetched."""
 
     def __init__(self, store: Store, name: str) -> None:
         """Raises FileNotFoundError if there is none."""
+        super().__init__(store.size(name))
         self._store = store
         self._name = name
-        self._size = store.size(name)
-        self._at = 0
         self._pages: dict[int, bytes] = {}
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """The position in bytes."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position."""
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Buffer) -> int:
-        """Read up to the end of a page."""
-        target = memoryview(buffer).cast("B")
-        number, offset = divmod(self._at, _PAGE)
-        page = self._page(number)[offset : offset + len(target)]
-        target[: len(page)] = page
-        self._at += len(page)
-        return len(page)
+    def _read_at(self, start: int, length: int) -> bytes:
+        """Up to the end of a page."""
+        number, offset = divmod(start, _PAGE)
+        return self._page(number)[offset : offset + length]
 
     def _page(self, number: int) -> bytes:
         if number not in self._pages:

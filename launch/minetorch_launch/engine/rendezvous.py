@@ -82,7 +82,6 @@ class Rendezvous(RendezvousHandler):
         self.regroup = False
         self.failures = self.attempt = 0
         self._launch = uuid4().hex[:12]
-        self._rounds = 0
         self._began = self._said = self._looked = time.monotonic()
         self._called_for: set[Any] = set()
         self._here: list[str] = []
@@ -127,7 +126,6 @@ class Rendezvous(RendezvousHandler):
             ) from None
         finally:
             self._is_meeting = False
-        self._rounds += 1
         self._inner._settings.timeout._last_call = timedelta(seconds=_LATER_LAST_CALL_SECONDS)
         store = PrefixStore("minetorch", info.store)
         rank, members = self._introduce(store, info.rank, info.world_size)
@@ -259,7 +257,6 @@ class Rendezvous(RendezvousHandler):
                 break
             except JoinError:
                 continue  # gone as well, or it still sees the keeper that we have lost
-        self._rounds = 0
         self._called_for.clear()
         self._inner, self._holder = self._make_inner()
 
@@ -276,7 +273,7 @@ class Rendezvous(RendezvousHandler):
             most,
             dynamic.RendezvousTimeout(
                 join=timedelta(seconds=self.plan.join_timeout),
-                last_call=timedelta(seconds=_FIRST_LAST_CALL_SECONDS if not self._rounds else _LATER_LAST_CALL_SECONDS),
+                last_call=timedelta(seconds=_FIRST_LAST_CALL_SECONDS),
                 close=timedelta(seconds=5),
             ),
             # By wall clocks of different machines, so with much room; the council looks closer.

@@ -119,7 +119,7 @@ class Workers:
         if self._rendezvous.regroup:
             return None
         if self.noticed_at is None:
-            self._look_for_hangs()
+            self._look_around()
         if self.noticed_at is None:
             alive = [process.sentinel for process in self._processes if process.exitcode is None]
             connection.wait([*alive, self._channel.wakeup], _POLL_SECONDS)
@@ -212,8 +212,9 @@ class Workers:
             return
         self._regrouping_since = time.monotonic()
         self._say(f"minetorch-launch: {because}: the workers save, and all start anew")
-        for local in range(len(self._processes)):
-            if self.ranks[local] in self.heartbeats():
+        hearts = self.heartbeats()
+        for local, rank in enumerate(self.ranks):
+            if rank in hearts:
                 self._tell_one(local, signal.SIGUSR2, notice=True)
 
     def _wait_for_regroup(self) -> None:
@@ -291,14 +292,21 @@ class Workers:
         if self.noticed_at is None:
             self.noticed_at = time.monotonic()
 
-    def _look_for_hangs(self) -> None:
+    def _look_around(self) -> None:
+        """What need not be looked at each time."""
         now = time.monotonic()
-        if now - self._looked_at < _LOOK_SECONDS:
-            return
-        self._looked_at = now
+        if now - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = now
+            self._tell_the_late()
+            self._look_for_hangs(now)
+
+    def _tell_the_late(self) -> None:
+        """Workers that took a notice not yet when it came may take it by now."""
         for signum, late in list(self._to_be_told.items()):
             if late and (told := self._tell_of(signum, late)):
                 self._say(f"minetorch-launch: told {_ranks_text(told)} of {signal.Signals(signum).name}")
+
+    def _look_for_hangs(self, now: float) -> None:
         hearts = self.heartbeats()
         others = {-1 - node: Heartbeat(**status) for node, status in self._council.statuses.items() if status}
         stall = self._watch.look({**hearts, **others}, now)

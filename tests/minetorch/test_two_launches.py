@@ -1,5 +1,6 @@
 """One run, started twice, in processes of their own."""
 
+import os
 import re
 import signal
 import subprocess
@@ -30,6 +31,12 @@ def step(process):
     line = process.stdout.readline()
     assert line.startswith("step "), (line, process.stderr.read())
     return int(line.removeprefix("step "))
+
+
+def freeze(process):
+    """Stops every thread of it: one that is inside a system call finishes that first."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
 
 
 def log_of(place):
@@ -73,11 +80,11 @@ def test_the_second_waits_until_the_first_ends(first, tmp_path):
 
 
 def test_a_frozen_writer_comes_back_and_touches_nothing(first, tmp_path):
-    first.send_signal(signal.SIGSTOP)
+    freeze(first)
     with started(tmp_path, "replace") as second:
         for _ in range(6):
             step(second)
-        second.send_signal(signal.SIGSTOP)
+        freeze(second)
         before = (Catalogue.read(models(tmp_path)), log_of(tmp_path))
         first.send_signal(signal.SIGCONT)
         _, errors = first.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""The example and the original project's own use of the Trainer, as commands."""
+"""The examples and the original project's own use of the Trainer, as commands."""
 
 import re
 import signal
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import minetorch
 
 ROOT = Path(__file__).parents[1]
 WAYS = {
@@ -38,6 +41,49 @@ def test_the_losses_are_the_same_on_any_number_of_workers(losses, way):
     assert len(losses["python"]) == 2
     for alone, together in zip(losses["python"], losses[way], strict=True):
         assert together == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.fixture
+def example(tmp_path, run_command, tools):
+    """Runs an example in one way, and returns what its run logged."""
+
+    def run(way, name, *arguments, code):
+        command = [*WAYS[way], ROOT / "examples" / name, *arguments]
+        run_command(*command, cwd=tmp_path, env=tools | {"MINETORCH_DEVICE": "cpu"})
+        return (tmp_path / "alchemistic_directory" / code / "log.txt").read_text()
+
+    return run
+
+
+def test_two_plans_of_mnist(example, tmp_path):
+    for code, loss in [("plan-a", "cross-entropy"), ("plan-b", "squared-error")]:
+        log = example(
+            "python", "mnist.py", "--data", "digits", "--epochs", "1", "--code", code, "--loss", loss, code=code
+        )
+        assert re.search(r"Epoch 1/1: train_loss \S+, val_loss \S+, accuracy", log)
+        assert (tmp_path / "alchemistic_directory" / code / "graph/accuracy.png").exists()
+
+
+def test_the_language_model_learns_and_writes_on(example):
+    short = ["charlm.py", "--letters", "40000", "--length", "32"]
+    first = example("python", *short, "--epochs", "1", code="charlm")
+    log = example("launch 2", *short, "--epochs", "2", code="charlm")
+    assert log.startswith(first)
+    bits = [float(figure) for figure in re.findall(r"(\S+) bits a letter: The ", log)]
+    assert len(bits) == 2
+    assert bits[1] < bits[0] < 7
+
+
+def test_the_fine_tuning_changes_the_head_alone(example, tmp_path):
+    log = example("launch 2", "finetune.py", "--epochs", "4", code="finetune/new-head")
+    accuracy = [float(figure) for figure in re.findall(r"accuracy (\S+)", log)]
+    assert accuracy[-1] > 0.6
+    base, tuned = (
+        minetorch.load(tmp_path / "alchemistic_directory/finetune" / code, name)["state_dict"]
+        for code, name in [("base", "best"), ("new-head", "latest")]
+    )
+    for name, tensor in base.items():
+        assert torch.equal(tensor, tuned[name]) == name.startswith("features."), name
 
 
 def test_the_originals_use_of_the_trainer(tmp_path, tools):

@@ -1,0 +1,45 @@
+# Minetorch and its examples, without build tools, run by a user without rights.
+#
+#   docker build -t minetorch .
+#   docker build -t minetorch:cuda \
+#       --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 \
+#       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
+#   docker run --rm -v "$PWD:/work" --shm-size 1g minetorch minetorch-launch --nproc 2 train.py
+
+ARG BASE=debian:12-slim
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS python
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM python AS build
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/minetorch
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /source
+COPY constraints.txt ./
+# First, and from its own index: this layer is by far the largest, and stays as it is while Minetorch changes.
+RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
+    && /opt/minetorch/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch==${version}"
+COPY pyproject.toml README.md LICENSE ./
+COPY minetorch ./minetorch
+COPY launch ./launch
+RUN sed '/^torch==/d' constraints.txt > /tmp/constraints.txt \
+    && /opt/minetorch/bin/pip install --no-cache-dir --constraint /tmp/constraints.txt ".[s3,safetensors,examples]"
+
+FROM python
+COPY --from=build /opt/minetorch /opt/minetorch
+COPY examples /examples
+RUN useradd --create-home --uid 10001 miner && mkdir /work && chown miner:miner /work
+ENV PATH=/opt/minetorch/bin:$PATH \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    PYTHONUNBUFFERED=1
+USER 10001
+WORKDIR /work
+CMD ["minetorch-launch", "--help"]

@@ -4,7 +4,7 @@
 #   docker build -t minetorch:cuda \
 #       --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04 \
 #       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
-#   docker run --rm -v "$PWD:/work" --shm-size 1g minetorch minetorch-launch --nproc 2 train.py
+#   docker run --rm --init -v "$PWD:/work" --shm-size 1g minetorch minetorch-launch --nproc 2 train.py
 
 ARG BASE=debian:12-slim
 

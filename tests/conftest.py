@@ -16,7 +16,7 @@ def run_command():
     """Runs a command to its end and returns its output; whatever happens, it and its children are gone after."""
 
     def run(*command, expect=0, timeout=150, **options):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -24,13 +24,12 @@ def run_command():
             text=True,
             start_new_session=True,
             **options,
-        )
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=timeout)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode == expect, output
         return output
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from minetorch import arguments
+from minetorch.agreement import NOTHING, Request
 from minetorch.backend import Backend, placement
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import FencedStore
@@ -34,7 +35,7 @@ from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
 from minetorch.randomness import generator_states, restore_generators, seed_generators
-from minetorch.requests import NOTHING, Request, Requests
+from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
@@ -294,6 +295,7 @@ class Trainer(TrainerState):
         self._in_loop = True
         with NOTICES.noted():
             try:
+                self._requests.connect()
                 self._train_epochs()
                 self._hear(wait=True)
                 noticed = not self._at_end() and self._is_noticed()
@@ -454,10 +456,9 @@ class Trainer(TrainerState):
 
     @torch.no_grad()
     def _validate(self) -> tuple[float | None, bool]:
-        """The world's mean validation loss (None where there is not one sample), and whether a notice cut it short.
+        """The world's mean validation loss (None where there is not one sample), and whether a stop cut it short.
 
-        A notice to one rank shortens that rank's part; only at the end, where they meet, do the others know. What
-        is saved then is the state before the validation, which the run does anew when it goes on.
+        What is saved then is the state before the validation, which the run does anew when it goes on.
         """
         assert self.val_dataloader is not None
         self._heartbeat.enter(Phase.VALIDATING)
@@ -466,7 +467,7 @@ class Trainer(TrainerState):
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
         loss_sum, samples, cut_short, generators = self._zero(), 0, False, generator_states()
         for index, batch in enumerate(batches):
-            if NOTICES.signum:
+            if self._requests.stop_is_wanted:
                 cut_short = True
                 break
             if self._hooks.any_at("before_val_iteration_start"):
@@ -582,6 +583,7 @@ class Trainer(TrainerState):
 
     def close(self) -> None:
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
+        self._requests.close()
         if self._progress_bar is not None:
             self._progress_bar.close()
         self._persistence.close()

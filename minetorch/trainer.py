@@ -24,6 +24,7 @@ from minetorch.data.order import derive_seed
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.errors import ConfigurationError, StoppedEarly
 from minetorch.heartbeat import Heartbeat, Phase
+from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
 from minetorch.log import LOGGING_FORMAT, RunLog
 from minetorch.notices import NOTICES, describe
@@ -221,6 +222,7 @@ class Trainer(TrainerState):
         self._share_out(train_dataloader, val_dataloader)
         self._persistence = Persistence(self, checkpointer, *states, before_commit=self._log.flush)
         self._in_loop = False
+        self._ended: Ended | None = None
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
@@ -292,7 +294,7 @@ class Trainer(TrainerState):
         Raises:
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
         """
-        self._in_loop = True
+        self._in_loop, self._ended = True, "failed"
         with NOTICES.noted():
             try:
                 self._requests.connect()
@@ -301,6 +303,10 @@ class Trainer(TrainerState):
                 noticed = not self._at_end() and self._is_noticed()
                 self._hooks.call("before_quit")
                 self._hear(wait=True)
+                self._ended = "finished" if self._at_end() else "stopped early"
+            except KeyboardInterrupt:
+                self._ended = "interrupted"
+                raise
             finally:
                 self._in_loop = False
                 self.close()
@@ -317,6 +323,11 @@ class Trainer(TrainerState):
             self._hooks.call("before_epoch_start", epoch=self.current_epoch)
             if not self._run_epoch():
                 break
+
+    @property
+    def history(self) -> History:
+        """The run's starts up to this one: `trainer.history.starts`."""
+        return self._persistence.history
 
     def _is_noticed(self) -> bool:
         """Whether a signal has asked any rank to make way: then the log says so, and it counts as obeyed.
@@ -589,4 +600,4 @@ class Trainer(TrainerState):
         self._persistence.close()
         self.drawer.close()
         self._log.close()
-        self._persistence.release()
+        self._persistence.release(self._ended)

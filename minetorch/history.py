@@ -1,4 +1,4 @@
-"""The starts of a run, as plain data: when and where each was, from what it went on, and how the one before had ended."""
+"""The starts of a run as plain data: when and where, from what it went on, and how the one before had ended."""
 
 from __future__ import annotations
 

@@ -168,6 +168,13 @@ class Engine:
             if not self._restart.uses_trainer:
                 self._say_cost(None)
 
+    def word_of_failure(self) -> dict[str, str]:
+        """What a Trainer cannot know of the attempt before it: variables for its workers."""
+        if self._restart is None or self._restart.reached is None:
+            return {}
+        failed_at = time.time() - (time.monotonic() - self._restart.failed_at)
+        return {"MINETORCH_LAST_STEP": str(self._restart.reached), "MINETORCH_LAST_TIME": f"{failed_at:.3f}"}
+
     def look_at_first_step(self, workers: Workers) -> None:
         """Say what a restart has cost, once all of its workers have made a step."""
         if self._restart is None:

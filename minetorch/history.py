@@ -66,3 +66,11 @@ class History:
     def load_state_dict(self, states: Iterable[Mapping[str, Any]]) -> None:
         """Take over what `state_dict` returned."""
         self.starts = tuple(filter(None, map(Start.from_dict, states)))
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `4.2 s`, `12 min`, `5.0 h`, `3.0 d`."""
+    for limit, unit, name in ((100.0, 1.0, "s"), (6000.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{0 if name == 'min' else 1}f} {name}"
+    return f"{seconds / 86_400:.1f} d"

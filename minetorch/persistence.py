@@ -258,45 +258,50 @@ class Persistence:
         if path is not None:
             payload = world.broadcast_bytes(found.payload if found is not None else None)
             self._load(found.state if found is not None else decode(payload, path), path)
-        elif resume is True:
-            self._trainer.logger.info("No checkpoint found: training from scratch.")
-        starts = world.on_main(lambda: self._begin(path, found, self._monotonic() - began))
-        self.history.add(starts)
+        self.history.add(world.on_main(lambda: self._begin(found, resume, self._monotonic() - began)))
 
-    def _begin(self, path: str | None, found: Checkpoint | None, load_s: float) -> list[Start]:
-        """Write down this start, and say what it has cost. Returns it, and those since the checkpoint before it."""
+    def _begin(self, found: Checkpoint | None, resume: bool | str | int, load_s: float) -> list[Start]:
+        """Write down this start, and say what it has cost. Returns it, and those that the checkpoint does not know."""
         assert self._checkpointer is not None
         progress, fence, now = self._trainer.progress, self._checkpointer.fence, self._clock()
-        manifest = found.manifest if found is not None else None
-        is_own = manifest is not None and path == self._checkpointer.path_of(manifest)
-        claims = fence.earlier(manifest.generation if is_own and manifest is not None else 1)
+        manifest, path = (found.manifest, found.path) if found is not None else (None, None)
+        from_elsewhere = path is not None and (manifest is None or path != self._checkpointer.path_of(manifest))
+        claims = fence.earlier(manifest.generation if manifest is not None and not from_elsewhere else 1)
         past = look_back(claims, self._checkpointer.manifests, os.environ)
+        is_sequel = resume is not False and not from_elsewhere
         start = Start(
             time=now,
             host=socket.gethostname(),
             world_size=self._trainer.world_size,
             generation=fence.generation,
-            checkpoint=manifest.payload if is_own and manifest is not None else path,
+            checkpoint=manifest.payload if manifest is not None and not from_elsewhere else path,
             epoch=progress.epoch,
             step=progress.step,
-            steps_lost=past.steps_lost(progress.step) if is_own or path is None else None,
+            steps_lost=past.steps_lost(progress.step) if is_sequel else None,
             down_s=None if past.seen is None else max(0.0, now - past.seen),
             load_s=load_s,
             ended=past.ended,
         )
-        if path is not None:
-            where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
-            cost = describe(start, past) if is_own else f"loaded in {load_s:.2f} s"
-            self._trainer.logger.info(
-                "Resumed from %s: epoch %d%s, step %d; %s.", path, progress.epoch, where, progress.step, cost
-            )
+        self._say(start, found, describe(start, past) if is_sequel else f"loaded in {load_s:.2f} s", resume)
         try:
             fence.begin(asdict(start), lambda: progress.step)
         except StorageError as error:
             self._trainer.logger.warning("This start of the run could not be written down: %s", error)
-        known = max((known.generation for known in self.history.starts), default=0) if is_own else 0
+        if from_elsewhere:
+            return [start]
+        known = max((known.generation for known in self.history.starts), default=0)
         between = (Start.from_dict(claim.start or {}) for claim in claims if claim.generation > known)
-        return [*filter(None, between if is_own or path is None else ()), start]
+        return [*filter(None, between), start]
+
+    def _say(self, start: Start, found: Checkpoint | None, cost: str, resume: bool | str | int) -> None:
+        progress, logger = self._trainer.progress, self._trainer.logger
+        if found is not None:
+            where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
+            logger.info("Resumed from %s: epoch %d%s, step %d; %s.", found.path, start.epoch, where, start.step, cost)
+        elif resume is True:
+            logger.info(
+                "No checkpoint found: training from scratch%s.", f"; {cost}" if start.steps_lost or start.ended else ""
+            )
 
     def _load(self, state: dict[str, Any], path: str) -> None:
         trainer = self._trainer

@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 from minetorch.checkpoint.claim import Claim
 from minetorch.checkpoint.manifest import Manifest
-from minetorch.history import Ended, Start
+from minetorch.history import Ended, Start, duration
 
 STEP_VARIABLE = "MINETORCH_LAST_STEP"
 """How far the attempt before this one had come, as the launcher saw it."""
@@ -63,21 +63,17 @@ def look_back(claims: Sequence[Claim], manifests: Sequence[Manifest], environ: M
 
 def describe(start: Start, past: Past) -> str:
     """What it has cost, in words for the end of a line."""
-    parts = [f"{_lost(start, past)}, no sample repeated or left out"]
+    parts = [_lost(start, past)]
+    if start.checkpoint is not None:
+        # The position in the data is that of the weights: whatever came after both is done anew.
+        parts.append("no sample repeated or left out")
     if past.ended is not None:
         parts.append(f"the start before {_PAST[past.ended]}")
     if start.down_s is not None:
         parts.append(f"down for {duration(start.down_s)}")
-    parts.append(f"loaded in {start.load_s:.2f} s")
+    if start.checkpoint is not None:
+        parts.append(f"loaded in {start.load_s:.2f} s")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `4.2 s`, `12 min`, `5.0 h`, `3.0 d`."""
-    for limit, unit, name in ((100.0, 1.0, "s"), (6000.0, 60.0, "min"), (172_800.0, 3600.0, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.{0 if name == 'min' else 1}f} {name}"
-    return f"{seconds / 86_400:.1f} d"
 
 
 _PAST: dict[Ended, str] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from functools import partial
 from itertools import islice, repeat
@@ -21,6 +21,7 @@ from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import FencedStore
 from minetorch.data import Batch, Epoch, mark_last, share_out
 from minetorch.data.order import derive_seed
+from minetorch.deadline import JobEnd
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.errors import ConfigurationError, StoppedEarly
 from minetorch.heartbeat import Heartbeat, Phase
@@ -201,7 +202,8 @@ class Trainer(TrainerState):
         self.metrics = {}
         self.lowest_train_loss = self.lowest_val_loss = float("inf")
         self.world = World.from_environ(os.environ)
-        self._requests = Requests(self.world, must_stop=lambda: NOTICES.signum != 0)
+        self._job_end = JobEnd.from_environ(os.environ)
+        self._requests = Requests(self.world, must_stop=self._must_stop)
         self._loss_sum = self._zero()
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
@@ -289,7 +291,7 @@ class Trainer(TrainerState):
         """Train until `max_epochs`, or until stopped. Every rank calls it.
 
         A SIGTERM or SIGUSR2 to any rank's process is taken for a notice, unless the script handles it itself: all
-        ranks save at the same step and stop.
+        ranks save at the same step and stop. So they do before the end of a SLURM job, where its time is known.
 
         Raises:
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
@@ -300,7 +302,7 @@ class Trainer(TrainerState):
                 self._requests.connect()
                 self._train_epochs()
                 self._hear(wait=True)
-                noticed = not self._at_end() and self._is_noticed()
+                noticed = not self._at_end() and self._is_noticed(is_time_up=self.is_main and self._job_end.is_near)
                 self._hooks.call("before_quit")
                 self._hear(wait=True)
                 self._ended = "finished" if self._at_end() else "stopped early"
@@ -329,17 +331,20 @@ class Trainer(TrainerState):
         """The run's starts up to this one: `trainer.history.starts`."""
         return self._persistence.history
 
-    def _is_noticed(self) -> bool:
-        """Whether a signal has asked any rank to make way: then the log says so, and it counts as obeyed.
+    def _must_stop(self) -> bool:
+        return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)
+
+    def _is_noticed(self, *, is_time_up: bool = False) -> bool:
+        """Whether a signal, or its time, asks any rank to make way: then the log says so, and it counts as obeyed.
 
         Every rank calls it.
         """
-        signals = self.world.gather(NOTICES.signum)
-        if not any(signals):
+        signals, times = zip(*self.world.gather((NOTICES.signum, is_time_up)), strict=True)
+        if not any((*signals, *times)):
             return False
         self.logger.info(
             "%s: stopped early, with all work saved up to step %d. Run the same command again to go on.",
-            describe(signals),
+            describe(signals) or "The job's time is nearly up",
             self.progress.step,
         )
         NOTICES.answered()
@@ -594,10 +599,14 @@ class Trainer(TrainerState):
 
     def close(self) -> None:
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
-        self._requests.close()
+        # A launcher takes one that trains and does not move for stuck, when another rank is gone.
+        before = self._heartbeat.enter(Phase.SAVING)
+        steps: list[Callable[[], object]] = [self._requests.close]
         if self._progress_bar is not None:
-            self._progress_bar.close()
-        self._persistence.close()
-        self.drawer.close()
-        self._log.close()
-        self._persistence.release(self._ended)
+            steps.append(self._progress_bar.close)
+        steps += [self._persistence.close, self.drawer.close, self._log.close]
+        with ExitStack() as stack:
+            stack.callback(self._persistence.release, self._ended)
+            for step in reversed(steps):
+                stack.callback(step)
+        self._heartbeat.enter(before)

@@ -1,6 +1,6 @@
 """Trains with a storage that grows slow, or with a rank that crashes while all agree on saves. Arguments: place, how.
 
-How: the seconds that a payload takes from step 4 on (0: it is fast, and the run ends at once), "raises" or "exits".
+How: the seconds that each payload takes after the first one, "raises" or "exits".
 """
 
 import os
@@ -21,13 +21,16 @@ write_payload, write = checkpointers.write_payload, writer._DigestingFile.write
 
 
 def slowly(store, name, state):
-    if state["progress"]["step"] == 3:
-        return write_payload(store, name, state)
-    writer._DigestingFile.write = lambda file, data: (write(file, data), time.sleep(float(HOW)))[0]
-    try:
-        return write_payload(store, name, state)
-    finally:
-        writer._DigestingFile.write = write
+    """Slow amid the payload."""
+    waits = [] if state["progress"]["step"] == 3 else [float(HOW)]
+
+    def write_slowly(file, data):
+        while waits:
+            time.sleep(waits.pop())
+        return write(file, data)
+
+    writer._DigestingFile.write = write_slowly
+    return write_payload(store, name, state)
 
 
 def say(trainer):
@@ -51,11 +54,9 @@ def loss_func(trainer, data):
     return nn.functional.mse_loss(trainer.model(data[0]), data[1])
 
 
-hooks = {"after_train_iteration_end": crash}
-if HOW.isdecimal():
-    hooks = {"after_train_iteration_end": pause, "after_checkpoint_persisted": say}
-    if int(HOW):
-        checkpointers.write_payload = slowly
+stores = HOW.isdecimal()
+if stores:
+    checkpointers.write_payload = slowly
 torch.manual_seed(0)
 inputs = torch.randn(8000, 3)
 model = nn.Linear(3, 1)
@@ -65,15 +66,14 @@ trainer = Trainer(
     torch.optim.SGD(model.parameters(), lr=1e-2),
     DataLoader(TensorDataset(inputs, inputs.sum(dim=1, keepdim=True)), batch_size=4, shuffle=True),
     loss_func,
-    hooks=hooks,
+    hooks={"after_train_iteration_end": pause, "after_checkpoint_persisted": say}
+    if stores
+    else {"after_train_iteration_end": crash},
     drawer=None,
     max_epochs=1,
-    max_time=1 if HOW == "0" else None,
     persist_stride=None,
-    persist_steps=3 if HOW.isdecimal() and int(HOW) > 100 else 1000,
+    persist_steps=3 if stores else None,
 )
-if HOW == "1":
-    trainer.persist_first = True
 try:
     trainer.train()
 except Exception:

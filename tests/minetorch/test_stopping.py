@@ -75,7 +75,7 @@ def test_hooks_stop_all_from_any_rank_also_main_only_ones(stops):
 def test_whatever_takes_long_is_cut_short_or_waited_for_and_the_notice_is_not_lost(stops):
     found = stops[0][0]
     assert found["long validation"]["code"] == 75
-    assert found["long validation"]["seconds"] < 8  # 200 iterations would take 10 s
+    assert found["long validation"]["seconds"] < 15  # 600 iterations would take 30 s
     assert found["long validation"]["complete"] is False
     assert (found["long hook"]["code"], found["long hook"]["at"][:2]) == (75, [1, 6])
     assert found["first batch"]["code"] == 75
@@ -86,7 +86,7 @@ def test_deadlines(stops):
     ranks, runs = stops
     timed, ended = ranks[0]["max_time in validation"], ranks[0]["end of the job"]
     assert (timed["code"], timed["complete"]) == (0, False)
-    assert timed["seconds"] < 8
+    assert timed["seconds"] < 15
     assert ended["code"] == 75
     assert ended["at"] in ([1, 1, 1], [1, 2, 2])
     log = (runs / "end of the job/log.txt").read_text()
@@ -181,4 +181,5 @@ def test_a_rank_that_crashes_amid_a_round_exits_at_once_and_so_do_the_others(too
     finally:
         end(process)
     crashed = float((tmp_path / "crashed").read_text())
-    assert float((tmp_path / "ended").read_text()) - crashed < 3, output
+    # By itself: rank 0 was not killed.
+    assert float((tmp_path / "ended").read_text()) - crashed < 10, output

@@ -127,7 +127,7 @@ def a_notice_during_a_long_validation_of_the_others_shortens_theirs():
         time.sleep(0 if trainer.rank == 1 else 0.05)
 
     hooks = {"before_val_iteration_start": once(1, term, index=0), "after_val_iteration_end": linger}
-    run("long validation", val=600, hooks=hooks)
+    run("long validation", val=1800, hooks=hooks)
 
 
 def a_notice_during_a_long_hook_is_not_lost():
@@ -153,7 +153,7 @@ def a_notice_while_the_first_batch_is_awaited_is_not_lost():
 
 def deadlines():
     slow = {"after_val_iteration_end": lambda trainer: time.sleep(0.05)}
-    run("max_time in validation", max_time=0.5, val=600, hooks=slow)
+    run("max_time in validation", max_time=0.5, val=1800, hooks=slow)
     now = time.time()
     with environment(SLURM_JOB_START_TIME=str(int(now - 1000)), SLURM_JOB_END_TIME=str(int(now + 100))):
         run("end of the job")

@@ -10,7 +10,7 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -70,7 +70,7 @@ NOTICES = Notices()
 """This process's."""
 
 
-def describe(signals: list[int]) -> str:
+def describe(signals: Sequence[int]) -> str:
     """Each rank's signal (0: none) in words: "SIGTERM on ranks 0, 2"."""
     parts = []
     for signum in sorted({*signals} - {0}):

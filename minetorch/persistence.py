@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, decode
@@ -10,7 +14,9 @@ from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError, SupersededError
+from minetorch.history import Ended, History, Start
 from minetorch.randomness import generator_states, restore_generators, seed_generators
+from minetorch.receipt import describe, look_back
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
 
@@ -35,9 +41,15 @@ class Persistence:
         statable: Mapping[str, Stateful],
         plugins: Mapping[str, Stateful],
         before_commit: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.history = History()
+        """This start of the run, and those before it."""
         self._trainer = trainer
         self._checkpointer = checkpointer
+        self._clock = clock
+        self._monotonic = monotonic
         self._groups = {"statable": statable, "plugins": plugins}
         self._saver: Saver | None = None
         if checkpointer is not None:
@@ -162,11 +174,15 @@ class Persistence:
         except (StorageError, SupersededError) as error:
             self._trainer.logger.error("A checkpoint could not be saved: %s", error)
 
-    def release(self) -> None:
-        """Let the run go, so that the next start of it need not wait; nothing is written any more."""
+    def release(self, how: Ended | None = None) -> None:
+        """Let the run go, so that the next start of it need not wait; nothing is written any more.
+
+        Args:
+            how: the training has ended; None if there was none.
+        """
         if self._checkpointer is not None:
             try:
-                self._checkpointer.fence.release()
+                self._checkpointer.fence.release(how or "")
             except StorageError as error:
                 self._trainer.logger.warning("The run could not be marked as ended: %s", error)
 
@@ -197,6 +213,7 @@ class Persistence:
             "metrics": dict(trainer.metrics),
             "lowest_train_loss": trainer.lowest_train_loss,
             "lowest_val_loss": trainer.lowest_val_loss,
+            "history": self.history.state_dict(),
         }
 
     def claim(self) -> None:
@@ -228,7 +245,7 @@ class Persistence:
             CheckpointMismatchError: it is another model's.
             StorageError: the storage could not be listed or read.
         """
-        world = self._trainer.world
+        world, began = self._trainer.world, self._monotonic()
         found: Checkpoint | None = None
 
         def read() -> str | None:
@@ -238,12 +255,53 @@ class Persistence:
             return found.path if found is not None else None
 
         path = world.on_main(read)
-        if path is None:
-            if resume is True:
-                self._trainer.logger.info("No checkpoint found: training from scratch.")
-            return
-        payload = world.broadcast_bytes(found.payload if found is not None else None)
-        self._load(found.state if found is not None else decode(payload, path), path)
+        if path is not None:
+            payload = world.broadcast_bytes(found.payload if found is not None else None)
+            self._load(found.state if found is not None else decode(payload, path), path)
+        self.history.add(world.on_main(lambda: self._begin(found, resume, self._monotonic() - began)))
+
+    def _begin(self, found: Checkpoint | None, resume: bool | str | int, load_s: float) -> list[Start]:
+        """Write down this start, and say what it has cost. Returns it, and those that the checkpoint does not know."""
+        assert self._checkpointer is not None
+        progress, fence, now = self._trainer.progress, self._checkpointer.fence, self._clock()
+        manifest, path = (found.manifest, found.path) if found is not None else (None, None)
+        from_elsewhere = path is not None and (manifest is None or path != self._checkpointer.path_of(manifest))
+        claims = fence.earlier(manifest.generation if manifest is not None and not from_elsewhere else 1)
+        past = look_back(claims, self._checkpointer.manifests, os.environ)
+        is_sequel = resume is not False and not from_elsewhere
+        start = Start(
+            time=now,
+            host=socket.gethostname(),
+            world_size=self._trainer.world_size,
+            generation=fence.generation,
+            checkpoint=manifest.payload if manifest is not None and not from_elsewhere else path,
+            epoch=progress.epoch,
+            step=progress.step,
+            steps_lost=past.steps_lost(progress.step) if is_sequel else None,
+            down_s=None if past.seen is None else max(0.0, now - past.seen),
+            load_s=load_s,
+            ended=past.ended,
+        )
+        self._say(start, found, describe(start, past) if is_sequel else f"loaded in {load_s:.2f} s", resume)
+        try:
+            fence.begin(asdict(start), lambda: progress.step)
+        except StorageError as error:
+            self._trainer.logger.warning("This start of the run could not be written down: %s", error)
+        if from_elsewhere:
+            return [start]
+        known = max((known.generation for known in self.history.starts), default=0)
+        between = (Start.from_dict(claim.start or {}) for claim in claims if claim.generation > known)
+        return [*filter(None, between), start]
+
+    def _say(self, start: Start, found: Checkpoint | None, cost: str, resume: bool | str | int) -> None:
+        progress, logger = self._trainer.progress, self._trainer.logger
+        if found is not None:
+            where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
+            logger.info("Resumed from %s: epoch %d%s, step %d; %s.", found.path, start.epoch, where, start.step, cost)
+        elif resume is True:
+            logger.info(
+                "No checkpoint found: training from scratch%s.", f"; {cost}" if start.steps_lost or start.ended else ""
+            )
 
     def _load(self, state: dict[str, Any], path: str) -> None:
         trainer = self._trainer
@@ -262,9 +320,7 @@ class Persistence:
         for group, members in self._groups.items():
             self._load_group(group, members, state.get(group, {}))
         self._load_generators(state.get("random", []))
-        progress = trainer.progress
-        where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
-        trainer.logger.info("Resumed from %s: epoch %d%s, step %d.", path, progress.epoch, where, progress.step)
+        self.history.load_state_dict(state.get("history", []))
 
     def _load_group(self, group: str, members: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
         for name, member in members.items():

@@ -2,89 +2,199 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from minetorch.agreement import KINDS, NOTHING, Answer, Convener, Decision, Member, Request
+from minetorch.errors import CollectiveError
+from minetorch.lines import Lines, Words
 from minetorch.world import World
-
-Request = Literal["save", "stop_after_epoch", "save_and_stop", "hear"]
-"""`hear`: of a checkpoint that has become durable, or has not."""
-
-KINDS: tuple[Request, ...] = ("save", "stop_after_epoch", "save_and_stop", "hear")
-
-NOTHING: frozenset[Request] = frozenset()
-
-EXCHANGE_EVERY_S = 0.05
-"""Seconds from one exchange to the next; an exchange of two workers takes about 0.1 ms."""
 
 
 class Requests:
-    """Requests of any rank, known to every rank at the same step.
+    """Requests of any rank, granted on every rank after the same step.
 
-    Now and then, right after a step that has brought the ranks together anyway, they exchange what was asked.
-    How many steps pass before the next exchange is rank 0's to say, by its clock, and is part of the exchange.
-    A world of one has nothing to exchange and grants a request at once.
-
-    The exchange is not left to the background: a rank that fails while it is under way could not exit before
-    all the others have come to it, which they never do, waiting for that rank elsewhere.
+    A step costs a look at a number. Only when a rank has asked for something do threads of all ranks agree on the
+    step, as `agreement` tells; the training waits for them if it comes to its limit before, which takes them less than
+    a millisecond. A world of one has nothing to agree on and grants a request at once.
     """
 
-    def __init__(
-        self,
-        world: World,
-        must_stop: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        """Ask for nothing yet, but to save and stop whenever `must_stop` says so."""
+    def __init__(self, world: World, must_stop: Callable[[], bool] = lambda: False) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            world: all ranks.
+            must_stop: whether to ask all to save and stop; looked at after each step, so it must be quick.
+        """
         self._world = world
         self._must_stop = must_stop
-        self._clock = clock
-        self._asked: set[Request] = set()
-        self._interval = 1
-        self._steps = 0
-        self._exchanged_at = clock()
+        self._member = Member()
+        self._convener = Convener(world.size) if world.is_main else None
+        self._lines: Lines | None = None
+        self._changed = threading.Condition()
+        self._stop_is_wanted = False
+        self._lost: int | None = None
+
+    def connect(self) -> None:
+        """Be ready for `at_step`. Every rank calls it.
+
+        Raises:
+            CollectiveError: a rank cannot reach rank 0.
+        """
+        if self._world.size > 1 and self._lines is None:
+            self._lines = Lines.connect(self._world)
+            self._lines.listen(self._hear, self._lose)
+            with self._changed:
+                self._ask_again()
+
+    def close(self) -> None:
+        """Let go of the lines. Nothing is asked or granted any more."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def ask(self, request: Request) -> None:
-        """Ask all ranks for something, from any one of them."""
-        self._asked.add(request)
+        """Ask all ranks for something, from any one of them, in any thread."""
+        with self._changed:
+            if self._member.ask(request) and self._world.size > 1:
+                self._call_for_round(stop=request == "save_and_stop")
 
-    def at_step(self) -> frozenset[Request]:
-        """What all ranks agree on now, if this is a step to do so. Every rank calls it after every optimizer step."""
-        if self._world.size == 1:
-            return self._take()
-        self._steps += 1
-        return self._exchange() if self._steps >= self._interval else NOTHING
-
-    def now(self) -> frozenset[Request]:
-        """All that any rank has asked for up to now. Every rank calls it, and waits for the others."""
-        return self._take() if self._world.size == 1 else self._exchange()
-
-    def _take(self) -> frozenset[Request]:
+    @property
+    def stop_is_wanted(self) -> bool:
+        """Whether all will be asked to save and stop, as far as this rank knows."""
         if self._must_stop():
             self.ask("save_and_stop")
-        if not self._asked:
+        return self._stop_is_wanted or "save_and_stop" in self._member.asked
+
+    def at_step(self) -> frozenset[Request]:
+        """What all ranks do right after this step. Every rank calls it after every optimizer step.
+
+        Raises:
+            CollectiveError: a rank is gone, without which the others cannot go on.
+        """
+        if self._must_stop():
+            self.ask("save_and_stop")
+        if self._world.size == 1:
+            return self._take_all()
+        with self._changed:
+            if not self._member.stepped():
+                return NOTHING
+            self._wait_while(lambda: self._member.must_wait)
+            taken = self._member.take()
+            self._ask_again()
+            return taken
+
+    def now(self) -> frozenset[Request]:
+        """All that any rank has asked for up to now. Every rank calls it, and waits for the others.
+
+        Raises:
+            CollectiveError: a rank is gone, without which the others cannot go on.
+        """
+        if self._must_stop():
+            self.ask("save_and_stop")
+        if self._world.size == 1:
+            return self._take_all()
+        with self._changed:
+            round = 0
+            if self._convener is not None:
+                # Others may be waiting for its decision before they can come here.
+                self._wait_while(lambda: self._convener is not None and self._convener.is_open)
+                round = self._convener.round
+            asked = frozenset(self._member.asked)
+        message = torch.tensor([*(kind in asked for kind in KINDS), round], dtype=torch.int64)
+        dist.all_reduce(message, dist.ReduceOp.MAX)
+        *flags, round = message.tolist()
+        kinds = frozenset(kind for kind, flag in zip(KINDS, flags, strict=True) if flag)
+        with self._changed:
+            self._member.met(round, kinds)
+            self._ask_again()
+        return kinds
+
+    def _take_all(self) -> frozenset[Request]:
+        if not self._member.asked:
             return NOTHING
-        taken = frozenset(self._asked)
-        self._asked.clear()
+        with self._changed:
+            taken = frozenset(self._member.asked)
+            self._member.asked.clear()
         return taken
 
-    def _exchange(self) -> frozenset[Request]:
-        taken = self._take()
-        interval = self._next_interval() if self._world.is_main else 0
-        message = torch.tensor([*(kind in taken for kind in KINDS), interval], dtype=torch.int32)
-        dist.all_reduce(message, dist.ReduceOp.MAX)
-        *flags, self._interval = message.tolist()
-        self._steps = 0
-        return frozenset(kind for kind, flag in zip(KINDS, flags, strict=True) if flag)
+    def _wait_while(self, condition: Callable[[], bool]) -> None:
+        while condition():
+            if self._lost is not None:
+                # In the words by which a lost connection is told from its cause.
+                raise CollectiveError(f"Rank {self._lost} is gone: Connection closed by peer")
+            self._changed.wait()
 
-    def _next_interval(self) -> int:
-        """Steps that fit in `EXCHANGE_EVERY_S`, as the last ones went; at most ten times as many as before."""
-        now = self._clock()
-        seconds = max(now - self._exchanged_at, 1e-6)
-        self._exchanged_at = now
-        fitting = round(EXCHANGE_EVERY_S * self._steps / seconds)
-        return max(1, min(fitting, 10 * self._interval))
+    def _ask_again(self) -> None:
+        """For what was asked while a round was already open."""
+        if self._member.asked:
+            self._call_for_round(stop=False)
+
+    def _call_for_round(self, *, stop: bool) -> None:
+        if self._convener is not None:
+            self._convene(stop=stop)
+        elif self._lines is not None:
+            self._lines.tell(0, {"say": "convene", "stop": stop})
+
+    # What comes over the lines, on their thread.
+
+    def _hear(self, rank: int, words: Words) -> None:
+        with self._changed:
+            self._obey(rank, words)
+            self._changed.notify_all()
+
+    def _obey(self, rank: int, words: Words) -> None:
+        say = words["say"]
+        if say == "convene":
+            self._convene(stop=words["stop"])
+        elif say == "stop":
+            self._stop_is_wanted = True
+        elif say == "round":
+            self._tell(0, "answer", self._member.answer(words["round"]))
+        elif say == "answer":
+            self._take_answer(rank, Answer(**_kinds_from(words)))
+        elif say == "decision":
+            self._member.decided(Decision(**_kinds_from(words)))
+        else:
+            self._lost = words["rank"]
+
+    def _lose(self, rank: int) -> None:
+        with self._changed:
+            self._lost = rank
+            if self._lines is not None:
+                self._lines.tell_all({"say": "lost", "rank": rank})
+            self._changed.notify_all()
+
+    # Rank 0's part.
+
+    def _convene(self, *, stop: bool) -> None:
+        if self._convener is None or self._lines is None:
+            return
+        if stop and not self._stop_is_wanted:
+            self._stop_is_wanted = True
+            self._lines.tell_all({"say": "stop"})
+        if self._convener.convene():
+            self._lines.tell_all({"say": "round", "round": self._convener.round})
+            self._take_answer(0, self._member.answer(self._convener.round))
+
+    def _take_answer(self, rank: int, answer: Answer) -> None:
+        assert self._convener is not None
+        decision = self._convener.take(rank, answer)
+        if decision is not None:
+            self._member.decided(decision)
+            assert self._lines is not None
+            for other in range(1, self._world.size):
+                self._tell(other, "decision", decision)
+
+    def _tell(self, rank: int, say: str, part: Answer | Decision) -> None:
+        if self._lines is not None:
+            self._lines.tell(rank, {**vars(part), "say": say, "kinds": sorted(part.kinds)})
+
+
+def _kinds_from(words: Words) -> dict[str, Any]:
+    """The fields of an answer or a decision."""
+    return {**{name: value for name, value in words.items() if name != "say"}, "kinds": frozenset(words["kinds"])}

@@ -139,7 +139,7 @@ class TrainerState:
     def save_and_stop(self) -> None:
         """Save a checkpoint and stop all ranks, in the middle of the epoch. From a hook on any rank.
 
-        Alone, a worker stops after the current optimizer step; with others, within a fraction of a second.
+        Alone, a worker stops after the current optimizer step; with others, at most a few steps later.
         """
         self._requests.ask("save_and_stop")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from functools import partial
 from itertools import islice, repeat
@@ -15,14 +15,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from minetorch import arguments
+from minetorch.agreement import NOTHING, Request
 from minetorch.backend import Backend, placement
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import FencedStore
 from minetorch.data import Batch, Epoch, mark_last, share_out
 from minetorch.data.order import derive_seed
+from minetorch.deadline import JobEnd
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.errors import ConfigurationError, StoppedEarly
 from minetorch.heartbeat import Heartbeat, Phase
+from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
 from minetorch.log import LOGGING_FORMAT, RunLog
 from minetorch.notices import NOTICES, describe
@@ -34,7 +37,7 @@ from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
 from minetorch.randomness import generator_states, restore_generators, seed_generators
-from minetorch.requests import NOTHING, Request, Requests
+from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
@@ -199,7 +202,8 @@ class Trainer(TrainerState):
         self.metrics = {}
         self.lowest_train_loss = self.lowest_val_loss = float("inf")
         self.world = World.from_environ(os.environ)
-        self._requests = Requests(self.world, must_stop=lambda: NOTICES.signum != 0)
+        self._job_end = JobEnd.from_environ(os.environ)
+        self._requests = Requests(self.world, must_stop=self._must_stop)
         self._loss_sum = self._zero()
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
@@ -220,6 +224,7 @@ class Trainer(TrainerState):
         self._share_out(train_dataloader, val_dataloader)
         self._persistence = Persistence(self, checkpointer, *states, before_commit=self._log.flush)
         self._in_loop = False
+        self._ended: Ended | None = None
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
@@ -286,19 +291,24 @@ class Trainer(TrainerState):
         """Train until `max_epochs`, or until stopped. Every rank calls it.
 
         A SIGTERM or SIGUSR2 to any rank's process is taken for a notice, unless the script handles it itself: all
-        ranks save at the same step and stop.
+        ranks save at the same step and stop. So they do before the end of a SLURM job, where its time is known.
 
         Raises:
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
         """
-        self._in_loop = True
+        self._in_loop, self._ended = True, "failed"
         with NOTICES.noted():
             try:
+                self._requests.connect()
                 self._train_epochs()
                 self._hear(wait=True)
-                noticed = not self._at_end() and self._is_noticed()
+                noticed = not self._at_end() and self._is_noticed(is_time_up=self.is_main and self._job_end.is_near)
                 self._hooks.call("before_quit")
                 self._hear(wait=True)
+                self._ended = "finished" if self._at_end() else "stopped early"
+            except KeyboardInterrupt:
+                self._ended = "interrupted"
+                raise
             finally:
                 self._in_loop = False
                 self.close()
@@ -316,17 +326,25 @@ class Trainer(TrainerState):
             if not self._run_epoch():
                 break
 
-    def _is_noticed(self) -> bool:
-        """Whether a signal has asked any rank to make way: then the log says so, and it counts as obeyed.
+    @property
+    def history(self) -> History:
+        """The run's starts up to this one: `trainer.history.starts`."""
+        return self._persistence.history
+
+    def _must_stop(self) -> bool:
+        return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)
+
+    def _is_noticed(self, *, is_time_up: bool = False) -> bool:
+        """Whether a signal, or its time, asks any rank to make way: then the log says so, and it counts as obeyed.
 
         Every rank calls it.
         """
-        signals = self.world.gather(NOTICES.signum)
-        if not any(signals):
+        signals, times = zip(*self.world.gather((NOTICES.signum, is_time_up)), strict=True)
+        if not any((*signals, *times)):
             return False
         self.logger.info(
             "%s: stopped early, with all work saved up to step %d. Run the same command again to go on.",
-            describe(signals),
+            describe(signals) or "The job's time is nearly up",
             self.progress.step,
         )
         NOTICES.answered()
@@ -454,10 +472,9 @@ class Trainer(TrainerState):
 
     @torch.no_grad()
     def _validate(self) -> tuple[float | None, bool]:
-        """The world's mean validation loss (None where there is not one sample), and whether a notice cut it short.
+        """The world's mean validation loss (None where there is not one sample), and whether a stop cut it short.
 
-        A notice to one rank shortens that rank's part; only at the end, where they meet, do the others know. What
-        is saved then is the state before the validation, which the run does anew when it goes on.
+        What is saved then is the state before the validation, which the run does anew when it goes on.
         """
         assert self.val_dataloader is not None
         self._heartbeat.enter(Phase.VALIDATING)
@@ -466,7 +483,7 @@ class Trainer(TrainerState):
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
         loss_sum, samples, cut_short, generators = self._zero(), 0, False, generator_states()
         for index, batch in enumerate(batches):
-            if NOTICES.signum:
+            if self._requests.stop_is_wanted:
                 cut_short = True
                 break
             if self._hooks.any_at("before_val_iteration_start"):
@@ -582,9 +599,14 @@ class Trainer(TrainerState):
 
     def close(self) -> None:
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
+        # A launcher takes one that trains and does not move for stuck, when another rank is gone.
+        before = self._heartbeat.enter(Phase.SAVING)
+        steps: list[Callable[[], object]] = [self._requests.close]
         if self._progress_bar is not None:
-            self._progress_bar.close()
-        self._persistence.close()
-        self.drawer.close()
-        self._log.close()
-        self._persistence.release()
+            steps.append(self._progress_bar.close)
+        steps += [self._persistence.close, self.drawer.close, self._log.close]
+        with ExitStack() as stack:
+            stack.callback(self._persistence.release, self._ended)
+            for step in reversed(steps):
+                stack.callback(step)
+        self._heartbeat.enter(before)

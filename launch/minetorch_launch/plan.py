@@ -10,6 +10,8 @@ TORCHELASTIC_*, ...
 MINETORCH_DEVICE               ``cpu`` or ``cuda``: the kind of device this launch was planned for
 MINETORCH_ATTEMPT              which start of all workers this is, from 1; unlike TORCHELASTIC_RESTART_COUNT it also
                                counts those for a machine that went or came
+MINETORCH_LAST_STEP,           after a failure: the step that a Trainer had reached, and when it failed, as Unix time in
+MINETORCH_LAST_TIME            seconds
 MINETORCH_HEARTBEAT_FD         descriptor of the memory in which a Trainer says how far it is (see watch.py)
 MINETORCH_CONSOLE_COLUMNS      columns left on a line of the launcher's terminal; unset if it has none.
                                Whoever finds it may draw a progress bar with carriage returns

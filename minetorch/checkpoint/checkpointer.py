@@ -314,6 +314,11 @@ class Checkpointer:
         """
         return [*Catalogue.read(self._store).manifests]
 
+    @property
+    def manifests(self) -> _Manifests:
+        """The checkpoints that this start knows of, oldest first."""
+        return [*self._manifests]
+
     def _begin(self, catalogue: Catalogue, checkpoint: Checkpoint | None) -> None:
         self._opened = True
         self._manifests = [*catalogue.manifests]

@@ -105,6 +105,14 @@ class Claim:
     """Counts signs of life."""
     ended: bool = False
     """Whether its process has let the run go."""
+    how: str = ""
+    """How it ended, as it says itself: a `history.Ended`; empty until then, or if it never trained."""
+    seen: float = 0.0
+    """Its newest sign of life, as Unix time in seconds; 0 before the first."""
+    step: int | None = None
+    """Optimizer steps done by then; None if it had not come so far."""
+    start: dict[str, Any] | None = None
+    """What it went on from: the fields of a `history.Start`."""
 
     @property
     def file(self) -> str:
@@ -129,6 +137,10 @@ class Claim:
                 token=str(content["token"]),
                 beat=int(content["beat"]),
                 ended=bool(content["ended"]),
+                how=str(content.get("how", "")),
+                seen=float(content.get("seen", 0.0)),
+                step=None if content.get("step") is None else int(content["step"]),
+                start=content["start"] if isinstance(content.get("start"), dict) else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -12,7 +12,7 @@ import dataclasses
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from minetorch.checkpoint.claim import (
     CLAIMS,
@@ -43,6 +43,8 @@ BEAT_S = 10.0
 LEASE_S = 30.0
 """Seconds without a sign of life after which a process on another machine counts as gone."""
 
+_EARLIER = 100
+"""How many claims of earlier starts are read at most: each costs a request."""
 _POLL_S = 1.0
 _SETTLE_S = 1.0
 
@@ -86,6 +88,8 @@ class Fence:
         self._sleep = sleep
         self._monotonic = monotonic
         self._claim: Claim | None = None
+        self._updating = threading.Lock()
+        self._step: Callable[[], int | None] = lambda: None
         self._seen: tuple[str, int, float] | None = None
         self._told = False
         self._stop = threading.Event()
@@ -144,14 +148,38 @@ class Fence:
             self._beating = threading.Thread(target=self._beat_on, name="minetorch-fence", daemon=True)
             self._beating.start()
 
-    def release(self) -> None:
-        """Let the run go: whoever starts it next need not wait."""
+    def earlier(self, generation: int) -> list[Claim]:
+        """The claims of the newest starts of the run before this one, from `generation` on, oldest first.
+
+        Raises:
+            StorageError: they could not be listed or read.
+        """
+        found = sorted(number for file in self._store.list() if generation <= (number := highest_claim([file])))
+        wanted = [claim_file(number) for number in found if 0 < number < self.generation][-_EARLIER:]
+        contents = self._store.read_many(wanted)
+        return [claim for name in wanted if name in contents if (claim := Claim.from_json(contents[name])) is not None]
+
+    def begin(self, start: dict[str, Any], step: Callable[[], int]) -> None:
+        """Write down what this start went on from; from now on signs of life tell the steps done.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        self._step = step
+        self._update(start=start)
+
+    def release(self, how: str = "") -> None:
+        """Let the run go: whoever starts it next need not wait.
+
+        Args:
+            how: it has ended: a `history.Ended`, or empty if it never trained.
+        """
         self._stop.set()
         if self._beating is not None:
             self._beating.join()
             self._beating = None
         if self._claim is not None and self.broken is None and not self._claim.ended:
-            self._update(ended=True)
+            self._update(ended=True, how=how)
 
     def _newest(self) -> int:
         """The newest generation that is claimed."""
@@ -254,10 +282,11 @@ class Fence:
         elif self._claim is not None:
             self._update(beat=self._claim.beat + 1)
 
-    def _update(self, *, beat: int | None = None, ended: bool = False) -> None:
-        assert self._claim is not None
-        self._claim = dataclasses.replace(self._claim, beat=self._claim.beat if beat is None else beat, ended=ended)
-        self._store.write(self._claim.file, self._claim.to_json())
+    def _update(self, **changes: Any) -> None:
+        with self._updating:
+            assert self._claim is not None
+            self._claim = dataclasses.replace(self._claim, seen=self._clock(), step=self._step(), **changes)
+            self._store.write(self._claim.file, self._claim.to_json())
 
 
 class FencedStore:

@@ -10,6 +10,7 @@ from minetorch.cli.facts import checkpoint_facts, run_facts
 from minetorch.cli.ls import checkpoint_table
 from minetorch.cli.options import add_common, add_run, storage_options
 from minetorch.cli.output import age, bytes_text, metrics_text, plural, table, write, write_json
+from minetorch.history import Start, duration
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _WRITERS = ["GENERATION", "HOST", "PID", "CHECKPOINTS", "STEPS", "WORKERS", "VERSIONS", "CODE"]
+_STARTS = ["START", "WHEN", "HOST", "WORKERS", "FROM", "STEPS LOST", "DOWN", "ENDED"]
 
 
 def add_to(commands: Any) -> None:
@@ -57,6 +59,8 @@ def _show_run(run: Run, now: float, as_json: bool) -> None:
         write(f"  {name:<11}  {target}")
     if writers:
         write("\n" + table(_WRITERS, _writer_rows(writers)))
+    if starts := _start_rows(writers, now):
+        write("\n" + table(_STARTS, starts))
     if items:
         write("\n" + checkpoint_table(items, now))
 
@@ -75,6 +79,8 @@ def _writers(run: Run) -> list[dict[str, Any]]:
                 "pid": claim and claim.process.pid,
                 "started": claim and claim.claimed,
                 "ended": claim and claim.ended,
+                "how": (claim and claim.how) or None,
+                "start": claim and claim.start,
                 "checkpoints": len(own),
                 "first_step": own[0].step if own else None,
                 "last_step": last and last.step,
@@ -99,6 +105,25 @@ def _writer_rows(writers: Sequence[dict[str, Any]]) -> list[list[object]]:
             _pairs(writer["code"]),
         ]
         for writer in writers
+    ]
+
+
+def _start_rows(writers: Sequence[dict[str, Any]], now: float) -> list[list[object]]:
+    """From what each start went on, and what that had cost."""
+    starts = [(writer["how"], Start.from_dict(writer["start"] or {})) for writer in writers]
+    return [
+        [
+            start.generation,
+            f"{age(start.time, now)} ago",
+            start.host,
+            start.world_size,
+            "scratch" if start.checkpoint is None else f"step {start.step}",
+            "?" if start.steps_lost is None else start.steps_lost,
+            "?" if start.down_s is None else duration(start.down_s),
+            how or "-",
+        ]
+        for how, start in starts
+        if start is not None
     ]
 
 

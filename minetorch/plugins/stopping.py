@@ -22,3 +22,7 @@ class StopByTime:
             self._asked = True
             trainer.logger.info("max_time is over: saving and stopping.")
             trainer.save_and_stop()
+
+    def after_val_iteration_end(self, trainer: TrainerState) -> None:
+        """Look at it in validation, too, which is then cut short."""
+        self.after_train_iteration_end(trainer)

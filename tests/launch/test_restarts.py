@@ -218,10 +218,9 @@ def test_the_place_of_a_chained_exception_is_that_of_the_last():
 
 
 def test_the_cost_in_a_line():
-    cost = RestartCost(None, 0.02, 0.03, 0.05, 0.31, lost_steps=10, resumed_at=90)
+    cost = RestartCost(None, 0.02, 0.03, 0.05, 0.31)
     assert cost.line(1, 3) == (
-        "restart 1 of 3 took 0.41 s: stopping 0.02, rendezvous 0.03, starting 0.05, to the first step 0.31 s; "
-        "went on from step 90 of 100: 10 steps were lost"
+        "restart 1 of 3 took 0.41 s: stopping 0.02, rendezvous 0.03, starting 0.05, to the first step 0.31 s"
     )
 
 
@@ -231,14 +230,6 @@ def test_the_cost_in_a_line():
         (RestartCost(), "restart 2 of 5"),
         (RestartCost(noticed=1, stopped=2), "restart 2 of 5 took 3.00 s: noticing 1.00, stopping 2.00 s"),
         (RestartCost(noticed=-0.2, started=0.5), "restart 2 of 5 took 0.50 s: noticing 0.00, starting 0.50 s"),
-        (RestartCost(resumed_at=1000), "restart 2 of 5; went on from step 1,000"),
-        (RestartCost(resumed_at=9, lost_steps=1), "restart 2 of 5; went on from step 9 of 10: 1 step was lost"),
-        (RestartCost(resumed_at=9, lost_steps=0), "restart 2 of 5; went on from step 9: no step was lost"),
-        (
-            RestartCost(resumed_at=0, lost_steps=2500),
-            "restart 2 of 5; went on from step 0 of 2,500: 2,500 steps were lost",
-        ),
-        (RestartCost(lost_steps=4), "restart 2 of 5"),
     ],
 )
 def test_what_is_not_known_of_the_cost_is_left_out(cost, line):

@@ -68,6 +68,7 @@ class Agent(LocalElasticAgent):
             env["GLOO_SOCKET_IFNAME"] = interface
         attempt = engine.rendezvous.attempt
         env["MINETORCH_ATTEMPT"] = str(attempt)
+        env |= engine.word_of_failure()
         return replace(engine.task, attempt=attempt, env=env)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:

@@ -168,6 +168,13 @@ class Engine:
             if not self._restart.uses_trainer:
                 self._say_cost(None)
 
+    def word_of_failure(self) -> dict[str, str]:
+        """What a Trainer cannot know of the attempt before it: variables for its workers."""
+        if self._restart is None or self._restart.reached is None:
+            return {}
+        failed_at = time.time() - (time.monotonic() - self._restart.failed_at)
+        return {"MINETORCH_LAST_STEP": str(self._restart.reached), "MINETORCH_LAST_TIME": f"{failed_at:.3f}"}
+
     def look_at_first_step(self, workers: Workers) -> None:
         """Say what a restart has cost, once all of its workers have made a step."""
         if self._restart is None:
@@ -179,17 +186,12 @@ class Engine:
     def _say_cost(self, heart: Heartbeat | None) -> None:
         restart, self._restart = self._restart, None
         assert restart is not None
-        lost = None
-        if heart is not None and heart.began_at_step is not None and restart.reached is not None:
-            lost = restart.reached - heart.began_at_step
         cost = RestartCost(
             noticed=restart.noticed_at - restart.failed_at,
             stopped=restart.closed_at - restart.noticed_at,
             rendezvous=restart.met_at - restart.closed_at,
             started=restart.started_at - restart.met_at,
             first_step=heart.first_step_at - restart.started_at if heart and heart.first_step_at else None,
-            lost_steps=lost,
-            resumed_at=heart.began_at_step if heart else None,
         )
         if self.rendezvous.council.leads:
             self.console.say(f"minetorch-launch: {cost.line(restart.number, self.plan.max_restarts)}")

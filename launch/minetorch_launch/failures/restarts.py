@@ -66,7 +66,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class RestartCost:
-    """Where the time of a restart went, in seconds, and what of the work was lost. None: not known."""
+    """Where the time of a restart went, in seconds; None: not known. What was lost of the work the Trainer says."""
 
     noticed: float | None = None
     """From the failure to the launcher's notice of it."""
@@ -82,12 +82,6 @@ class RestartCost:
 
     first_step: float | None = None
     """Until all of them had made a step."""
-
-    lost_steps: int | None = None
-    """Steps that had been done after the checkpoint."""
-
-    resumed_at: int | None = None
-    """Step of the checkpoint."""
 
     def line(self, number: int, max_restarts: int) -> str:
         """The cost of restart ``number`` of ``max_restarts`` in one line."""
@@ -106,15 +100,7 @@ class RestartCost:
         if parts:
             line += f" took {sum(seconds for _, seconds in parts):.2f} s: "
             line += ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts) + " s"
-        return f"{line}; {self._went_on()}" if self.resumed_at is not None else line
-
-    def _went_on(self) -> str:
-        if self.lost_steps is None or self.resumed_at is None:
-            return f"went on from step {self.resumed_at:,}"
-        if self.lost_steps <= 0:
-            return f"went on from step {self.resumed_at:,}: no step was lost"
-        lost = "1 step was lost" if self.lost_steps == 1 else f"{self.lost_steps:,} steps were lost"
-        return f"went on from step {self.resumed_at:,} of {self.resumed_at + self.lost_steps:,}: {lost}"
+        return line
 
 
 def decide(attempts: Sequence[Attempt], max_restarts: int) -> Decision:

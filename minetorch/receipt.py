@@ -1,0 +1,110 @@
+"""What a resumption has cost: how far the start before had come, and what became of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast, get_args
+
+from minetorch.checkpoint.claim import Claim
+from minetorch.checkpoint.manifest import Manifest
+from minetorch.history import Ended, Start, duration
+
+STEP_VARIABLE = "MINETORCH_LAST_STEP"
+"""How far the attempt before this one had come, as the launcher saw it."""
+
+TIME_VARIABLE = "MINETORCH_LAST_TIME"
+"""When that attempt failed, as Unix time in seconds."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is known of the start before."""
+
+    step: int | None = None
+    """Steps that it had done: at least so many."""
+    is_exact: bool = False
+    """Whether it had done no more."""
+    seen: float | None = None
+    """Its last sign of life, as Unix time in seconds."""
+    ended: Ended | None = None
+
+    def steps_lost(self, step: int) -> int | None:
+        """Steps done after `step`; None if nothing tells of any, and it may have been some."""
+        lost = max(0, self.step - step) if self.step is not None else 0
+        return lost if lost or self.is_exact else None
+
+
+def look_back(claims: Sequence[Claim], manifests: Sequence[Manifest], environ: Mapping[str, str]) -> Past:
+    """What is known of the start before, from whoever can tell.
+
+    Args:
+        claims: of earlier starts of the run, oldest first.
+        manifests: the run's checkpoints.
+        environ: environment variables; a launcher that has restarted all workers knows most.
+    """
+    told = _told(environ)
+    if not claims:
+        newest = max(manifests, key=lambda manifest: manifest.key, default=None)
+        steps, seen = [] if newest is None else [newest.step], [] if newest is None else [newest.created]
+        return Past(max(steps, default=None), False, max(seen, default=None))
+    last = claims[-1]
+    own = [manifest for manifest in manifests if manifest.generation == last.generation]
+    # One that died while it started has lost what the one before it had lost.
+    known = next((claim for claim in reversed(claims) if claim.step is not None), None)
+    steps = [manifest.step for manifest in own] + ([known.step] if known and known.step is not None else [])
+    times = [last.seen or last.claimed, *(manifest.created for manifest in own)]
+    if told is not None:
+        return Past(max(told[0], *steps, 0), True, max(told[1], *times), _ended(last) or "killed")
+    has_lived = bool(own) or (last.step is not None and last.step > _began(last))
+    ended = _ended(last) if last.ended else "killed" if has_lived else None
+    return Past(max(steps, default=None), known is not None and known.ended, max(times), ended)
+
+
+def describe(start: Start, past: Past) -> str:
+    """What it has cost, in words for the end of a line."""
+    parts = [_lost(start, past)]
+    if start.checkpoint is not None:
+        # The position in the data is that of the weights: whatever came after both is done anew.
+        parts.append("no sample repeated or left out")
+    if past.ended is not None:
+        parts.append(f"the start before {_PAST[past.ended]}")
+    if start.down_s is not None:
+        parts.append(f"down for {duration(start.down_s)}")
+    if start.checkpoint is not None:
+        parts.append(f"loaded in {start.load_s:.2f} s")
+    return ", ".join(parts)
+
+
+_PAST: dict[Ended, str] = {
+    "finished": "had finished",
+    "stopped early": "had stopped early",
+    "interrupted": "was interrupted",
+    "failed": "had failed",
+    "killed": "was killed",
+}
+
+
+def _lost(start: Start, past: Past) -> str:
+    lost = start.steps_lost
+    if lost is None:
+        return "steps lost: unknown"
+    if lost == 0:
+        return "no step lost"
+    return f"{'' if past.is_exact else 'at least '}{lost:,} {'step' if lost == 1 else 'steps'} lost"
+
+
+def _ended(claim: Claim) -> Ended | None:
+    return cast("Ended", claim.how) if claim.how in get_args(Ended) else None
+
+
+def _began(claim: Claim) -> int:
+    start = Start.from_dict(claim.start or {})
+    return start.step if start is not None else 0
+
+
+def _told(environ: Mapping[str, str]) -> tuple[int, float] | None:
+    try:
+        return int(environ[STEP_VARIABLE]), float(environ[TIME_VARIABLE])
+    except (KeyError, ValueError):
+        return None

@@ -197,6 +197,7 @@ class Persistence:
             "metrics": dict(trainer.metrics),
             "lowest_train_loss": trainer.lowest_train_loss,
             "lowest_val_loss": trainer.lowest_val_loss,
+            **({"virtual_shards": trainer.settings.virtual_shards} if trainer.settings.elastic else {}),
         }
 
     def claim(self) -> None:
@@ -253,6 +254,7 @@ class Persistence:
                 f"{path} is no checkpoint of a Trainer: it lacks {', '.join(sorted(missing))}. "
                 f"To start from its weights, load them into the model yourself and pass resume=False."
             )
+        self._check_shards(state.get("virtual_shards"), path)
         trainer.backend.load_state_dict(state)
         trainer.progress.load_state_dict(state["progress"])
         trainer.drawer.load_state_dict(state.get("drawer", {}))
@@ -266,6 +268,20 @@ class Persistence:
         where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
         trainer.logger.info("Resumed from %s: epoch %d%s, step %d.", path, progress.epoch, where, progress.step)
 
+    def _check_shards(self, before: int | None, path: str) -> None:
+        settings = self._trainer.settings
+        if not settings.elastic or before == settings.virtual_shards:
+            return
+        if before is not None:
+            raise CheckpointMismatchError(
+                f"{path} was made with virtual_shards={before}; virtual_shards={settings.virtual_shards} was given. "
+                f"Every sum depends on it: use virtual_shards={before}, or another `code`."
+            )
+        self._trainer.logger.warning(
+            '%s was made without elastic="exact": only from here on are the bits the same at any number of workers.',
+            path,
+        )
+
     def _load_group(self, group: str, members: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
         for name, member in members.items():
             if name in states:
@@ -278,7 +294,10 @@ class Persistence:
     def _load_generators(self, states: Sequence[dict[str, Any]]) -> None:
         """Each rank's own generators; where the world's size has changed, fresh ones for this point of the run."""
         trainer = self._trainer
-        if len(states) == trainer.world_size:
+        if states and trainer.settings.elastic:
+            # Between iterations they are the same on every rank.
+            restore_generators(states[0])
+        elif len(states) == trainer.world_size:
             restore_generators(states[trainer.rank])
         else:
             seed_generators(derive_seed(trainer.settings.seed, "resumed", trainer.progress.step, trainer.rank))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import NoReturn
@@ -63,7 +64,7 @@ def _reasons_of_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> Ite
                 f"{label} takes its statistics over all ranks, in an order that depends on their number. Use "
                 "BatchNorm, of which each virtual shard has statistics of its own, or GroupNorm or LayerNorm."
             )
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        if _is_compiled(module):
             yield (
                 f"{label} is compiled by torch.compile, which makes its kernels after the shapes that a rank comes to "
                 "see, and these depend on the number of workers. Pass the model as it was before."
@@ -80,6 +81,12 @@ def _reasons_of_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> Ite
                 f"{name} has a hook for its accumulated gradient (register_post_accumulate_grad_hook), which would see "
                 "that of one virtual shard. Remove it; gradients can be looked at in a hook of the Trainer."
             )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # Importing it takes a second, and only who compiles has done so.
+    dynamo = sys.modules.get("torch._dynamo")
+    return module._compiled_call_impl is not None or (dynamo is not None and isinstance(module, dynamo.OptimizedModule))
 
 
 def refuse_gradients(model: nn.Module) -> NoReturn:

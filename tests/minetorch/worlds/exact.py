@@ -1,13 +1,14 @@
 """Trains small models with elastic="exact": from scratch, on from where another world stopped, and to stop midway.
 
-Arguments: folder, size of the world whose runs to go on with (or -), iteration of epoch 2 to stop others at. Each rank
-writes what it ended with.
+Arguments: folder, size of the world whose runs to go on with (or -), iteration of epoch 2 to end others after. Each
+rank writes what it ended with.
 """
 
 import hashlib
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -83,11 +84,11 @@ def sgd(model):
 
 
 CASES = {
-    "mlp": (mlp, adam, DataLoader(DATA, **LOADER, num_workers=2), {"clip_grad_norm": 0.5, "accumulated_iter": 2}),
+    "mlp": (mlp, adam, DataLoader(DATA, **LOADER, num_workers=1), {"clip_grad_norm": 0.5, "accumulated_iter": 2}),
     "cnn": (cnn, sgd, DataLoader(DATA, **LOADER), {"clip_grad_norm": 1.0}),
     "stream": (wide_mlp, adam, DataLoader(Stream(INPUTS, TARGETS), batch_size=20), {}),
     "batches": (mlp, sgd, DataLoader(DATA, batch_sampler=UnevenBatches(45)), {"virtual_shards": 5}),
-    "bf16": (wide_mlp, sgd, DataLoader(DATA, **LOADER, drop_last=True), {"amp": "bf16", "virtual_shards": 7}),
+    "bf16": (wide_mlp, sgd, DataLoader(DATA, 12, shuffle=True, drop_last=True), {"amp": "bf16", "virtual_shards": 7}),
 }
 
 
@@ -96,17 +97,24 @@ def loss_func(trainer, data):
     return nn.functional.mse_loss(trainer.model(data[0]), data[1]) * (1 + noise)
 
 
+class Interrupted(Exception):
+    pass
+
+
 class Watch:
-    """Draws each iteration's loss and some noise, which a hook may need, and stops where it is told to."""
+    """Draws each iteration's loss and some noise, which a hook may need, and ends the run where it is told to."""
 
     def __init__(self, stop):
         self.stop = stop
+        self.seen = 0
 
-    def after_train_iteration_end(self, trainer, index, loss):
+    def after_train_iteration_end(self, trainer, index, data, loss):
+        self.seen += sum(len(inputs) for inputs, _ in data)
         x = trainer.progress.samples
         trainer.drawer.scalars({"loss": float(loss), "noise": float(torch.rand(()))}, "iterations", x=x)
         if (trainer.current_epoch, index) == (2, self.stop):
-            trainer.save_and_stop()
+            trainer.persist(wait=True)
+            raise Interrupted
 
     @torch.no_grad()
     def after_epoch_end(self, trainer):
@@ -114,7 +122,7 @@ class Watch:
         trainer.drawer.scalar(trainer.reduce(close, "sum"), "close")
 
 
-def make(case, runs, *, stop=-1):
+def make(case, runs, watch):
     build, optimizer, loader, changes = CASES[case]
     torch.manual_seed(RANK)  # each rank's own: the run takes rank 0's
     model = build()
@@ -126,8 +134,8 @@ def make(case, runs, *, stop=-1):
         loss_func,
         DataLoader(DATA, batch_size=12),
         code=case,
-        plugins=[Watch(stop)],
-        max_epochs=3,
+        plugins=[watch],
+        max_epochs=2,
         persist_stride=None,
         drawer=None,
         split_batches=True,
@@ -147,11 +155,14 @@ def digest(state):
     return repr(state)
 
 
-def train(case, runs, **options):
-    trainer = make(case, runs, **options)
+def train(case, runs, *, stop=-1):
+    watch = Watch(stop)
+    trainer = make(case, runs, watch)
     steps = [trainer.progress.step]
-    trainer.train()
+    with suppress(Interrupted):
+        trainer.train()
     return {
+        "samples": watch.seen,
         "steps": [*steps, trainer.progress.step],
         "weights": digest(trainer.unwrapped_model.state_dict()),
         "optimizer": digest(trainer.optimizer.state_dict()),
@@ -162,8 +173,10 @@ def train(case, runs, **options):
 
 
 results = {}
-for case in CASES:
-    results[case] = {"whole": train(case, f"whole-{WORLD}"), "begun": train(case, f"begun-{WORLD}", stop=STOP)}
+for case, (*_, changes) in CASES.items():
+    # Amid an accumulation there would be gradients to lose.
+    stop = STOP if "accumulated_iter" not in changes else 1
+    results[case] = {"whole": train(case, f"whole-{WORLD}"), "begun": train(case, f"begun-{WORLD}", stop=stop)}
     if BEFORE != "-":
         results[case]["gone on"] = train(case, f"begun-{BEFORE}")
 (OUT / f"results_{WORLD}_{RANK}.json").write_text(json.dumps(results))

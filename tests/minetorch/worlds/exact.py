@@ -1,7 +1,7 @@
 """Trains small models with elastic="exact": from scratch, on from where another world stopped, and to stop midway.
 
-Arguments: folder, size of the world whose runs to go on with (or -), iteration of epoch 2 to end others after. Each
-rank writes what it ended with.
+Arguments: folder, size of the world whose runs to go on with (or -), iteration of epoch 2 to end others after (or -1).
+Each rank writes what it ended with.
 """
 
 import hashlib
@@ -97,7 +97,7 @@ def loss_func(trainer, data):
     return nn.functional.mse_loss(trainer.model(data[0]), data[1]) * (1 + noise)
 
 
-class Interrupted(Exception):
+class InterruptedHereError(Exception):
     pass
 
 
@@ -114,7 +114,7 @@ class Watch:
         trainer.drawer.scalars({"loss": float(loss), "noise": float(torch.rand(()))}, "iterations", x=x)
         if (trainer.current_epoch, index) == (2, self.stop):
             trainer.persist(wait=True)
-            raise Interrupted
+            raise InterruptedHereError
 
     @torch.no_grad()
     def after_epoch_end(self, trainer):
@@ -159,7 +159,7 @@ def train(case, runs, *, stop=-1):
     watch = Watch(stop)
     trainer = make(case, runs, watch)
     steps = [trainer.progress.step]
-    with suppress(Interrupted):
+    with suppress(InterruptedHereError):
         trainer.train()
     return {
         "samples": watch.seen,
@@ -176,7 +176,9 @@ results = {}
 for case, (*_, changes) in CASES.items():
     # Amid an accumulation there would be gradients to lose.
     stop = STOP if "accumulated_iter" not in changes else 1
-    results[case] = {"whole": train(case, f"whole-{WORLD}"), "begun": train(case, f"begun-{WORLD}", stop=stop)}
+    results[case] = {"whole": train(case, f"whole-{WORLD}")}
+    if STOP >= 0:
+        results[case]["begun"] = train(case, f"begun-{WORLD}", stop=stop)
     if BEFORE != "-":
         results[case]["gone on"] = train(case, f"begun-{BEFORE}")
 (OUT / f"results_{WORLD}_{RANK}.json").write_text(json.dumps(results))

@@ -17,9 +17,14 @@ def seed_generators(seed: int) -> None:
 
 
 def reseed_generators(seed: int, device: torch.device) -> None:
-    """As `seed_generators`, but for the generators of the CPU and of one device alone: ten times as fast."""
+    """Seed the generators of the CPU and of this worker's device alone, ten times as fast as `seed_generators`.
+
+    Args:
+        seed: of 63 bits; NumPy and torch take other ones of them, or they would draw the same numbers.
+        device: the worker's.
+    """
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed >> 31)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)

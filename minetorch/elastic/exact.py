@@ -50,12 +50,14 @@ class Exact:
         self._statistics = RunningStatistics(backend.unwrapped_model)
         self._buffers = BufferGuard(backend.unwrapped_model)
         self._parameters = list(backend.unwrapped_model.parameters())
-        self._threads = torch.get_num_threads()
+        self._threads: int | None = torch.get_num_threads()
         torch.set_num_threads(THREADS)
 
     def close(self) -> None:
         """Give the process its threads back."""
-        torch.set_num_threads(self._threads)
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+            self._threads = None
 
     def add_gradients(self, batch: Batch, loss_of: LossOf, *, epoch: int, accumulated: int) -> torch.Tensor:
         """Add the mean gradient over all ranks' samples to the parameters'. Every rank calls it.
@@ -74,7 +76,7 @@ class Exact:
         """
         parameters = [parameter for parameter in self._parameters if parameter.requires_grad]
         earlier = [parameter.grad for parameter in parameters]
-        figure = parameters[0].new_empty((), dtype=torch.promote_types(parameters[0].dtype, torch.float32))
+        figure = self._parameters[0].new_empty((), dtype=torch.promote_types(self._parameters[0].dtype, torch.float32))
         leaves = min(batch.total, self._shards)
         tree = self._exchange.tree(leaves)
         self._buffers.begin()

@@ -17,7 +17,7 @@ def results(tmp_path_factory, launch):
     """What each rank of four worlds ended with, by world size; each world is started once for all tests here."""
     out = tmp_path_factory.mktemp("exact")
     for size, stop in ((2, 0), (4, 1), (1, 0), (3, -1)):
-        launch(size, "exact.py", out, CHANGES.get(size, "-"), stop)
+        launch(size, "elastic.py", out, CHANGES.get(size, "-"), stop)
     return {size: [json.loads((out / f"results_{size}_{r}.json").read_text()) for r in range(size)] for size in WORLDS}
 
 

@@ -108,10 +108,13 @@ class Watch:
         self.stop = stop
         self.seen = 0
 
+    def before_train_iteration_start(self, trainer):
+        trainer.drawer.scalar(float(torch.rand(())), "noise", x=trainer.progress.samples)
+
     def after_train_iteration_end(self, trainer, index, data, loss):
         self.seen += sum(len(inputs) for inputs, _ in data)
-        x = trainer.progress.samples
-        trainer.drawer.scalars({"loss": float(loss), "noise": float(torch.rand(()))}, "iterations", x=x)
+        noise = float(torch.rand(()))
+        trainer.drawer.scalars({"loss": float(loss), "noise": noise}, "iterations", x=trainer.progress.samples)
         if (trainer.current_epoch, index) == (2, self.stop):
             trainer.persist(wait=True)
             raise InterruptedHereError

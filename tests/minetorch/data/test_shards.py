@@ -1,7 +1,7 @@
 """Which virtual shard has which samples: the ranks' loaders are looked at one after the other."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
@@ -52,7 +52,7 @@ def by_shard(source, shards, world_size, start=0):
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from([shuffled, streamed, own_batches]), st.integers(1, 60), st.integers(1, 9), st.data())
 def test_a_shard_has_the_same_samples_at_any_world_size(kind, length, shards, data):
     source = kind(length, data.draw(st.integers(shards, shards + 12), label="batch size"))

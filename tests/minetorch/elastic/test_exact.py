@@ -1,5 +1,8 @@
 """Training by virtual shards in one process: what it computes, and what hooks see of it."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import CheckpointMismatchError
 
-EXACT = {"split_batches": True, "elastic": "exact", "val_dataloader": None}
+DOCUMENT = Path(__file__).parents[3] / "docs/elastic.md"
 
 
 def loss_func(trainer, data):
@@ -158,3 +161,12 @@ def test_a_run_that_was_begun_without_is_told_so(run, caplog, capsys):
     run(max_epochs=1)
     run(elastic="exact", max_epochs=2)
     assert 'made without elastic="exact": only from here on' in capsys.readouterr().err + caplog.text
+
+
+def test_the_script_of_the_document_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(script, str(DOCUMENT), "exec"), {})
+    state = torch.load(tmp_path / "alchemistic_directory/exact/models/latest.pth.tar", weights_only=True)
+    assert state["epoch"] == 3
+    assert state["virtual_shards"] == 8

@@ -1,10 +1,13 @@
 """Which sum is made of which: symbols take the place of tensors, and calls that of ranks."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minetorch.data.order import split_evenly
 from minetorch.elastic.tree import TreeSum, nodes_by_rank
+
+anywhere = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+"""On a busy machine, too, and without leaving files."""
 
 
 def associate(left, right):
@@ -39,6 +42,7 @@ def sum_of_rank(shards, leaves, world_size, rank):
     return tree.nodes
 
 
+@anywhere
 @given(worlds())
 def test_the_association_is_the_same_at_any_world_size(world):
     shards, leaves, world_size = world
@@ -49,6 +53,7 @@ def test_the_association_is_the_same_at_any_world_size(world):
     assert whole.root == by_definition(leaves)
 
 
+@anywhere
 @given(worlds())
 def test_each_rank_knows_the_nodes_of_the_others(world):
     shards, leaves, world_size = world
@@ -57,6 +62,7 @@ def test_each_rank_knows_the_nodes_of_the_others(world):
     assert [leaf for nodes in ranks for node in nodes for leaf in node] == list(range(leaves))
 
 
+@anywhere
 @given(st.integers(1, 500))
 def test_a_sum_holds_few_nodes_at_a_time(leaves):
     tree = TreeSum(leaves, associate)

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+# The first test waits for four worlds; a busy machine may take its time over them.
+pytestmark = pytest.mark.timeout(600)
+
 CASES = ["mlp", "cnn", "stream", "batches", "bf16"]
 WORLDS = [1, 2, 3, 4]
 CHANGES = {4: 2, 1: 4, 3: 1}

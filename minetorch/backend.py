@@ -28,8 +28,17 @@ Amp = Literal[False, "bf16", "fp16"]
 class Backend:
     """A model and its optimizer on this worker's device, in step with the other workers'."""
 
-    def __init__(self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp) -> None:
+    def __init__(
+        self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp, *, exchanges: bool = True
+    ) -> None:
         """Move the model to the device and wrap it for the world.
+
+        Args:
+            world: this worker's place.
+            model: the user's, in place.
+            optimizer: of its parameters.
+            amp: mixed precision of the forward.
+            exchanges: whether DDP is to sum the gradients of all ranks; else that is the caller's.
 
         Raises:
             ConfigurationError: fp16 on a CPU, or bf16 where the device has none.
@@ -40,10 +49,18 @@ class Backend:
         self.optimizer = optimizer
         self.unwrapped_model = model
         self.accelerator = _accelerator(world, amp)
-        self.model: nn.Module = self.accelerator.prepare_model(model)
+        self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=not exchanges)
+        if not exchanges and world.size > 1:
+            self._start_alike()
         self._ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
         self.leave_training()
+
+    @torch.no_grad()
+    def _start_alike(self) -> None:
+        """Give every rank rank 0's weights, as DDP does when it is made."""
+        for tensor in (*self.unwrapped_model.parameters(), *self.unwrapped_model.buffers()):
+            torch.distributed.broadcast(tensor, src=0)
 
     def enter_training(self) -> None:
         """Call before a forward whose gradients are exchanged."""

@@ -214,6 +214,7 @@ class Persistence:
             "lowest_train_loss": trainer.lowest_train_loss,
             "lowest_val_loss": trainer.lowest_val_loss,
             "history": self.history.state_dict(),
+            **({"virtual_shards": trainer.settings.virtual_shards} if trainer.settings.elastic else {}),
         }
 
     def claim(self) -> None:
@@ -311,6 +312,7 @@ class Persistence:
                 f"{path} is no checkpoint of a Trainer: it lacks {', '.join(sorted(missing))}. "
                 f"To start from its weights, load them into the model yourself and pass resume=False."
             )
+        self._check_shards(state.get("virtual_shards"), path)
         trainer.backend.load_state_dict(state)
         trainer.progress.load_state_dict(state["progress"])
         trainer.drawer.load_state_dict(state.get("drawer", {}))
@@ -321,6 +323,20 @@ class Persistence:
             self._load_group(group, members, state.get(group, {}))
         self._load_generators(state.get("random", []))
         self.history.load_state_dict(state.get("history", []))
+
+    def _check_shards(self, before: int | None, path: str) -> None:
+        settings = self._trainer.settings
+        if not settings.elastic or before == settings.virtual_shards:
+            return
+        if before is not None:
+            raise CheckpointMismatchError(
+                f"{path} was made with virtual_shards={before}; virtual_shards={settings.virtual_shards} was given. "
+                f"Every sum depends on it: use virtual_shards={before}, or another `code`."
+            )
+        self._trainer.logger.warning(
+            '%s was made without elastic="exact": only from here on are the bits the same at any number of workers.',
+            path,
+        )
 
     def _load_group(self, group: str, members: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
         for name, member in members.items():
@@ -334,7 +350,10 @@ class Persistence:
     def _load_generators(self, states: Sequence[dict[str, Any]]) -> None:
         """Each rank's own generators; where the world's size has changed, fresh ones for this point of the run."""
         trainer = self._trainer
-        if len(states) == trainer.world_size:
+        if states and trainer.settings.elastic:
+            # Between iterations they are the same on every rank.
+            restore_generators(states[0])
+        elif len(states) == trainer.world_size:
             restore_generators(states[trainer.rank])
         else:
             seed_generators(derive_seed(trainer.settings.seed, "resumed", trainer.progress.step, trainer.rank))

@@ -67,12 +67,16 @@ class Settings:
     """What the data's order and every random generator derive from."""
     split_batches: bool = False
     """Whether `batch_size` is that of all workers together, rather than that of each."""
+    elastic: Literal[False, "exact"] = False
+    """Whether every bit of the training is to be the same at any number of workers."""
+    virtual_shards: int = 8
+    """With `elastic`: into how many parts each batch is split, and so the highest number of workers."""
 
     def __post_init__(self) -> None:
         self._check_code()
         if not isinstance(self.resume, bool | str | int) or self.resume == "":
             self._refuse("resume", "True, False, an epoch's number, or a checkpoint's name, file name, path or URL")
-        for name in ("eval_stride", "accumulated_iter"):
+        for name in ("eval_stride", "accumulated_iter", "virtual_shards"):
             self._check_count(name)
         for name in ("persist_stride", "persist_steps", "max_epochs"):
             self._check_count(name, optional=True)
@@ -85,6 +89,7 @@ class Settings:
             self._refuse("seed", "a whole number")
         self._check_choice("mode", ("min", "max"))
         self._check_choice("amp", (False, "bf16", "fp16"))
+        self._check_choice("elastic", (False, "exact"))
         self._check_choice("persist_policy", ("wait", "coalesce"))
         self._check_choice("if_running", ("refuse", "wait", "replace"))
         for name in ("trival", "in_notebook", "split_batches"):

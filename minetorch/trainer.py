@@ -19,10 +19,11 @@ from minetorch.agreement import NOTHING, Request
 from minetorch.backend import Backend, placement
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import FencedStore
-from minetorch.data import Batch, Epoch, mark_last, share_out
+from minetorch.data import Batch, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
 from minetorch.data.order import derive_seed
 from minetorch.deadline import JobEnd
 from minetorch.drawers import Drawer, make_drawers
+from minetorch.elastic import Exact, check_exact
 from minetorch.errors import ConfigurationError, StoppedEarly
 from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.history import Ended, History
@@ -112,6 +113,8 @@ class Trainer(TrainerState):
         clip_grad_norm: float | None = None,
         seed: int = 0,
         split_batches: bool = False,
+        elastic: Literal[False, "exact"] = False,
+        virtual_shards: int = 8,
         storage_options: Mapping[str, Any] | None = None,
         if_running: Literal["refuse", "wait", "replace"] = "refuse",
     ) -> None:
@@ -157,6 +160,10 @@ class Trainer(TrainerState):
             clip_grad_norm: upper limit of the gradients' total 2-norm at each step.
             seed: what the data's order and every random generator derive from.
             split_batches: the loaders' `batch_size` is that of all workers together, not that of each.
+            elastic: "exact": every bit of the weights, the losses and the curves is the same at any number of workers,
+                also where that changes in the middle of the run; it needs `split_batches=True`. See docs/elastic.md.
+            virtual_shards: with `elastic`, into how many parts each batch is split, for the whole of the run; there
+                can be as many workers.
             storage_options: passed on to fsspec.
             if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
                 "replace": take the run over, and the other stops.
@@ -193,6 +200,8 @@ class Trainer(TrainerState):
             clip_grad_norm=clip_grad_norm,
             seed=seed,
             split_batches=split_batches,
+            elastic=elastic,
+            virtual_shards=virtual_shards,
             if_running=if_running,
         )
         arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
@@ -202,6 +211,9 @@ class Trainer(TrainerState):
         self.metrics = {}
         self.lowest_train_loss = self.lowest_val_loss = float("inf")
         self.world = World.from_environ(os.environ)
+        if elastic:
+            check_exact(self.settings, self.world, model, optimizer)
+        self._exact: Exact | None = None
         self._job_end = JobEnd.from_environ(os.environ)
         self._requests = Requests(self.world, must_stop=self._must_stop)
         self._loss_sum = self._zero()
@@ -228,14 +240,17 @@ class Trainer(TrainerState):
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
-            self.backend = Backend(self.world, model, optimizer, amp)
-            seed_generators(derive_seed(seed, "rank", self.rank))
+            self.backend = Backend(self.world, model, optimizer, amp, exchanges=not elastic)
+            if elastic:
+                self._exact = Exact(self.world, self.backend, shards=virtual_shards, seed=seed)
+            seed_generators(derive_seed(seed, "rank", 0 if elastic else self.rank))
             self._persistence.claim()
             self._log.begin(guard=None if checkpointer is None else checkpointer.fence.check)
             # Not before: a signal that comes while ranks wait for one another, or for another run, must end those
             # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
             with NOTICES.noted():
                 self._persistence.restore(resume)
+                self._begin_losses()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
                 if self._is_noticed():
@@ -264,13 +279,13 @@ class Trainer(TrainerState):
         return gathered
 
     def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
-        share = partial(
-            share_out,
-            world=self.world,
-            seed=self.settings.seed,
-            split_batches=self.settings.split_batches,
-            place=placement(self.device),
+        settings = self.settings
+        share: Callable[..., RankLoader] = (
+            partial(share_out_by_shards, shards=settings.virtual_shards)
+            if settings.elastic
+            else partial(share_out, split_batches=settings.split_batches)
         )
+        share = partial(share, world=self.world, seed=settings.seed, place=placement(self.device))
         self.train_dataloader = share(train, training=True)
         self.val_dataloader = None if val is None else share(val, training=False)
 
@@ -386,7 +401,7 @@ class Trainer(TrainerState):
         """
         progress, step_every = self.progress, self.settings.accumulated_iter
         self.model.train()
-        self._loss_sum = self._zero()
+        self._begin_losses()
         left, batches = self._limited(
             self.train_dataloader.epoch(progress.epoch, progress.position), done=progress.iteration
         )
@@ -412,15 +427,7 @@ class Trainer(TrainerState):
         index, data, backend = self.progress.iteration, batch.data, self.backend
         if self._hooks.any_at("before_train_iteration_start"):
             self._hooks.call("before_train_iteration_start", index=index, data=data)
-        with nullcontext() if stepping else backend.accumulating():
-            backend.enter_training()
-            loss = self._loss(data, training=True)
-            # DDP takes the ranks' mean; a smaller share of the last batch must weigh less in it.
-            weight = batch.counted * self.world_size / (batch.total * self.settings.accumulated_iter)
-            backend.backward(loss if weight == 1.0 else loss * weight)
-            backend.leave_training()
-        loss = loss.detach()
-        self._loss_sum.add_(loss, alpha=batch.counted)
+        loss = self._add_gradients(batch, stepping) if self._exact is None else self._add_exact(self._exact, batch)
         self.progress.count(batch.units, batch.total)
         if stepping:
             self._persistence.before_step()
@@ -430,6 +437,31 @@ class Trainer(TrainerState):
         self._heartbeat.iteration(self.progress.step)
         if self._hooks.any_at("after_train_iteration_end"):
             self._hooks.call("after_train_iteration_end", index=index, data=data, loss=loss)
+
+    def _add_gradients(self, batch: Batch, stepping: bool) -> torch.Tensor:
+        """Forward and backward of this rank's batch. Returns its mean loss."""
+        backend = self.backend
+        with nullcontext() if stepping else backend.accumulating():
+            backend.enter_training()
+            loss = self._loss(batch.data, training=True)
+            # DDP takes the ranks' mean; a smaller share of the last batch must weigh less in it.
+            weight = batch.counted * self.world_size / (batch.total * self.settings.accumulated_iter)
+            backend.backward(loss if weight == 1.0 else loss * weight)
+            backend.leave_training()
+        loss = loss.detach()
+        self._loss_sum.add_(loss, alpha=batch.counted)
+        return loss
+
+    def _add_exact(self, exact: Exact, batch: Batch) -> torch.Tensor:
+        """Forward and backward of this rank's virtual shards. Returns the mean loss of all ranks' samples."""
+        loss = exact.add_gradients(
+            batch,
+            partial(self._loss, training=True),
+            epoch=self.current_epoch,
+            accumulated=self.settings.accumulated_iter,
+        )
+        self._loss_sum.add_(loss, alpha=batch.total)
+        return loss
 
     def _after_step(self) -> frozenset[Request]:
         """Exchange requests between ranks, and save if it is time. Returns what is asked of the loop."""
@@ -481,25 +513,36 @@ class Trainer(TrainerState):
         self.backend.align_buffers()
         self.model.eval()
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
-        loss_sum, samples, cut_short, generators = self._zero(), 0, False, generator_states()
+        # One for each virtual shard: added up at the end alone, they do not depend on which rank had which.
+        loss_sums = self._zero(self.settings.virtual_shards if self._exact else 1)
+        samples, cut_short, generators = 0, False, generator_states()
         for index, batch in enumerate(batches):
             if self._requests.stop_is_wanted:
                 cut_short = True
                 break
             if self._hooks.any_at("before_val_iteration_start"):
                 self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
-            loss = self._loss(batch.data, training=False).detach()
-            loss_sum.add_(loss, alpha=batch.counted)
+            loss = self._validation_loss(batch, loss_sums)
             samples += batch.counted
             self._heartbeat.beat()
             if self._hooks.any_at("after_val_iteration_end"):
                 self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
-        sums = torch.stack([loss_sum, *(torch.full_like(loss_sum, count) for count in (samples, cut_short))])
-        world_sum, world_samples, world_cut = self.reduce(sums, "sum").tolist()
-        if world_cut:
+        sums = torch.cat([loss_sums, loss_sums.new_tensor([samples, cut_short])])
+        *world_sums, world_samples, world_cut = self.reduce(sums, "sum").tolist()
+        if world_cut or self._exact is not None:
             restore_generators(generators)
+        if world_cut:
             self._save()
-        return world_sum / world_samples if world_samples else None, world_cut > 0
+        return sum(world_sums) / world_samples if world_samples else None, world_cut > 0
+
+    def _validation_loss(self, batch: Batch, sums: torch.Tensor) -> torch.Tensor:
+        """The mean loss of this rank's batch; times its samples, it is added to `sums`."""
+        if self._exact is not None:
+            loss_of = partial(self._loss, training=False)
+            return self._exact.validation_loss(batch, loss_of, sums, epoch=self.current_epoch)
+        loss = self._loss(batch.data, training=False).detach()
+        sums[0].add_(loss, alpha=batch.counted)
+        return loss
 
     def _loss(self, data: Any, *, training: bool) -> torch.Tensor:
         try:
@@ -581,13 +624,22 @@ class Trainer(TrainerState):
 
     def _sum_up(self) -> None:
         """Bring the world's sum of losses into the counters, from where a resumed epoch goes on."""
+        if self._exact is not None:
+            # Every rank has the world's losses, summed without a break wherever a save came between.
+            self.progress.loss_sum = float(self._loss_sum)
+            return
         self.progress.loss_sum += float(self.world.reduce(self._loss_sum, "sum"))
         self._loss_sum.zero_()
 
-    def _zero(self) -> torch.Tensor:
+    def _begin_losses(self) -> None:
+        self._loss_sum = self._zero()
+        if self._exact is not None:
+            self._loss_sum.add_(self.progress.loss_sum)
+
+    def _zero(self, *shape: int) -> torch.Tensor:
         """A sum of losses that stays on the device, where adding to it waits for nothing."""
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return torch.zeros((), dtype=dtype, device=self.device)
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _limited(self, epoch: Epoch, done: int = 0) -> Epoch:
         """The epoch, or its beginning under `trival`, of which `done` iterations were done before."""
@@ -604,6 +656,8 @@ class Trainer(TrainerState):
         steps: list[Callable[[], object]] = [self._requests.close]
         if self._progress_bar is not None:
             steps.append(self._progress_bar.close)
+        if self._exact is not None:
+            steps.append(self._exact.close)
         steps += [self._persistence.close, self.drawer.close, self._log.close]
         with ExitStack() as stack:
             stack.callback(self._persistence.release, self._ended)

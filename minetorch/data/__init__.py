@@ -1,5 +1,6 @@
 """Which rank sees which sample when, and the loaders that bring them."""
 
 from minetorch.data.loader import Batch, Epoch, RankLoader, mark_last, share_out
+from minetorch.data.shards import share_out_by_shards
 
-__all__ = ["Batch", "Epoch", "RankLoader", "mark_last", "share_out"]
+__all__ = ["Batch", "Epoch", "RankLoader", "mark_last", "share_out", "share_out_by_shards"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,14 @@ from minetorch.data.stream import CollateShare, SharedStream
 from minetorch.data.workers import OutlastSignals, start_workers
 from minetorch.errors import ConfigurationError
 from minetorch.world import World
+
+
+class Part(NamedTuple):
+    """A virtual shard's part of an iteration."""
+
+    shard: int
+    counted: int
+    data: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,14 @@ class Batch:
     """Samples of all ranks in this iteration."""
     units: int
     """How far this iteration moves the position in the epoch, on all ranks together."""
+    position: int = 0
+    """With virtual shards: units of the epoch before this iteration."""
+    shards: Sequence[tuple[int, int]] = ()
+    """With virtual shards: number and samples of each that this rank has; `data` is a list of their batches."""
+
+    def parts(self) -> Iterator[Part]:
+        """The virtual shards."""
+        return (Part(*shard, data) for shard, data in zip(self.shards, self.data, strict=True))
 
 
 class Epoch(NamedTuple):
@@ -128,7 +144,7 @@ class RankLoader:
         place = self._place
         for batch in batches:
             if batch.counted or self._training:
-                yield batch if place is None else Batch(place(batch.data), batch.counted, batch.total, batch.units)
+                yield batch if place is None else replace(batch, data=place(batch.data))
 
     def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
         plan = shares.plan
@@ -189,7 +205,7 @@ def share_out(
     Raises:
         ConfigurationError: a batch that is to be split is smaller than the world, or cannot be split.
     """
-    batch_size = _batch_size(source)
+    batch_size = samples_per_batch(source)
     own_batches = batch_size is None and source.batch_sampler is not None
     if split_batches:
         _check_split(source, batch_size, own_batches, world)
@@ -199,25 +215,26 @@ def share_out(
     shares, loader = (
         _stream_loader(source, chunk, world)
         if isinstance(source.dataset, IterableDataset)
-        else _plan_loader(source, PlanSampler(batches=own_batches, split=split_batches))
+        else plan_loader(source, PlanSampler(batches=own_batches, split=split_batches))
     )
     return RankLoader(source, loader, shares, world, seed=seed, chunk=chunk, training=training, place=place)
 
 
-def _plan_loader(source: DataLoader[Any], plans: PlanSampler) -> tuple[PlanSampler, DataLoader[Any]]:
+def plan_loader(source: DataLoader[Any], plans: PlanSampler) -> tuple[PlanSampler, DataLoader[Any]]:
+    """A loader like the source, of what the plans say."""
     batched = source.batch_sampler is not None
     how: dict[str, Any] = {"batch_sampler": plans} if batched else {"sampler": SingleSampler(plans), "batch_size": None}
-    return plans, DataLoader(source.dataset, collate_fn=source.collate_fn, **how, **_settings(source))
+    return plans, DataLoader(source.dataset, collate_fn=source.collate_fn, **how, **plain_settings(source))
 
 
 def _stream_loader(source: DataLoader[Any], chunk: int, world: World) -> tuple[SharedStream, DataLoader[Any]]:
     assert isinstance(source.dataset, IterableDataset)
     stream = SharedStream(source.dataset, chunk, world.rank, world.size, drop_last=source.drop_last)
     collate = CollateShare(source.collate_fn, batched=source.batch_size is not None)
-    return stream, DataLoader(stream, batch_size=None, collate_fn=collate, **_settings(source))
+    return stream, DataLoader(stream, batch_size=None, collate_fn=collate, **plain_settings(source))
 
 
-def _settings(source: DataLoader[Any]) -> dict[str, Any]:
+def plain_settings(source: DataLoader[Any]) -> dict[str, Any]:
     """The source's settings that have nothing to do with order."""
     names = ["num_workers", "pin_memory", "timeout", "multiprocessing_context"]
     if source.num_workers:
@@ -226,7 +243,7 @@ def _settings(source: DataLoader[Any]) -> dict[str, Any]:
     return {name: getattr(source, name) for name in names} | own
 
 
-def _batch_size(source: DataLoader[Any]) -> int | None:
+def samples_per_batch(source: DataLoader[Any]) -> int | None:
     """Samples in a batch, or None where the user's own batch sampler says, or nothing is batched."""
     if type(source.batch_sampler) is BatchSampler:
         return source.batch_sampler.batch_size

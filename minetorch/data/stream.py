@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from minetorch.data.order import Share, count_chunks, share_of
+from minetorch.data.order import count_chunks, share_of
 
 
 class SharedBatch(NamedTuple):
@@ -19,7 +19,7 @@ class SharedBatch(NamedTuple):
     total: int
 
 
-class SharedStream(IterableDataset[Share[Any]]):
+class SharedStream(IterableDataset[Any]):
     """Reads the whole stream on every rank and yields this rank's share of each chunk.
 
     The stream must be the same on every rank. A DataLoader worker reads a stream of its own, as torch has it:
@@ -56,13 +56,16 @@ class SharedStream(IterableDataset[Share[Any]]):
             return None
         return count_chunks(max(0, length - start), self.chunk, drop_last=self.drop_last)
 
-    def __iter__(self) -> Iterator[Share[Any]]:
+    def __iter__(self) -> Iterator[Any]:
         samples = iter(self.dataset)
         for _ in islice(samples, self._seen_by_this_worker()):
             pass
         while chunk := list(islice(samples, self.chunk)):
             if len(chunk) == self.chunk or not self.drop_last:
-                yield share_of(chunk, self.rank, self.world_size)
+                yield self._share(chunk)
+
+    def _share(self, chunk: list[Any]) -> Any:
+        return share_of(chunk, self.rank, self.world_size)
 
     def _seen_by_this_worker(self) -> int:
         """A DataLoader takes a chunk from each of its workers in turn."""

@@ -1,0 +1,105 @@
+"""The sums that span ranks: each rank's nodes of the tree in, the whole tree's sum out, with the same bits everywhere.
+
+An all-reduce adds in an order of its own. Collectives that only move data do not: each rank gets one segment of every
+node of every rank, adds these up as the tree says, and hands its segment of the sum to all. Where the nodes divide
+evenly that moves as many bytes as a ring all-reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+
+from minetorch.elastic.tree import TreeSum, nodes_by_rank
+from minetorch.world import World
+
+SMALL_BYTES = 128 * 2**10
+"""Below this a node is sent whole to every rank: one collective's latency is saved, and the bytes do not matter."""
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class Exchange:
+    """Sums lists of tensors over the virtual shards of all ranks."""
+
+    def __init__(self, world: World, shards: int) -> None:
+        self._world = world
+        self._shards = shards
+
+    def tree(self, leaves: int) -> TreeSum[list[torch.Tensor]]:
+        """For this rank's leaves: the first `leaves` shards have one each."""
+        return TreeSum(leaves, _add_lists)
+
+    def total(self, tree: TreeSum[list[torch.Tensor]], leaves: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The sum over all ranks' leaves. Every rank calls it, also one that has no leaf.
+
+        Args:
+            tree: with all of this rank's leaves in it.
+            leaves: of all ranks.
+            like: tensors of the types and shapes of a leaf's.
+        """
+        if self._world.size == 1:
+            return tree.root
+        total = list(like)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in like):
+            at = [index for index, tensor in enumerate(like) if tensor.dtype == dtype]
+            nodes = [torch.cat([value[index].reshape(-1) for index in at]) for _, value in tree.nodes]
+            sizes = [like[index].numel() for index in at]
+            flat = self._sum(nodes, leaves, torch.empty(sum(sizes), dtype=dtype, device=like[0].device))
+            for index, part in zip(at, flat.split(sizes), strict=True):
+                total[index] = part.view(like[index].shape)
+        return total
+
+    def _sum(self, nodes: list[torch.Tensor], leaves: int, total: torch.Tensor) -> torch.Tensor:
+        size = self._world.size
+        whole = total.nbytes < SMALL_BYTES
+        segment = len(total) if whole else -(-len(total) // size)
+        sent = total.new_empty(size, len(nodes), segment)
+        for index, node in enumerate(nodes):
+            if whole:
+                sent[:, index] = node
+            else:
+                _cut(node, sent[:, index])
+        summed = self._sum_rows(sent.view(-1, segment), leaves)
+        if whole:
+            return summed
+        gathered = total.new_empty(size * segment)
+        _all_gather(_bytes(gathered), _bytes(summed))
+        return gathered[: len(total)]
+
+    def _sum_rows(self, sent: torch.Tensor, leaves: int) -> torch.Tensor:
+        """The tree's sum of what all ranks send to this one; the same number of rows goes to each."""
+        by_rank = nodes_by_rank(leaves, self._shards, self._world.size)
+        counts = [len(nodes) for nodes in by_rank]
+        received = sent.new_empty(sum(counts), sent.shape[1])
+        mine = [counts[self._world.rank]] * self._world.size
+        dist.all_to_all_single(_bytes(received), _bytes(sent), counts, mine)
+        tree = TreeSum(leaves, torch.Tensor.add_)
+        for node, row in zip(chain.from_iterable(by_rank), received, strict=True):
+            tree.push(node, row)
+        return tree.root
+
+
+def _cut(node: torch.Tensor, segments: torch.Tensor) -> None:
+    """Copy a flat tensor into the rows of a matrix, of which the last ones may not be filled."""
+    rows, width = segments.shape
+    full = len(node) // width
+    segments[:full] = node[: full * width].view(full, width)
+    if full < rows:
+        segments[full, : len(node) - full * width] = node[full * width :]
+        # What was never written may be any bits: sums of them could be slow, or signal.
+        segments[full, len(node) - full * width :] = 0
+        segments[full + 1 :] = 0
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as bytes, since they are moved only: then any type goes through any backend."""
+    return tensor.view(torch.uint8)
+
+
+def _add_lists(left: list[torch.Tensor], right: list[torch.Tensor]) -> list[torch.Tensor]:
+    torch._foreach_add_(left, right)
+    return left

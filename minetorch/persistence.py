@@ -264,6 +264,7 @@ class Persistence:
         self._load_generators(state.get("random", []))
         progress = trainer.progress
         where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
+        trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
         trainer.logger.info("Resumed from %s: epoch %d%s, step %d.", path, progress.epoch, where, progress.step)
 
     def _load_group(self, group: str, members: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:

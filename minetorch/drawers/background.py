@@ -131,6 +131,9 @@ class Worker:
                 self._asked = False
             rest_s = self._do_job()
             if is_last:
+                if self._asked:
+                    self._error = None
+                    self._do_job()  # it failed, and there will be no other time
                 return
 
     def _do_job(self) -> float:

@@ -104,7 +104,7 @@ def of_media(media: Media, step: int, now: float) -> bytes:
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
         summary = Summary(value=[Summary.Value(tag=media.name, image=image)])
     else:
-        summary = histogram(media.name, media.value, bins="tensorflow")
+        summary = histogram(media.name, media.value, bins=64)
     return bytes(Event(wall_time=now, step=step, summary=summary).SerializeToString())
 
 

@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -36,8 +37,8 @@ def postgres():
     folder = Path(tempfile.mkdtemp(prefix="minetorch-pg-"))
     try:
         server = _Server(folder)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop()
@@ -48,6 +49,7 @@ def postgres():
 class _Server:
     def __init__(self, folder):
         self.folder = folder
+        self.process = None
         # The server refuses to run as root. Debian's package makes this user.
         self.user = {}
         if os.geteuid() == 0:
@@ -55,34 +57,42 @@ class _Server:
             self.user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
             os.chown(folder, account.pw_uid, account.pw_gid)
 
-    def run(self, command, *arguments):
-        found = [*Path("/usr/lib/postgresql").glob(f"*/bin/{command}"), shutil.which(command)]
+    def start(self):
+        password, data = self.folder / "password", self.folder / "data"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        made = self.command(
+            "initdb", "-D", data, "-U", "tester", "--auth=scram-sha-256", f"--pwfile={password}",
+            "--no-sync", "--encoding=UTF8", "--locale=C",
+        )  # fmt: skip
+        assert made.wait(60) == 0, self.said()
+        options = {"listen_addresses": "", "unix_socket_directories": self.folder, "fsync": "off"}
+        settings = [f"--{name}={value}" for name, value in options.items()]
+        self.process = self.command("postgres", "-D", data, *settings)
+        deadline = time.monotonic() + 60
+        while "ready to accept connections" not in self.said():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.02)
+
+    def command(self, name, *arguments):
+        found = [*Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), shutil.which(name)]
         if found == [None]:
             # scripts/test installs it where it can, and then there is no excuse.
             (pytest.fail if os.geteuid() == 0 else pytest.skip)("no PostgreSQL here: scripts/setup-postgres")
-        log = self.folder / f"{command}.log"
-        with log.open("w") as output:
-            code = subprocess.call(
+        with (self.folder / "log").open("a") as log:
+            return subprocess.Popen(
                 [str(found[0]), *map(str, arguments)],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder, **self.user,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, **self.user,
             )  # fmt: skip
-        assert code == 0, log.read_text()
 
-    def start(self):
-        password = self.folder / "password"
-        password.write_text(PASSWORD)
-        password.chmod(0o644)
-        self.run(
-            "initdb", "-D", self.folder / "data", "-U", "tester", "--auth=scram-sha-256", f"--pwfile={password}",
-            "--no-sync", "--encoding=UTF8", "--locale=C",
-        )  # fmt: skip
-        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync=off"
-        self.run(
-            "pg_ctl", "start", "-w", "-t", 60, "-D", self.folder / "data", "-o", options, "-l", self.folder / "log"
-        )
+    def said(self):
+        return (self.folder / "log").read_text()
 
     def stop(self):
-        self.run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self.folder / "data")
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
+            self.process.wait(60)
 
     def url(self, database, password=PASSWORD):
         return sqlalchemy.URL.create(

@@ -122,8 +122,9 @@ def test_a_failing_drawer_is_reported_once_tried_again_and_brought_up_to_date(tm
         run.drawer.flush()
     assert bad.calls.count("scalars") == 2
     assert run.said.getvalue().splitlines() == [
-        "Recording.scalars failed: OSError: no scalars. Training goes on; the drawer is tried again, "
+        f"Recording.{method} failed: OSError: no {method}. Training goes on; the drawer is tried again, "
         "and this is said only once."
+        for method in ("scalars", "flush")
     ]
     bad.failing.clear()
     run.epoch = 3

@@ -111,30 +111,6 @@ def test_points_after_the_last_flush_are_drawn_by_close(store, drawer):
     assert set(store.written) == {"graph/loss.png"}
 
 
-def test_between_two_drawings_lies_the_interval_or_longer_where_drawing_is_slow(store):
-    times = iter([0.0, 0.2, 1.0, 1.001, 100.0, 110.0])
-    waits = []
-    drawer = MatplotlibDrawer(interval_s=3.0, cpu_clock=lambda: next(times))
-    drawer.bind(store, "run")
-    wait_for = drawer._lock.wait_for
-
-    def record(predicate, timeout=None):
-        if timeout is not None:
-            waits.append(timeout)
-            timeout = 0
-        return wait_for(predicate, timeout)
-
-    drawer._lock.wait_for = record
-    for x in (1, 2, 3):
-        drawer.scalars({"train": 1.0}, "loss", x)
-        drawer.flush()
-        store.wait()
-    while len(waits) < 4:
-        threading.Event().wait(0.001)
-    drawer.close()
-    assert waits == pytest.approx([0, 20, 3, 60])
-
-
 def test_the_threads_error_comes_with_the_next_flush_and_the_drawing_is_made_good(store, drawer):
     store.fails = True
     drawer.scalars({"train": 1.0}, "loss", 1)

@@ -46,10 +46,10 @@ class Run:
         self.drawer.load_state_dict(torch.load(io.BytesIO(saved), weights_only=True))
 
     def kill(self):
-        """Leave everything open, as a killed process does."""
+        """Write nothing more, as a killed process."""
         self.board._draw = lambda: None
-        with self.board._worker._at_work:
-            pass
+        self.board._worker.finish(60)
+        self.board._files._close_file()
 
 
 def read(path):
@@ -294,7 +294,6 @@ def test_images_figures_and_histograms_from_before_the_checkpoint_outlive_a_resu
     saved = first.save()
     epochs(first, 3)
     first.drawer.close()
-    first.kill()
     assert shown_media(local()) == {tag: [1, 2, 3] for tag in ("sample", "plot", "weights")}
     for epoch in (3, 4):  # resumed twice from the same place
         run = Run(store)

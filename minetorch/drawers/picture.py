@@ -32,7 +32,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 _INK, _GREY, _FAINT, _RESUME = "#222222", "#6B6B6B", "#E8E8E8", "#ABABAB"
 _DOTTED_POINTS = 40  # a curve of up to so many shows each as a dot
-_LEGEND_COLUMNS_OF_TEXT = 104  # letters across the picture, names and lines of the legend together
+_LEGEND_COLUMNS_OF_TEXT = 100  # letters across the picture, names and lines of the legend together
+_LEGEND_LINE = 9  # as wide as so many letters, with the space around
+_RINGED_CURVES = 6  # of more curves than that only the best has its best point marked
 _LEGEND_ROW_POINTS = 14.6
 
 
@@ -86,7 +88,7 @@ def paint(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     labels = [_label(graph, name, curve) for name, curve in curves.items()]
-    columns = max(1, min(len(labels), _LEGEND_COLUMNS_OF_TEXT // (max(map(len, labels), default=0) + 7)))
+    columns = max(1, min(len(labels), _LEGEND_COLUMNS_OF_TEXT // (max(map(len, labels), default=0) + _LEGEND_LINE)))
     rows = -(-len(labels) // columns)
     height = HEIGHT_INCHES + max(0, rows - 3) * _LEGEND_ROW_POINTS / 72
     margins = ConstrainedLayoutEngine(w_pad=0.16, h_pad=0.14)
@@ -94,7 +96,8 @@ def paint(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
     _draw_resumes(axes, resumes)
-    handles = [_draw(axes, index, graph, *curve) for index, curve in enumerate(curves.items())]
+    handles = [_draw(axes, index, curve) for index, curve in enumerate(curves.values())]
+    _ring_best(axes, graph, curves, [handle.get_color() for handle in handles])
     log = _is_log(graph, list(curves.values())) if scale == "auto" else scale == "log"
     _set_scales(axes, list(curves.values()), log)
     x_name += _resume_note(len(resumes)) + _band_note(curves)
@@ -112,8 +115,22 @@ def _draw_resumes(axes: Any, resumes: Sequence[float]) -> None:
         axes.axvline(x, color=_RESUME, linewidth=1.1, linestyle=(0, (2, 2.5)), zorder=1)
 
 
-def _draw(axes: Any, index: int, graph: str, name: str, curve: Thin) -> Any:
-    """Draw a curve and its best point, and return its line for the legend."""
+def _ring_best(axes: Any, graph: str, curves: Mapping[str, Thin], colours: list[str]) -> None:
+    rings = []
+    for (name, curve), colour in zip(curves.items(), colours, strict=True):
+        way = better(graph, name)
+        point = best_point(curve.line, way)
+        if point is not None:
+            rings.append((-point[1] if way == "max" else point[1], point, colour))
+    if len(curves) > _RINGED_CURVES and rings:
+        rings = [min(rings)]
+    for _, point, colour in rings:
+        ring = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.8}
+        axes.plot(*point, "o", markersize=8, **ring, zorder=4)
+
+
+def _draw(axes: Any, index: int, curve: Thin) -> Any:
+    """Draw a curve, and return its line for the legend."""
     style = {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[index // len(_COLOURS) % len(_DASHES)],
@@ -131,10 +148,6 @@ def _draw(axes: Any, index: int, graph: str, name: str, curve: Thin) -> Any:
     alone = isolated(curve.y)
     if not few and alone.any():
         axes.plot(curve.x[alone], curve.y[alone], **dot, linestyle="none", zorder=3)
-    best = best_point(curve.line, better(graph, name))
-    if best is not None:
-        ring = {"markerfacecolor": "white", "markeredgecolor": style["color"], "markeredgewidth": 1.8}
-        axes.plot(*best, "o", markersize=8, **ring, zorder=4)
     return line
 
 

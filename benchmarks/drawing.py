@@ -23,6 +23,7 @@ from minetorch.checkpoint import Store
 from minetorch.drawers import Curves, Drawers
 from minetorch.drawers.make import DRAWERS
 from minetorch.drawers.picture import load_matplotlib, render
+from minetorch.errors import ConfigurationError
 
 LOGGER = logging.getLogger("benchmark")
 EPOCHS = 10, 100, 1000
@@ -108,7 +109,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=100_000)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--step-ms", type=float, default=10.0)
     options = parser.parse_args()
@@ -118,7 +119,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
         print(f"{'drawer':<12} {'step':>10} {'with a point':>14} {'more':>8} {'a call alone':>14}")
         for name in DRAWERS:
-            run = make_run(Path(folder), name, options.points)
+            try:
+                run = make_run(Path(folder), name, options.points)
+            except ConfigurationError as error:  # its library is not here
+                print(f"{name:<12} {error}")
+                continue
             bare, drawn = measure_steps(run, step, options.points, options.steps, options.rounds)
             call = measure_calls(run, options.points * 2)
             run.close()

@@ -175,7 +175,7 @@ class BackgroundDrawer(Drawer):
     and only from one thread at a time.
     """
 
-    patience_s = 60.0
+    patience_s = 30.0
     """Seconds for which `close` waits for the last drawing at most."""
 
     def __init__(self, interval_s: float, cpu_clock: Callable[[], float] = time.thread_time) -> None:

@@ -33,7 +33,7 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 _INK, _GREY, _FAINT, _RESUME = "#222222", "#6B6B6B", "#E8E8E8", "#ABABAB"
 _DOTTED_POINTS = 40  # a curve of up to so many shows each as a dot
 _LEGEND_COLUMNS_OF_TEXT = 100  # letters across the picture, names and lines of the legend together
-_LEGEND_LINE = 9  # as wide as so many letters, with the space around
+_LEGEND_SPACE = 6  # around a line and its text, in letters
 _RINGED_CURVES = 6  # of more curves than that only the best has its best point marked
 _LEGEND_ROW_POINTS = 14.6
 
@@ -88,7 +88,8 @@ def paint(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     labels = [_label(graph, name, curve) for name, curve in curves.items()]
-    columns = max(1, min(len(labels), _LEGEND_COLUMNS_OF_TEXT // (max(map(len, labels), default=0) + _LEGEND_LINE)))
+    letters = max(map(len, labels), default=0) + _LEGEND_SPACE + 2 * _line_length(labels)
+    columns = max(1, min(len(labels), int(_LEGEND_COLUMNS_OF_TEXT / letters)))
     rows = -(-len(labels) // columns)
     height = HEIGHT_INCHES + max(0, rows - 3) * _LEGEND_ROW_POINTS / 72
     margins = ConstrainedLayoutEngine(w_pad=0.16, h_pad=0.14)
@@ -223,6 +224,11 @@ def _set_title(axes: Any, graph: str, code: str, above_points: float) -> None:
     axes.set_title(printable(code, most=30), loc="right", fontsize=10, color=_GREY, **style)
 
 
+def _line_length(labels: list[str]) -> float:
+    """Of the legend's lines, in ems: long enough to tell dashes where colours come twice."""
+    return 1.6 if len(labels) <= len(_COLOURS) else 3.0
+
+
 def _add_legend(axes: Any, handles: list[Any], labels: list[str], columns: int) -> None:
     # Above the axes: inside, it would hide points, and the search for a free place is slow.
     legend = axes.legend(
@@ -235,7 +241,7 @@ def _add_legend(axes: Any, handles: list[Any], labels: list[str], columns: int) 
         fontsize=10.5,
         ncols=columns,
         frameon=False,
-        handlelength=1.6,
+        handlelength=_line_length(labels),
         handletextpad=0.6,
         columnspacing=2.2,
         labelspacing=0.35,

@@ -145,14 +145,14 @@ class MatplotlibDrawer(BackgroundDrawer):
             "resumes": sorted(place for place in places if place is not None),
             "scale": self._scales.get(graph, "auto"),
         }
-        is_last = self._worker.is_closing
-        if self._painter.is_usable and (self._painter.pid is not None or not is_last):
+        # At the end nobody is held up, and a process of low priority could take long to come to its turn.
+        if self._painter.is_usable and not self._worker.is_closing:
             try:
-                return self._painter.paint(graph, curves, **options)
+                return self._painter.paint(graph, curves, give_up=lambda: self._worker.is_closing, **options)
             except PainterLostError:
-                if not is_last:
+                if not self._worker.is_closing:
                     raise
-        if not (is_last or self._is_loaded):
+        if not (self._worker.is_closing or self._is_loaded):
             self._must_load = True
             raise PainterLostError("no process can be had that paints; this one will")
         from minetorch.drawers.picture import paint

@@ -1,6 +1,6 @@
 """A process of its own that paints pictures: Matplotlib would hold the training's interpreter up for 0.1 s each.
 
-It imports Matplotlib and NumPy, not torch, takes about 60 MB, and paints with the lowest priority. It ends when its
+It imports Matplotlib and NumPy, not torch, takes about 60 MB, and paints with a low priority. It ends when its
 parent closes the pipe, however that comes about.
 """
 
@@ -10,12 +10,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from minetorch.drawers.thin import Thin
 
@@ -23,7 +24,11 @@ _LOOK_S = 5.0
 """Seconds from one look of the process whether its parent is still there to the next."""
 
 _LONGEST_PICTURE_S = 60.0
+_PATIENCE_S = 0.2
 _MOST_LOSSES = 3
+
+NICENESS = 5
+"""Lower than the training, but not so low that it would never have its turn beside busy DataLoader workers."""
 
 # The parent's own path: it may have found this package in a way that a new interpreter would not. One thread, as
 # the libraries under NumPy would else make one for each core.
@@ -54,18 +59,26 @@ class Painter:
         """The process, while there is one."""
         return None if self._process is None else self._process.pid
 
-    def paint(self, graph: str, curves: Mapping[str, Thin], **options: Any) -> bytes:
+    def paint(self, graph: str, curves: Mapping[str, Thin], *, give_up: Callable[[], bool], **options: Any) -> bytes:
         """What `picture.paint` returns.
 
+        Args:
+            graph: as there.
+            curves: as there.
+            give_up: asked again and again while the process paints; where it says so, nobody waits any longer.
+            options: as there.
+
         Raises:
-            PainterLostError: there is no process to paint it; the next call starts another.
+            PainterLostError: there is no process to paint it, or it was given up; the next call starts another.
             RuntimeError: it cannot be painted.
         """
         try:
             connection = self._connect()
             connection.send((graph, dict(curves), options))
-            if not connection.poll(_LONGEST_PICTURE_S):
-                raise TimeoutError(f"no picture after {_LONGEST_PICTURE_S:.0f} s")
+            end = time.monotonic() + _LONGEST_PICTURE_S
+            while not connection.poll(_PATIENCE_S):
+                if give_up() or time.monotonic() > end:
+                    raise TimeoutError(f"no picture after {_LONGEST_PICTURE_S:.0f} s")
             picture, error = connection.recv()
         except (EOFError, OSError) as lost:
             self._losses += 1
@@ -114,7 +127,7 @@ def serve(fd: int, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
-        os.nice(19)
+        os.nice(NICENESS)
     from minetorch.drawers.picture import load_matplotlib, paint
 
     load_matplotlib()

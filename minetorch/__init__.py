@@ -25,7 +25,7 @@ from minetorch.errors import (
 from minetorch.version import __version__
 
 if TYPE_CHECKING:
-    from minetorch.drawers import Drawer
+    from minetorch.drawers import Drawer, MatplotlibDrawer, SqlDrawer, TensorboardDrawer
     from minetorch.hooks import HOOK_POINTS, main_only
     from minetorch.loading import load
     from minetorch.stateful import Stateful
@@ -41,13 +41,16 @@ __all__ = [
     "CollectiveError",
     "ConfigurationError",
     "Drawer",
+    "MatplotlibDrawer",
     "MinetorchError",
     "RemoteError",
     "RunInUseError",
+    "SqlDrawer",
     "Stateful",
     "StoppedEarly",
     "StorageError",
     "SupersededError",
+    "TensorboardDrawer",
     "Trainer",
     "World",
     "__version__",
@@ -58,7 +61,10 @@ __all__ = [
 _MODULES = {
     "HOOK_POINTS": "hooks",
     "Drawer": "drawers",
+    "MatplotlibDrawer": "drawers",
+    "SqlDrawer": "drawers",
     "Stateful": "stateful",
+    "TensorboardDrawer": "drawers",
     "Trainer": "trainer",
     "World": "world",
     "load": "loading",

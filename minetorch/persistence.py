@@ -323,6 +323,8 @@ class Persistence:
             self._load_group(group, members, state.get(group, {}))
         self._load_generators(state.get("random", []))
         self.history.load_state_dict(state.get("history", []))
+        progress = trainer.progress
+        trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
 
     def _check_shards(self, before: int | None, path: str) -> None:
         settings = self._trainer.settings

@@ -297,6 +297,16 @@ class FencedStore:
         self._fence = fence
 
     @property
+    def url(self) -> str:
+        """The place, for display: without passwords or signatures."""
+        return self._store.url
+
+    @property
+    def generation(self) -> int:
+        """Which start of the run this is, counted from 1; 0 until it has claimed the run."""
+        return self._fence.generation
+
+    @property
     def is_local(self) -> bool:
         """Whether `local_path` works."""
         return self._store.is_local

@@ -8,7 +8,7 @@ drawer redraws itself from it, whatever the killed process had drawn since.
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 EPOCH = "epoch"
+STEP = "step"
+
+
+class Mark(NamedTuple):
+    """Something that happened to the whole run, at one place of every curve."""
+
+    kind: str
+    """What: "resume"."""
+    epoch: float
+    """Where on an axis of epochs."""
+    step: int
+    """Where on an axis of optimizer steps."""
+    time: float
+    """When: Unix time in seconds."""
+
+    def x(self, x_name: str) -> float | None:
+        """The place on an axis of that name; None on one that counts something else."""
+        return {EPOCH: self.epoch, STEP: float(self.step)}.get(x_name)
 
 
 class Curve:
@@ -41,13 +59,26 @@ class Curve:
     def to_numpy(self) -> npt.NDArray[np.float64]:
         """A copy of the points, of shape (2, points): x above y."""
         # A view of an array that is still growing would make its next append a BufferError.
-        return np.array([self.x, self.y], dtype=np.float64)
+        points = np.empty((2, len(self)))
+        points[0], points[1] = self.x, self.y
+        return points
+
+    def since(self, start: int) -> npt.NDArray[np.float64]:
+        """As `to_numpy`, without the first `start` points."""
+        return np.array([self.x[start:], self.y[start:]], dtype=np.float64)
 
 
 class Curves:
     """Graphs by name; a graph is curves by name. Holds NaN and infinite y as they came."""
 
+    marks: list[Mark]
+    """In the order in which they were made."""
+    media: int
+    """How many images, figures and histograms were drawn: no more is kept of them here."""
+
     def __init__(self) -> None:
+        self.marks = []
+        self.media = 0
         self._graphs: dict[str, dict[str, Curve]] = {}
         self._x_names: dict[str, str] = {}
 
@@ -101,6 +132,8 @@ class Curves:
                 for graph, curves in self._graphs.items()
             },
             "x_names": dict(self._x_names),
+            "marks": [tuple(mark) for mark in self.marks],
+            "media": self.media,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,3 +148,5 @@ class Curves:
                 curve.y.frombytes(y.tobytes())
         self._graphs = graphs
         self._x_names = dict(state_dict.get("x_names", {}))
+        self.marks = [Mark(*mark) for mark in state_dict.get("marks", [])]
+        self.media = state_dict.get("media", 0)

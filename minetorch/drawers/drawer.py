@@ -22,11 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from minetorch.drawers.curves import Curves
+    import numpy as np
+    import numpy.typing as npt
+
+    from minetorch.drawers.curves import Curves, Mark
 
 
 class RunStore(Protocol):
     """The files of one run: as much of the checkpoint store as drawers and the log need."""
+
+    @property
+    def url(self) -> str:
+        """The place, for display: without passwords."""
+        ...
 
     @property
     def is_local(self) -> bool:
@@ -41,12 +49,12 @@ class RunStore(Protocol):
         """Bytes of a file."""
         ...
 
-    def write(self, name: str, data: bytes) -> object:
-        """Replace a file at once: a reader sees the old content or the new, never a part."""
+    def read(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError where there is none."""
         ...
 
-    def upload(self, local_path: Path, name: str) -> object:
-        """Copy a file of this machine into the store."""
+    def write(self, name: str, data: bytes) -> object:
+        """Replace a file at once: a reader sees the old content or the new, never a part."""
         ...
 
     def list(self, prefix: str = "") -> Sequence[str]:
@@ -62,7 +70,8 @@ class Drawer(ABC):
     """The base of every drawer. Only `scalars` must be written; the rest is there for those who need it.
 
     Only rank 0 has drawers. An exception from any method never stops the training: it is reported
-    once, and the drawer is tried again, and brought up to date by `restore`.
+    once, and the drawer is tried again, and brought up to date by `restore`. All methods are called by the
+    training thread, which waits for them.
     """
 
     @abstractmethod
@@ -91,8 +100,34 @@ class Drawer(ABC):
     def name_x(self, graph: str, name: str) -> None:  # noqa: B027
         """Learn what x counts on a graph, where that is not the epoch."""
 
+    def mark(self, mark: Mark) -> None:  # noqa: B027
+        """Learn that something happened to the run, such as that it was resumed."""
+
+    def image(self, pixels: npt.NDArray[np.uint8], name: str, x: float) -> None:  # noqa: B027
+        """Show a picture or a figure. It is not in the record, and so `restore` does not bring it back.
+
+        Args:
+            pixels: shape (height, width, 3), RGB.
+            name: the picture's name, fit to be a file name.
+            x: as in `scalars`.
+        """
+
+    def histogram(self, values: npt.NDArray[np.float64], name: str, x: float) -> None:  # noqa: B027
+        """Show how values are distributed. It is not in the record, as images.
+
+        Args:
+            values: shape (values,), finite, at least one.
+            name: its name, fit to be a file name.
+            x: as in `scalars`.
+        """
+
     def flush(self) -> None:  # noqa: B027
         """Make what was drawn visible to others; called at the end of each epoch."""
 
     def close(self) -> None:  # noqa: B027
         """Draw the final state and let go of everything. Later calls may follow and begin anew."""
+
+
+def generation(store: RunStore) -> int:
+    """Which start of the run may write to this store, counted from 1; 0 where nobody counts."""
+    return int(getattr(store, "generation", 0))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import time
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from minetorch.drawers.curves import Curves
+from minetorch.drawers.curves import STEP, Curves, Mark
+from minetorch.drawers.drawer import Drawer
+from minetorch.drawers.media import figure_pixels, histogram_values, image_pixels
 from minetorch.drawers.points import check_graph, check_values, check_x
 from minetorch.errors import ConfigurationError, SupersededError
 
@@ -12,15 +16,20 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Mapping, Sequence
 
-    from minetorch.drawers.drawer import Drawer, RunStore
+    import numpy.typing as npt
+
+    from minetorch.drawers.drawer import RunStore
+
+_MOST_TROUBLES = 10
+"""How many distinct troubles of one drawer are reported."""
 
 
 class Drawers:
     """The drawers of a run as one, and the record of what they drew.
 
     A wrong call (a bad name, a value that is no number) is the caller's error and raises. A drawer
-    that fails is not: it is reported once through the logger, tried again at each call, and brought
-    up to date from the record at the next `flush` or `close`.
+    that fails is not: each distinct trouble is reported once through the logger; the drawer is tried again at
+    each call, and brought up to date from the record at the next `flush` or `close`.
     """
 
     def __init__(
@@ -64,7 +73,7 @@ class Drawers:
         Raises:
             ConfigurationError: a name or a number is none.
         """
-        self.scalars({check_graph(graph): value}, graph, x)
+        self.scalars({self._known(graph): value}, graph, x)
 
     def scalars(self, values: Mapping[str, SupportsFloat], graph: str, x: SupportsFloat | None = None) -> None:
         """Add a point to each of some curves of a graph.
@@ -77,7 +86,7 @@ class Drawers:
         Raises:
             ConfigurationError: a name or a number is none.
         """
-        floats = check_values(values, check_graph(graph))
+        floats = check_values(values, self._known(graph))
         epoch = float(self._current_x())
         place = epoch if x is None else check_x(x, graph)
         if not floats:
@@ -87,7 +96,62 @@ class Drawers:
         for guard in self._guards:
             guard.draw("scalars", floats, graph, place)
         if not _within_epoch(place, epoch):
-            self._name_x(graph, "step" if place.is_integer() else "x")
+            self._name_x(graph, STEP if place.is_integer() else "x")
+
+    def image(self, value: Any, name: str, x: SupportsFloat | None = None) -> None:
+        """Show a picture, in the drawers that can. It is not in the checkpoint, as curves are.
+
+        Args:
+            value: a tensor, array or Pillow image of shape (height, width), (height, width, channels) or
+                (channels, height, width), with 1, 3 or 4 channels; floats from 0 to 1, or integers from 0 to 255.
+            name: the picture's name, fit to be a file name.
+            x: as in `scalar`.
+
+        Raises:
+            ConfigurationError: it is no picture, or the name or x is none.
+        """
+        place = self._place(name, x)
+        if guards := self._that("image"):
+            self._show(guards, "image", image_pixels(value, name), name, place)
+
+    def figure(self, figure: Any, name: str, x: SupportsFloat | None = None) -> None:
+        """Show a Matplotlib figure as it is now, as `image` does. The figure stays the caller's, to be closed.
+
+        Args:
+            figure: a `matplotlib.figure.Figure`.
+            name: the picture's name, fit to be a file name.
+            x: as in `scalar`.
+
+        Raises:
+            ConfigurationError: it is no figure, or the name or x is none.
+        """
+        place = self._place(name, x)
+        if guards := self._that("image"):
+            self._show(guards, "image", figure_pixels(figure, name), name, place)
+
+    def histogram(self, values: Any, name: str, x: SupportsFloat | None = None) -> None:
+        """Show how values are distributed, in the drawers that can. They are not in the checkpoint.
+
+        Args:
+            values: a tensor, an array or a sequence of numbers, of any shape; NaN and infinite ones are left out.
+            name: the histogram's name, fit to be a file name.
+            x: as in `scalar`.
+
+        Raises:
+            ConfigurationError: they are no numbers, or the name or x is none.
+        """
+        place = self._place(name, x)
+        if guards := self._that("histogram"):
+            numbers = histogram_values(values, name)
+            if numbers.size:
+                self._show(guards, "histogram", numbers, name, place)
+
+    def mark(self, kind: str, epoch: float, step: int) -> None:
+        """Record that something happened to the run here, such as "resume"."""
+        mark = Mark(kind, float(epoch), int(step), time.time())
+        self.curves.marks.append(mark)
+        for guard in self._guards:
+            guard.draw("mark", mark)
 
     def flush(self) -> None:
         """Have every drawer show what it has; called at the end of each epoch."""
@@ -118,6 +182,24 @@ class Drawers:
         curves.load_state_dict(state_dict)
         self.restore(curves)
 
+    def _known(self, graph: str) -> str:
+        """The graph's name, checked the first time."""
+        return graph if isinstance(graph, str) and graph in self.curves else check_graph(graph)
+
+    def _place(self, name: str, x: SupportsFloat | None) -> float:
+        check_graph(name)
+        return float(self._current_x()) if x is None else check_x(x, name)
+
+    def _that(self, method: str) -> list[_Guard]:
+        """The drawers that have more than the base's empty method."""
+        empty = getattr(Drawer, method)
+        return [guard for guard in self._guards if getattr(type(guard.drawer), method, empty) is not empty]
+
+    def _show(self, guards: list[_Guard], method: str, value: npt.NDArray[Any], name: str, x: float) -> None:
+        self.curves.media += 1
+        for guard in guards:
+            guard.show(method, value, name, x)
+
     def _name_x(self, graph: str, name: str) -> None:
         if self.curves.x_name(graph) in (name, "x"):
             return
@@ -137,6 +219,18 @@ class SilentDrawers(Drawers):
         """Do nothing: even looking at the value would make a GPU wait."""
 
     def scalars(self, values: Mapping[str, SupportsFloat], graph: str, x: SupportsFloat | None = None) -> None:
+        """Do nothing."""
+
+    def image(self, value: Any, name: str, x: SupportsFloat | None = None) -> None:
+        """Do nothing."""
+
+    def figure(self, figure: Any, name: str, x: SupportsFloat | None = None) -> None:
+        """Do nothing."""
+
+    def histogram(self, values: Any, name: str, x: SupportsFloat | None = None) -> None:
+        """Do nothing."""
+
+    def mark(self, kind: str, epoch: float, step: int) -> None:
         """Do nothing."""
 
     def restore(self, curves: Curves) -> None:
@@ -160,7 +254,7 @@ class _Guard:
         self._place = (store, code)
         self._logger = logger
         self._bound = False
-        self._reported = False
+        self._reported: set[str] = set()
         self._bind()
 
     def draw(self, method: str, *args: object) -> None:
@@ -168,6 +262,12 @@ class _Guard:
         self._bind()
         if not (self._bound and self.attempt(method, *args)):
             self.behind = True
+
+    def show(self, method: str, *args: object) -> None:
+        """Call a method whose effect the record does not hold, and cannot bring back."""
+        self._bind()
+        if self._bound:
+            self.attempt(method, *args)
 
     def catch_up(self, curves: Curves) -> None:
         """Draw all of the record if something is missing.
@@ -207,13 +307,15 @@ class _Guard:
             self._bound = True
 
     def _report(self, method: str, error: Exception) -> None:
-        if self._reported:
+        trouble = f"{type(error).__name__}: {error}"
+        # The same trouble often comes with another number in it: of a request, a port, a temporary file.
+        kind = re.sub(r"\b(?=\w*\d)\w+", "#", trouble)
+        if kind in self._reported or len(self._reported) == _MOST_TROUBLES:
             return
-        self._reported = True
+        self._reported.add(kind)
         self._logger.warning(
-            "%s.%s failed: %s: %s. Training goes on; the drawer is tried again, and this is said only once.",
+            "%s.%s failed: %s. Training goes on; the drawer is tried again, and this is said only once.",
             type(self.drawer).__name__,
             method,
-            type(error).__name__,
-            error,
+            trouble,
         )

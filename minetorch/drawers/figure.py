@@ -1,172 +1,172 @@
-"""Draws `graph/<name>.png` with Matplotlib, off the training thread."""
+"""Draws `graph/<name>.png` with Matplotlib, in a process beside the training."""
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
-import threading
 import time
-from typing import TYPE_CHECKING
+from collections import deque
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minetorch.drawers.curves import Curves
-from minetorch.drawers.drawer import Drawer
-from minetorch.errors import ConfigurationError
+from minetorch.drawers.background import BackgroundDrawer
+from minetorch.drawers.painter import Painter, PainterLostError
+from minetorch.drawers.thin import thin
+from minetorch.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from minetorch.drawers.drawer import RunStore
+    import numpy as np
+    import numpy.typing as npt
 
-# Matplotlib holds the interpreter's lock while it draws, so that a picture costs the training thread
-# up to the time that it takes. Drawing at most this share of the time bounds that cost, up to the
-# longest wait: who looks at many graphs would rather pay than see old ones.
-_SHARE_OF_TIME = 0.01
-_LONGEST_WAIT_S = 60.0
+    from minetorch.drawers.curves import Curves
+    from minetorch.drawers.picture import Scale
+
+_SCALES = ("auto", "log", "linear")
+_MOST_IMAGES_WAITING = 50
 
 
-class MatplotlibDrawer(Drawer):
-    """One PNG per graph, drawn anew after a flush if the graph has changed.
+class _State(NamedTuple):
+    """What a picture shows, as far as it can change."""
 
-    A thread draws, at most every `interval_s` seconds, and less often where drawing is slow (a picture
-    takes about 0.1 s of computing, so that one graph is drawn every 10 s or so); `close` draws what is
-    left. An error of the thread is raised by the next `flush` or `close`, and what it could not draw is
-    drawn later.
+    record: int
+    points: int
+    x_name: str
+    marks: int
+
+
+class MatplotlibDrawer(BackgroundDrawer):
+    """One PNG per graph, drawn anew when the graph has changed, and the newest of each image in `images/`.
+
+    A thread has a process paint (see `painter`), at most every `interval_s` seconds; `close` draws what is left. An
+    error is raised by the next `flush` or `close`, and what could not be drawn is drawn later. Histograms are not
+    drawn.
     """
 
-    def __init__(self, *, interval_s: float = 3.0, cpu_clock: Callable[[], float] = time.thread_time) -> None:
+    def __init__(
+        self,
+        *,
+        interval_s: float = 3.0,
+        scales: Mapping[str, Scale] | None = None,
+        y_names: Mapping[str, str] | None = None,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         """Make a drawer for one run.
 
         Args:
-            interval_s: seconds from one drawing to the next, at least; 0 to draw at every flush.
+            interval_s: seconds from one drawing to the next, at least; 0 to draw at once.
+            scales: "log", "linear" or "auto" by the graph's name; "auto" is log where y is all positive, spans more
+                than two decades, and higher is not better.
+            y_names: what the y axis of a graph is called, with its unit, such as `{"speed": "samples per second"}`;
+                the graph's name by default.
             cpu_clock: the seconds that the calling thread has computed: a slow storage is no cost.
 
         Raises:
-            ConfigurationError: Matplotlib is not installed.
+            ConfigurationError: Matplotlib is not installed, or a scale is none.
         """
         if importlib.util.find_spec("matplotlib") is None:
             raise ConfigurationError("drawer='matplotlib' needs Matplotlib: pip install matplotlib")
-        self._interval_s = interval_s
-        self._cpu_clock = cpu_clock
-        self._store: RunStore | None = None
-        self._code = ""
-        self._curves = Curves()
-        self._changed: set[str] = set()  # since the last flush
-        self._thread: threading.Thread | None = None
-        # The four below are shared with the thread, and so are changed under the lock only.
-        self._lock = threading.Condition()
-        self._flushed: set[str] = set()  # to be drawn
-        self._error: Exception | None = None
-        self._closing = False
-
-    def bind(self, store: RunStore, code: str) -> None:
-        """Draw below `graph/` of this store."""
-        self._store, self._code = store, code
-
-    def scalars(self, values: Mapping[str, float], graph: str, x: float) -> None:
-        """Remember a point of some curves; nothing is drawn yet."""
-        with self._lock:
-            for name, y in values.items():
-                self._curves.add(graph, name, x, y)
-        self._changed.add(graph)
-
-    def name_x(self, graph: str, name: str) -> None:
-        """Take the name of the x axis."""
-        with self._lock:
-            self._curves.name_x(graph, name)
-        self._changed.add(graph)
+        super().__init__(interval_s, cpu_clock)
+        self._scales = dict(scales or {})
+        self._y_names = dict(y_names or {})
+        for scale in self._scales.values():
+            if scale not in _SCALES:
+                raise ConfigurationError(unknown_name("scale", scale, _SCALES))
+        self._restores = 0  # tells one record from the next
+        self._drawn: dict[str, _State] = {}
+        self._images: deque[tuple[str, npt.NDArray[np.uint8]]] = deque(maxlen=_MOST_IMAGES_WAITING)
+        self._painter = Painter()
+        self._must_load = self._is_loaded = False
 
     def restore(self, curves: Curves) -> None:
-        """Draw these points from now on; the pictures change at the next flush."""
-        mine = curves.copy()
+        """Draw these points from now on; the pictures change at the next drawing."""
         with self._lock:
-            self._curves = mine
-            self._flushed.clear()
-        self._changed = set(mine)
+            self._restores += 1
+        super().restore(curves)
+
+    def image(self, pixels: npt.NDArray[np.uint8], name: str, x: float) -> None:
+        """Write `images/<name>.png` over the one before."""
+        with self._lock:
+            self._images.append((name, pixels))
+        self._worker.ask()
 
     def flush(self) -> None:
-        """Have the thread draw the graphs that changed, and return at once."""
-        from minetorch.drawers.picture import load_matplotlib
+        """Raise what the thread could not do."""
+        if self._must_load:
+            # On this thread, which starts DataLoader workers: one that is forked while another thread is amid an
+            # import waits for ever at its own import of the same module.
+            from minetorch.drawers.picture import load_matplotlib
 
-        if self._changed and self._thread is None:
             load_matplotlib()
-            self._start()
-        with self._lock:
-            self._flushed |= self._changed
-            self._changed.clear()
-            self._lock.notify()
-        self._raise_error()
+            self._must_load, self._is_loaded = False, True
+        super().flush()
 
     def close(self) -> None:
-        """Stop the thread, and draw what it has not."""
-        self._stop()
-        self._error = None  # what it failed at is tried again here
-        self._flushed |= self._changed
-        self._changed.clear()
-        self._draw_flushed()
+        """Draw the last state, and end the thread and the process."""
+        try:
+            super().close()
+        finally:
+            self._painter.close()
 
-    def _start(self) -> None:
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="minetorch-drawer", daemon=True)
-        self._thread.start()
-        # A daemon, so that a script that forgets to close can end; but one that is still inside
-        # Matplotlib's C code when the interpreter goes down would crash it.
-        atexit.register(self._stop)
-
-    def _stop(self) -> None:
-        if self._thread is None:
-            return
-        with self._lock:
-            self._closing = True
-            self._lock.notify()
-        self._thread.join()
-        self._thread = None
-        atexit.unregister(self._stop)
-
-    def _run(self) -> None:
-        wait_s = 0.0
+    def _draw(self) -> None:
+        for graph, state in self._changed().items():
+            self._write(f"graph/{graph}.png", self._paint(graph))
+            self._drawn[graph] = state
         while True:
             with self._lock:
-                self._lock.wait_for(lambda: self._closing, timeout=wait_s)
-                self._lock.wait_for(lambda: self._closing or self._flushed)
-                if self._closing:
+                if not self._images:
                     return
-            start = self._cpu_clock()
-            try:
-                self._draw_flushed()
-            except Exception as error:
-                with self._lock:
-                    self._error = error
-            wait_s = self._wait_s(self._cpu_clock() - start)
-
-    def _wait_s(self, cost_s: float) -> float:
-        """Seconds to let pass after a drawing that took `cost_s`; `interval_s=0` asks for none."""
-        if self._interval_s == 0:
-            return 0.0
-        return max(self._interval_s, min(cost_s / _SHARE_OF_TIME, _LONGEST_WAIT_S))
-
-    def _draw_flushed(self) -> None:
-        """Draw each flushed graph as it is now."""
-        from minetorch.drawers.picture import render
-
-        while True:
+                name, pixels = self._images[0]
+            self._write(f"images/{name}.png", _png(pixels))
             with self._lock:
-                if not self._flushed:
-                    return
-                graph = min(self._flushed)
-                curves = {name: curve.to_numpy() for name, curve in self._curves[graph].items()}
-                x_name = self._curves.x_name(graph)
-                self._flushed.discard(graph)
-            assert self._store is not None, "bind comes before anything else"
-            try:
-                self._store.write(f"graph/{graph}.png", render(graph, curves, x_name=x_name, code=self._code))
-            except Exception:
-                with self._lock:
-                    if graph in self._curves:
-                        self._flushed.add(graph)
-                raise
+                if self._images and self._images[0][1] is pixels:
+                    self._images.popleft()
 
-    def _raise_error(self) -> None:
+    def _changed(self) -> dict[str, _State]:
+        """The graphs to draw, in the order of their names."""
         with self._lock:
-            error, self._error = self._error, None
-        if error is not None:
-            raise error
+            record, marks = self._record, len(self._record.marks)
+            states = {
+                graph: _State(self._restores, sum(map(len, record[graph].values())), record.x_name(graph), marks)
+                for graph in sorted(record)
+            }
+        return {graph: state for graph, state in states.items() if self._drawn.get(graph) != state}
+
+    def _paint(self, graph: str) -> bytes:
+        with self._lock:
+            points = {name: curve.to_numpy() for name, curve in self._record[graph].items()}
+            x_name = self._record.x_name(graph)
+            places = {mark.x(x_name) for mark in self._record.marks if mark.kind == "resume"}
+        curves = {name: thin(curve) for name, curve in points.items()}
+        options: dict[str, Any] = {
+            "x_name": x_name,
+            "y_name": self._y_names.get(graph, ""),
+            "code": self._code,
+            "resumes": sorted(place for place in places if place is not None),
+            "scale": self._scales.get(graph, "auto"),
+        }
+        # At the end nobody is held up, and a process of low priority could take long to come to its turn.
+        if self._painter.is_usable and not self._worker.is_closing:
+            try:
+                return self._painter.paint(graph, curves, give_up=lambda: self._worker.is_closing, **options)
+            except PainterLostError:
+                if not self._worker.is_closing:
+                    raise
+        if not (self._worker.is_closing or self._is_loaded):
+            self._must_load = True
+            raise PainterLostError("no process can be had that paints; this one will")
+        from minetorch.drawers.picture import paint
+
+        return paint(graph, curves, **options)
+
+    def _write(self, name: str, data: bytes) -> None:
+        assert self._store is not None, "bind comes before anything else"
+        self._store.write(name, data)
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    picture = BytesIO()
+    Image.fromarray(pixels).save(picture, format="png")
+    return picture.getvalue()

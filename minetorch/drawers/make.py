@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from minetorch.drawers.fanout import Drawers, SilentDrawers
 from minetorch.drawers.figure import MatplotlibDrawer
+from minetorch.drawers.sql import SqlDrawer
 from minetorch.drawers.tensorboard import TensorboardDrawer
 from minetorch.errors import ConfigurationError, unknown_name
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 DRAWERS: dict[str, Callable[[], Drawer]] = {
     "matplotlib": MatplotlibDrawer,
     "tensorboard": TensorboardDrawer,
+    "sql": SqlDrawer,
 }
 
 
@@ -46,6 +48,9 @@ def make_drawers(
         ConfigurationError: `spec` is none of these, or a drawer's library is not installed.
     """
     drawers = _parse(spec)
+    for drawer in drawers:
+        if isinstance(drawer, SqlDrawer):
+            drawer.check(store)
     if silent:
         return SilentDrawers()
     return Drawers(drawers, store=store, code=code, current_x=current_x, logger=logger)

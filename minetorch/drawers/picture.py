@@ -1,26 +1,28 @@
 """One graph as a PNG, drawn with Matplotlib.
 
-Never pyplot, never rcParams: pictures are made on a thread of their own, while a user's notebook may
-be drawing with both.
+Never pyplot, never rcParams: where no process of their own can be had, pictures are made on a thread, while a
+user's notebook may be drawing with both.
 """
 
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from minetorch.drawers.lettering import families, printable
 from minetorch.drawers.reading import are_whole, best_point, better, wants_log_scale
-from minetorch.drawers.thin import BUCKETS, MOST_POINTS, Thin, isolated, thin
+from minetorch.drawers.thin import Thin, isolated, thin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float64]
+
+Scale = Literal["auto", "log", "linear"]
 
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 8.0, 4.8, 150
 
@@ -28,9 +30,11 @@ WIDTH_INCHES, HEIGHT_INCHES, DPI = 8.0, 4.8, 150
 # that keeps neighbours far apart, and without its yellow, which is invisible on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
-_INK, _GREY, _FAINT = "#222222", "#6B6B6B", "#E8E8E8"
+_INK, _GREY, _FAINT, _RESUME = "#222222", "#6B6B6B", "#E8E8E8", "#ABABAB"
 _DOTTED_POINTS = 40  # a curve of up to so many shows each as a dot
-_LEGEND_COLUMNS_OF_TEXT = 104  # letters across the picture, names and lines of the legend together
+_LEGEND_COLUMNS_OF_TEXT = 100  # letters across the picture, names and lines of the legend together
+_LEGEND_SPACE = 6  # around a line and its text, in letters
+_RINGED_CURVES = 6  # of more curves than that only the best has its best point marked
 _LEGEND_ROW_POINTS = 14.6
 
 
@@ -50,14 +54,31 @@ def load_matplotlib() -> None:
     Image.preinit()  # else the first picture imports Pillow's plugins
 
 
-def render(graph: str, curves: Mapping[str, Floats], *, x_name: str = "epoch", code: str = "") -> bytes:
+def render(graph: str, curves: Mapping[str, Floats], **options: Any) -> bytes:
+    """Draw a graph of any number of points: curves of shape (2, points); otherwise as `paint`."""
+    return paint(graph, {name: thin(points) for name, points in curves.items()}, **options)
+
+
+def paint(
+    graph: str,
+    curves: Mapping[str, Thin],
+    *,
+    x_name: str = "epoch",
+    y_name: str = "",
+    code: str = "",
+    resumes: Sequence[float] = (),
+    scale: Scale = "auto",
+) -> bytes:
     """Draw a graph.
 
     Args:
         graph: its name, which becomes the title.
-        curves: points of shape (2, points) by the name of their curve; y that is not finite is a gap.
+        curves: what to draw, by the name of the curve.
         x_name: what x counts.
+        y_name: what y is and its unit; the graph's name by default.
         code: the run's name, written in the corner.
+        resumes: the x at which the run was resumed, each a faint line.
+        scale: of y; "auto" is logarithmic where y is all positive, spans two decades, and lower is better.
 
     Returns:
         A PNG, 1200 pixels wide and 720 high (higher where the legend has many rows).
@@ -66,17 +87,22 @@ def render(graph: str, curves: Mapping[str, Floats], *, x_name: str = "epoch", c
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    thinned = {name: thin(points) for name, points in curves.items()}
-    labels = [_label(graph, name, curve) for name, curve in thinned.items()]
-    columns = max(1, min(len(labels), _LEGEND_COLUMNS_OF_TEXT // (max(map(len, labels), default=0) + 7)))
+    labels = [_label(graph, name, curve) for name, curve in curves.items()]
+    letters = max(map(len, labels), default=0) + _LEGEND_SPACE + 2 * _line_length(labels)
+    columns = max(1, min(len(labels), int(_LEGEND_COLUMNS_OF_TEXT / letters)))
     rows = -(-len(labels) // columns)
     height = HEIGHT_INCHES + max(0, rows - 3) * _LEGEND_ROW_POINTS / 72
     margins = ConstrainedLayoutEngine(w_pad=0.16, h_pad=0.14)
     figure = Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white", layout=margins)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor="white")
-    handles = [_draw(axes, index, graph, *curve) for index, curve in enumerate(thinned.items())]
-    _set_scales(axes, graph, list(thinned.values()), x_name + _band_note(curves))
+    _draw_resumes(axes, resumes)
+    handles = [_draw(axes, index, curve) for index, curve in enumerate(curves.values())]
+    _ring_best(axes, graph, curves, [handle.get_color() for handle in handles])
+    log = _is_log(graph, list(curves.values())) if scale == "auto" else scale == "log"
+    _set_scales(axes, list(curves.values()), log)
+    x_name += _resume_note(len(resumes)) + _band_note(curves)
+    _name_axes(axes, x_name, (y_name or graph), log)
     _set_frame(axes)
     _set_title(axes, graph, code, above_points=rows * _LEGEND_ROW_POINTS)
     _add_legend(axes, handles, labels, columns)
@@ -85,8 +111,27 @@ def render(graph: str, curves: Mapping[str, Floats], *, x_name: str = "epoch", c
     return picture.getvalue()
 
 
-def _draw(axes: Any, index: int, graph: str, name: str, curve: Thin) -> Any:
-    """Draw a curve and its best point, and return its line for the legend."""
+def _draw_resumes(axes: Any, resumes: Sequence[float]) -> None:
+    for x in resumes:
+        axes.axvline(x, color=_RESUME, linewidth=1.1, linestyle=(0, (2, 2.5)), zorder=1)
+
+
+def _ring_best(axes: Any, graph: str, curves: Mapping[str, Thin], colours: list[str]) -> None:
+    rings = []
+    for (name, curve), colour in zip(curves.items(), colours, strict=True):
+        way = better(graph, name)
+        point = best_point(curve.line, way)
+        if point is not None:
+            rings.append((-point[1] if way == "max" else point[1], point, colour))
+    if len(curves) > _RINGED_CURVES and rings:
+        rings = [min(rings)]
+    for _, point, colour in rings:
+        ring = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.8}
+        axes.plot(*point, "o", markersize=8, **ring, zorder=4)
+
+
+def _draw(axes: Any, index: int, curve: Thin) -> Any:
+    """Draw a curve, and return its line for the legend."""
     style = {
         "color": _COLOURS[index % len(_COLOURS)],
         "linestyle": _DASHES[index // len(_COLOURS) % len(_DASHES)],
@@ -104,10 +149,6 @@ def _draw(axes: Any, index: int, graph: str, name: str, curve: Thin) -> Any:
     alone = isolated(curve.y)
     if not few and alone.any():
         axes.plot(curve.x[alone], curve.y[alone], **dot, linestyle="none", zorder=3)
-    best = best_point(curve.line, better(graph, name))
-    if best is not None:
-        ring = {"markerfacecolor": "white", "markeredgecolor": style["color"], "markeredgewidth": 1.8}
-        axes.plot(*best, "o", markersize=8, **ring, zorder=4)
     return line
 
 
@@ -126,26 +167,29 @@ def _label(graph: str, name: str, curve: Thin) -> str:
     return "  ".join(parts)
 
 
-def _set_scales(axes: Any, graph: str, curves: list[Thin], x_name: str) -> None:
+def _set_scales(axes: Any, curves: list[Thin], log: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     whole = are_whole([curve.line for curve in curves])
     axes.margins(x=0.02, y=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
-    log = _is_log(graph, curves)
-    if log:
-        axes.set_yscale("log")
-        # The band's lowest tips, single lucky batches, would else take most of the picture.
-        floor = min(np.nanmin(curve.y) for curve in curves if np.isfinite(curve.y).any()) / 10
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], floor))
-    else:
+    if not log:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
         axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-4, 6))
+        return
+    axes.set_yscale("log")
+    # The band's lowest tips, single lucky batches, would else take most of the picture.
+    positive = np.concatenate([curve.y[curve.y > 0] for curve in curves] or [np.empty(0)])
+    if positive.size:
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], positive.min() / 10))
+
+
+def _name_axes(axes: Any, x_name: str, y_name: str, log: bool) -> None:
     style = {"fontsize": 10.5, "color": _GREY, "labelpad": 7}
     axes.set_xlabel(x_name, **style)
-    y_name = f"{printable(graph)}, log scale" if log else printable(graph)
-    axes.set_ylabel(y_name, family=families(), parse_math=False, **style)
+    y_name = printable(y_name)
+    axes.set_ylabel(f"{y_name}, log scale" if log else y_name, family=families(), parse_math=False, **style)
 
 
 def _is_log(graph: str, curves: list[Thin]) -> bool:
@@ -153,12 +197,14 @@ def _is_log(graph: str, curves: list[Thin]) -> bool:
     return bands_are_positive and wants_log_scale([curve.line for curve in curves], better(graph, graph))
 
 
-def _band_note(curves: Mapping[str, Floats]) -> str:
+def _band_note(curves: Mapping[str, Thin]) -> str:
     """What line and band are, where points are too many to be drawn one by one."""
-    most = max((points.shape[1] for points in curves.values()), default=0)
-    if most <= MOST_POINTS:
-        return ""
-    return f"   (line: mean of about {round(most / BUCKETS):,} points, band: their range)"
+    each = max((curve.each for curve in curves.values()), default=1)
+    return "" if each == 1 else f"   (line: mean of about {round(each):,} points, band: their range)"
+
+
+def _resume_note(count: int) -> str:
+    return "" if not count else "   (dotted: resumed)" if count == 1 else f"   (dotted: resumed, {count} times)"
 
 
 def _set_frame(axes: Any) -> None:
@@ -178,6 +224,11 @@ def _set_title(axes: Any, graph: str, code: str, above_points: float) -> None:
     axes.set_title(printable(code, most=30), loc="right", fontsize=10, color=_GREY, **style)
 
 
+def _line_length(labels: list[str]) -> float:
+    """Of the legend's lines, in ems: long enough to tell dashes where colours come twice."""
+    return 1.6 if len(labels) <= len(_COLOURS) else 3.0
+
+
 def _add_legend(axes: Any, handles: list[Any], labels: list[str], columns: int) -> None:
     # Above the axes: inside, it would hide points, and the search for a free place is slow.
     legend = axes.legend(
@@ -190,7 +241,7 @@ def _add_legend(axes: Any, handles: list[Any], labels: list[str], columns: int) 
         fontsize=10.5,
         ncols=columns,
         frameon=False,
-        handlelength=1.6,
+        handlelength=_line_length(labels),
         handletextpad=0.6,
         columnspacing=2.2,
         labelspacing=0.35,

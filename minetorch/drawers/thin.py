@@ -26,6 +26,8 @@ class Thin(NamedTuple):
     """The highest, likewise."""
     lost: int
     """How many y were not finite."""
+    each: float = 1
+    """How many points each stands for, about."""
 
     @property
     def line(self) -> Floats:
@@ -59,7 +61,7 @@ def thin(points: Floats) -> Thin:
     places = np.add.reduceat(x, starts) / sizes
     if np.all(x == np.floor(x)):
         places = np.round(places)  # no one wants to read of step 1,234.5
-    return Thin(places, mean, np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts), lost)
+    return Thin(places, mean, np.fmin.reduceat(y, starts), np.fmax.reduceat(y, starts), lost, x.size / BUCKETS)
 
 
 def isolated(y: Floats) -> npt.NDArray[np.bool_]:

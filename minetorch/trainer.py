@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from functools import partial
 from itertools import islice, repeat
@@ -109,6 +109,7 @@ class Trainer(TrainerState):
         clip_grad_norm: float | None = None,
         seed: int = 0,
         split_batches: bool = False,
+        find_unused_parameters: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         if_running: Literal["refuse", "wait", "replace"] = "refuse",
     ) -> None:
@@ -154,6 +155,8 @@ class Trainer(TrainerState):
             clip_grad_norm: upper limit of the gradients' total 2-norm at each step.
             seed: what the data's order and every random generator derive from.
             split_batches: the loaders' `batch_size` is that of all workers together, not that of each.
+            find_unused_parameters: with several workers, look in every step for the parameters that the loss does not
+                depend on; else there must be none.
             storage_options: passed on to fsspec.
             if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
                 "replace": take the run over, and the other stops.
@@ -190,6 +193,7 @@ class Trainer(TrainerState):
             clip_grad_norm=clip_grad_norm,
             seed=seed,
             split_batches=split_batches,
+            find_unused_parameters=find_unused_parameters,
             if_running=if_running,
         )
         arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
@@ -198,6 +202,9 @@ class Trainer(TrainerState):
         self.progress = Progress()
         self.metrics = {}
         self.lowest_train_loss = self.lowest_val_loss = float("inf")
+        self.batch = None
+        self.around_validation = []
+        self._names_of_next_save = []
         self.world = World.from_environ(os.environ)
         self._requests = Requests(self.world, must_stop=lambda: NOTICES.signum != 0)
         self._loss_sum = self._zero()
@@ -209,9 +216,10 @@ class Trainer(TrainerState):
         self._log = RunLog(store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook, held=True)
         self.logger = self._log.logger
         checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
+        self.files = store if checkpointer is None else FencedStore(store, checkpointer.fence)
         self.drawer = make_drawers(
             drawer,
-            store=store if checkpointer is None else FencedStore(store, checkpointer.fence),
+            store=self.files,
             code=code,
             current_x=lambda: self.current_epoch,
             logger=self.logger,
@@ -223,7 +231,9 @@ class Trainer(TrainerState):
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
-            self.backend = Backend(self.world, model, optimizer, amp)
+            self.backend = Backend(
+                self.world, model, optimizer, amp, find_unused_parameters=find_unused_parameters
+            )
             seed_generators(derive_seed(seed, "rank", self.rank))
             self._persistence.claim()
             self._log.begin(guard=None if checkpointer is None else checkpointer.fence.check)
@@ -240,7 +250,7 @@ class Trainer(TrainerState):
             raise
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
-        settings, gathered = self.settings, Hooks(self, self._heartbeat, before_foreign=self._fence)
+        settings, gathered = self.settings, Hooks(self, self._heartbeat, before_foreign=self.fence)
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
@@ -309,12 +319,22 @@ class Trainer(TrainerState):
     def _train_epochs(self) -> None:
         if self._at_end():
             self.logger.info("All %d epochs are done. Raise max_epochs to go on.", self.current_epoch)
+        elif self.progress.epoch_complete and self._is_stopped_before_epoch():
+            self.logger.info("Stopped before epoch %d, as asked.", self.current_epoch + 1)
+            return
         while not self._at_end():
             self.progress.start_epoch()
             self._heartbeat.epoch(self.current_epoch)
             self._hooks.call("before_epoch_start", epoch=self.current_epoch)
             if not self._run_epoch():
                 break
+
+    def _is_stopped_before_epoch(self) -> bool:
+        """Whether it was asked to stop while no epoch was under way, as a hook at `after_init` may."""
+        asked = self._ask_all()
+        if asked & {"save_and_stop", "save"}:
+            self._save()
+        return bool(asked & {"save_and_stop", "stop_after_epoch"})
 
     def _is_noticed(self) -> bool:
         """Whether a signal has asked any rank to make way: then the log says so, and it counts as obeyed.
@@ -392,6 +412,7 @@ class Trainer(TrainerState):
     def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
         """One forward and backward and, at the end of an accumulation, the optimizer's step."""
         index, data, backend = self.progress.iteration, batch.data, self.backend
+        self.batch = batch
         if self._hooks.any_at("before_train_iteration_start"):
             self._hooks.call("before_train_iteration_start", index=index, data=data)
         with nullcontext() if stepping else backend.accumulating():
@@ -465,18 +486,22 @@ class Trainer(TrainerState):
         self.model.eval()
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
         loss_sum, samples, cut_short, generators = self._zero(), 0, False, generator_states()
-        for index, batch in enumerate(batches):
-            if NOTICES.signum:
-                cut_short = True
-                break
-            if self._hooks.any_at("before_val_iteration_start"):
-                self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
-            loss = self._loss(batch.data, training=False).detach()
-            loss_sum.add_(loss, alpha=batch.counted)
-            samples += batch.counted
-            self._heartbeat.beat()
-            if self._hooks.any_at("after_val_iteration_end"):
-                self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
+        with ExitStack() as around:
+            for make in self.around_validation:
+                around.enter_context(make())
+            for index, self.batch in enumerate(batches):
+                if NOTICES.signum:
+                    cut_short = True
+                    break
+                data, counted = self.batch.data, self.batch.counted
+                if self._hooks.any_at("before_val_iteration_start"):
+                    self._hooks.call("before_val_iteration_start", index=index, data=data)
+                loss = self._loss(data, training=False).detach()
+                loss_sum.add_(loss, alpha=counted)
+                samples += counted
+                self._heartbeat.beat()
+                if self._hooks.any_at("after_val_iteration_end"):
+                    self._hooks.call("after_val_iteration_end", index=index, data=data, loss=loss)
         sums = torch.stack([loss_sum, *(torch.full_like(loss_sum, count) for count in (samples, cut_short))])
         world_sum, world_samples, world_cut = self.reduce(sums, "sum").tolist()
         if world_cut:
@@ -540,6 +565,8 @@ class Trainer(TrainerState):
         return path
 
     def _save(self, names: Sequence[str] = (), *, beside_training: bool = True) -> str:
+        names = (*names, *self._names_of_next_save)
+        self._names_of_next_save.clear()
         self._hooks.call("before_checkpoint_persisted", names=names)
         self._sum_up()
         before = self._heartbeat.enter(Phase.SAVING)
@@ -547,7 +574,7 @@ class Trainer(TrainerState):
         self._heartbeat.enter(before)
         return path
 
-    def _fence(self) -> None:
+    def fence(self) -> None:
         """Wait until the model may be changed, as far as a save that is under way goes."""
         self._persistence.fence()
 

@@ -29,6 +29,8 @@ class Batch:
     """Samples of all ranks in this iteration."""
     units: int
     """How far this iteration moves the position in the epoch, on all ranks together."""
+    indices: Sequence[Any] | None = None
+    """What the sampler gave for the samples in `data`, such as their indices in the dataset; None for a stream."""
 
 
 class Epoch(NamedTuple):
@@ -60,6 +62,8 @@ class RankLoader:
     ) -> None:
         self.source = source
         self.current_epoch = 1
+        self.observe: Callable[[Iterator[Batch]], Iterator[Batch]] | None = None
+        """What the batches of an epoch are to pass through, for a plugin to see when they come."""
         self._loader = loader
         self._shares = shares
         self._world = world
@@ -108,9 +112,9 @@ class RankLoader:
         self._loader.generator.manual_seed(derive_seed(self._seed, "workers", epoch, rank))
         if isinstance(self._shares, SharedStream):
             iterations = self._shares.prepare(epoch, start)
-            return Epoch(iterations, self._placed(self._from_stream()))
+            return Epoch(iterations, self._observed(self._placed(self._from_stream())))
         self._shares.plan = self._plan(lambda units: global_order(units, self._seed, epoch), start)
-        return Epoch(len(self._shares), self._placed(self._from_plan(self._shares)))
+        return Epoch(len(self._shares), self._observed(self._placed(self._from_plan(self._shares))))
 
     def _plan(self, order: Callable[[Any], Sequence[Any]], start: int) -> EpochPlan[Any]:
         assert isinstance(self._shares, PlanSampler)
@@ -124,17 +128,23 @@ class RankLoader:
             drop_last=not batches and bool(getattr(self.source.batch_sampler, "drop_last", False)),
         )
 
+    def _observed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return batches if self.observe is None else self.observe(batches)
+
     def _placed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         place = self._place
         for batch in batches:
             if batch.counted or self._training:
-                yield batch if place is None else Batch(place(batch.data), batch.counted, batch.total, batch.units)
+                if place is not None:
+                    data = place(batch.data)
+                    batch = Batch(data, batch.counted, batch.total, batch.units, batch.indices)
+                yield batch
 
     def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
         plan = shares.plan
         at, end = plan.start, len(plan.units)
         for share, data in zip(shares.shares(), start_workers(self._loader), strict=True):
-            yield Batch(data, share.counted, share.total, min(plan.chunk, end - at))
+            yield Batch(data, share.counted, share.total, min(plan.chunk, end - at), share.units)
             at += plan.chunk
 
     def _from_stream(self) -> Iterator[Batch]:

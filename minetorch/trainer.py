@@ -231,9 +231,7 @@ class Trainer(TrainerState):
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
-            self.backend = Backend(
-                self.world, model, optimizer, amp, find_unused_parameters=find_unused_parameters
-            )
+            self.backend = Backend(self.world, model, optimizer, amp, find_unused_parameters=find_unused_parameters)
             seed_generators(derive_seed(seed, "rank", self.rank))
             self._persistence.claim()
             self._log.begin(guard=None if checkpointer is None else checkpointer.fence.check)

@@ -72,6 +72,15 @@ class Backend:
         """A context for a forward and backward whose gradients stay on this rank for now."""
         return self._ddp.no_sync() if self._ddp is not None else nullcontext()
 
+    @contextmanager
+    def on_this_rank(self) -> Iterator[None]:
+        """A context in which `model` is the user's own: what is done with it is no collective, not even at first."""
+        wrapped, self.model = self.model, self.unwrapped_model
+        try:
+            yield
+        finally:
+            self.model = wrapped
+
     def backward(self, loss: torch.Tensor) -> None:
         """Add the loss's gradients to the parameters'."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()

@@ -20,7 +20,7 @@ class GradNorm:
     ```
 
     The graph `gradient_norm` has the mean and the highest norm of every `every` steps of an epoch, by steps. The norms
-    stay on the device; they are fetched at the end of an epoch and before a checkpoint, so that no step waits for a GPU.
+    stay on the device; they are fetched at the end of an epoch and before a checkpoint, so that no step waits for it.
     A resumed run's curves are those of a run that was never stopped. Steps that `amp="fp16"` leaves out do not count.
     """
 

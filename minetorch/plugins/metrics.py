@@ -68,6 +68,7 @@ class Metrics:
             return
         self._validated = False
         for name, metric in self.metrics.items():
+            self._fill_empty_lists(trainer, metric)
             with warnings.catch_warnings():
                 # A rank that had no share of a small validation has nothing to add.
                 warnings.filterwarnings("ignore", ".*was called before the ``update`` method")
@@ -83,6 +84,26 @@ class Metrics:
         finally:
             self._outputs.ignore()
         self._validated = True
+
+    def _fill_empty_lists(self, trainer: TrainerState, metric: Any) -> None:
+        """Give a rank that had no sample an empty tensor like the others' in each list of a metric's state.
+
+        torchmetrics gathers such lists by the ranks' dtypes and dimensions, which an empty list does not have.
+        """
+        parts = [part for part in getattr(metric, "modules", list)() if hasattr(part, "metric_state")]
+        lists = [
+            (part, name, value)
+            for part in parts
+            for name, value in part.metric_state.items()
+            if isinstance(value, list)
+        ]
+        mine = [(value[0].dtype, value[0].shape[1:]) if value else None for _, _, value in lists]
+        of_ranks = trainer.world.gather(mine)
+        for place, (part, name, value) in enumerate(lists):
+            like = next((kinds[place] for kinds in of_ranks if kinds[place] is not None), None)
+            if not value and like is not None:
+                dtype, shape = like
+                setattr(part, name, [torch.empty(0, *shape, dtype=dtype, device=trainer.device)])
 
     def _show(self, trainer: TrainerState, name: str, value: Any) -> None:
         values = value if isinstance(value, Mapping) else {name: value}

@@ -121,7 +121,7 @@ class NaNGuard:
 
     def _search(self, trainer: TrainerState, one: _Iteration) -> str | None:
         trainer.model.train()
-        with trainer.backend.accumulating():  # no exchange: the other ranks search batches of their own
+        with trainer.backend.on_this_rank():  # the others search batches of their own
             place = find_not_finite(
                 trainer.unwrapped_model, one.batch.data, lambda data: trainer._loss_func(trainer, data)
             )

@@ -23,7 +23,7 @@ def find_not_finite(model: nn.Module, data: Any, loss_of: Callable[[Any], torch.
     """
     if not _all_finite(data):
         return "the data of the batch"
-    bad = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if not _is_finite(tensor)]
+    bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
     if bad:
         return f"the model's own {_listed(bad)}, before the step"
     search = _Search(model)

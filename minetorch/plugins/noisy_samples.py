@@ -49,9 +49,9 @@ class NoisySamples:
     ```
 
     A network learns mislabelled samples last: their loss stays high for many epochs while that of others falls. Within
-    an epoch samples are compared by rank, so that no epoch outweighs another. After every epoch the `top` samples are in
-    `noisy_samples.csv` in the run's directory, and the graph `sample_losses` shows their mean loss beside the median and
-    the 95th percentile of all.
+    an epoch samples are compared by rank, so that no epoch outweighs another. After every epoch the `top` samples are
+    in `noisy_samples.csv` in the run's directory, and the graph `sample_losses` shows their mean loss beside the median
+    and the 95th percentile of all.
 
     With `negative_margin` for the losses, the order is about that of the area under the margin (Pleiss et al.,
     "Identifying Mislabeled Data using the Area Under the Margin Ranking", 2020).
@@ -242,7 +242,10 @@ class History:
         order = order[epochs[order] > 0]
         means = losses / epochs
         rows = zip(*(column[order].tolist() for column in (suspicion, means, last, epochs)), strict=True)
-        return [Suspect(sample, *row[:3], int(row[3])) for sample, row in zip(order.tolist(), rows, strict=True)]
+        return [
+            Suspect(sample, share, mean, newest, int(count))
+            for sample, (share, mean, newest, count) in zip(order.tolist(), rows, strict=True)
+        ]
 
 
 def lower_shares(values: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,9 @@ class Profile:
 
     Each window of `wait`, `warmup` and `active` iterations gives `profile/rank_0_step_17.pt.trace.json.gz`, for
     chrome://tracing, https://ui.perfetto.dev and TensorBoard's profiler, and `profile/rank_0_step_17.txt`, with the
-    operators that took most time. The run's directory may be on a remote storage. Recording slows the iterations of `warmup` and
-    `active`; after the last window nothing is left of it. A run that goes on from a checkpoint profiles anew.
+    operators that took most time. The run's directory may be on a remote storage. Recording slows the iterations of
+    `warmup` and `active`; after the last window nothing is left of it. A run that goes on from a checkpoint profiles
+    anew.
     """
 
     def __init__(

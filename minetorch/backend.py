@@ -118,7 +118,7 @@ class Backend:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
         # `nn.utils.get_total_norm` takes twice as long, to sort tensors by device and dtype.
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # A fused optimizer unscales the gradients by itself, in its step.
         scale: torch.Tensor | None = getattr(self.optimizer, "grad_scale", None)
         return norm if scale is None else norm / scale

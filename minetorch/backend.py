@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +29,14 @@ class Backend:
     """A model and its optimizer on this worker's device, in step with the other workers'."""
 
     def __init__(
-        self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp, *, exchanges: bool = True
+        self,
+        world: World,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        amp: Amp,
+        *,
+        exchanges: bool = True,
+        find_unused_parameters: bool = False,
     ) -> None:
         """Move the model to the device and wrap it for the world.
 
@@ -39,6 +46,7 @@ class Backend:
             optimizer: of its parameters.
             amp: mixed precision of the forward.
             exchanges: whether DDP is to sum the gradients of all ranks; else that is the caller's.
+            find_unused_parameters: have DDP look in every step for the parameters that the loss does not depend on.
 
         Raises:
             ConfigurationError: fp16 on a CPU, or bf16 where the device has none.
@@ -48,12 +56,13 @@ class Backend:
         self.world = world
         self.optimizer = optimizer
         self.unwrapped_model = model
-        self.accelerator = _accelerator(world, amp)
+        self.accelerator = _accelerator(world, amp, find_unused_parameters)
         self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=not exchanges)
         if not exchanges and world.size > 1:
             self._start_alike()
         self._ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
+        self._norm_before_clipping: torch.Tensor | None = None
         self.leave_training()
 
     @torch.no_grad()
@@ -80,6 +89,15 @@ class Backend:
         """A context for a forward and backward whose gradients stay on this rank for now."""
         return self._ddp.no_sync() if self._ddp is not None else nullcontext()
 
+    @contextmanager
+    def on_this_rank(self) -> Iterator[None]:
+        """A context in which `model` is the user's own: what is done with it is no collective, not even at first."""
+        wrapped, self.model = self.model, self.unwrapped_model
+        try:
+            yield
+        finally:
+            self.model = wrapped
+
     def backward(self, loss: torch.Tensor) -> None:
         """Add the loss's gradients to the parameters'."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
@@ -97,13 +115,30 @@ class Backend:
             gradients = [p.grad for p in self.unwrapped_model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, scale)
         if clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.unwrapped_model.parameters(), clip_grad_norm)
+            parameters = self.unwrapped_model.parameters()
+            self._norm_before_clipping = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
         if self._scaler is None:
             self.optimizer.step()
         else:
             self._scaler.step(self.optimizer)
             self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def gradient_norm(self) -> torch.Tensor:
+        """The gradients' total 2-norm before clipping, on the device: for hooks of the optimizer's step.
+
+        Every rank has the same, since the gradients are the world's mean.
+        """
+        if self._norm_before_clipping is not None:
+            return self._norm_before_clipping
+        # The optimizer's list: walking the model's modules would take longer than the norm of a small one.
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        # `nn.utils.get_total_norm` takes twice as long, to sort tensors by device and dtype.
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # A fused optimizer unscales the gradients by itself, in its step.
+        scale: torch.Tensor | None = getattr(self.optimizer, "grad_scale", None)
+        return norm if scale is None else norm / scale
 
     def explain_unused(self, error: RuntimeError) -> ConfigurationError | None:
         """DDP's error about parameters without a gradient in words that fit the Trainer; None for any other error."""
@@ -115,7 +150,8 @@ class Backend:
         return ConfigurationError(
             f"The loss does not depend on these parameters: {names}. With several workers every trainable parameter "
             "must have a gradient in every step. Freeze those that are not used: parameter.requires_grad_(False). "
-            "Those that are used at times can be made part of every loss: loss + 0 * parameter.sum()."
+            "For those that are used at times, give the Trainer find_unused_parameters=True, which looks for them in "
+            "every step, or make them part of every loss: loss + 0 * parameter.sum()."
         )
 
     def align_buffers(self) -> None:
@@ -170,7 +206,7 @@ def placement(device: torch.device) -> Callable[[Any], Any] | None:
     return lambda data: send_to_device(data, device, non_blocking=True)
 
 
-def _accelerator(world: World, amp: Amp) -> Accelerator:
+def _accelerator(world: World, amp: Amp, find_unused_parameters: bool) -> Accelerator:
     cpu = world.device.type == "cpu"
     precision = amp or "no"
     shared = AcceleratorState._shared_state
@@ -179,7 +215,12 @@ def _accelerator(world: World, amp: Amp) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with _environment_for_accelerate(world):
-            return Accelerator(cpu=cpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
+            return Accelerator(
+                cpu=cpu,
+                mixed_precision=precision,
+                step_scheduler_with_optimizer=False,
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+            )
     except ValueError as error:
         raise ConfigurationError(f"amp={amp!r} cannot be had on {world.device}: {error}") from error
 

@@ -5,6 +5,7 @@ MinetorchError
 ├── ConfigurationError (ValueError)      an argument or environment variable is wrong; nothing was written
 ├── CollectiveError (RuntimeError)       a collective where only one rank runs, or a lost process group
 ├── RemoteError (RuntimeError)           rank 0 failed; the other ranks raise this in its place
+├── NotFiniteError (ArithmeticError)     a loss or gradient is NaN or infinite; see the plugin NaNGuard
 ├── StorageError (OSError)               the storage could not be listed, read or written
 ├── RunInUseError (RuntimeError)         another process is training this run
 ├── SupersededError (RuntimeError)       another start of this run has taken it over from this process
@@ -38,6 +39,10 @@ class CollectiveError(MinetorchError, RuntimeError):
 
 class RemoteError(MinetorchError, RuntimeError):
     """Rank 0 failed in something that all ranks wait for; its message is inside."""
+
+
+class NotFiniteError(MinetorchError, ArithmeticError):
+    """A loss or gradient is NaN or infinite; the message says in which batch and where in the model."""
 
 
 class StorageError(MinetorchError, OSError):

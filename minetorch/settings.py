@@ -63,6 +63,8 @@ class Settings:
     """Mixed precision of the model's forward."""
     clip_grad_norm: float | None = None
     """Upper limit of the gradients' total 2-norm at each step."""
+    find_unused_parameters: bool = False
+    """Whether a step may leave trainable parameters without a gradient, with several workers."""
     seed: int = 0
     """What the data's order and every random generator derive from."""
     split_batches: bool = False
@@ -92,7 +94,7 @@ class Settings:
         self._check_choice("elastic", (False, "exact"))
         self._check_choice("persist_policy", ("wait", "coalesce"))
         self._check_choice("if_running", ("refuse", "wait", "replace"))
-        for name in ("trival", "in_notebook", "split_batches"):
+        for name in ("trival", "in_notebook", "split_batches", "find_unused_parameters"):
             self._check_choice(name, (True, False))
         if not isinstance(self.monitor, str) or not self.monitor:
             self._refuse("monitor", "the name of a metric, such as 'val_loss' or 'train_loss'")

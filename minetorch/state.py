@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, overload
 
 import torch
@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from minetorch.backend import Backend
-from minetorch.data import RankLoader
+from minetorch.data import Batch, RankLoader
 from minetorch.drawers import Drawers
+from minetorch.drawers.drawer import RunStore
+from minetorch.heartbeat import Heartbeat
 from minetorch.progress import Progress
 from minetorch.requests import Requests
 from minetorch.settings import Settings
@@ -51,7 +53,16 @@ class TrainerState:
     """Validation iterations on this rank; None where there are none, or the data has no length."""
     lowest_train_loss: float
     lowest_val_loss: float
+    batch: Batch | None
+    """The batch of the iteration under way: `batch.indices` are its samples, of which `batch.counted` count."""
+    files: RunStore
+    """The run's directory: `files.write("table.csv", data)`. For rank 0, unless each rank has files of its own."""
+    around_validation: list[Callable[[], AbstractContextManager[Any]]]
+    """Called before every validation, on every rank; each validation runs within what they return."""
     _requests: Requests
+    _heartbeat: Heartbeat
+    _loss_func: Callable[[Any, Any], Any]
+    _names_of_next_save: list[str]
 
     @property
     def rank(self) -> int:
@@ -143,6 +154,21 @@ class TrainerState:
         """
         self._requests.ask("save_and_stop")
 
-    def save_soon(self) -> None:
-        """Save a checkpoint, as soon as `save_and_stop` would. From a hook on any rank."""
+    def save_soon(self, *names: str) -> None:
+        """Save a checkpoint, as soon as `save_and_stop` would. From a hook on any rank.
+
+        At `after_epoch_end` this is the epoch's own checkpoint.
+
+        Args:
+            names: for that checkpoint, beside its own. Those that rank 0 gives are taken.
+        """
+        self._names_of_next_save += names
         self._requests.ask("save")
+
+    def fence(self) -> None:
+        """Return when the model may be changed in place: when a save that is under way has copied it.
+
+        A plugin of Minetorch's own calls it before it does so outside of the optimizer's step. For all others it is
+        called before each of their hooks.
+        """
+        raise NotImplementedError

@@ -115,6 +115,7 @@ class Trainer(TrainerState):
         split_batches: bool = False,
         elastic: Literal[False, "exact"] = False,
         virtual_shards: int = 8,
+        find_unused_parameters: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         if_running: Literal["refuse", "wait", "replace"] = "refuse",
     ) -> None:
@@ -164,6 +165,8 @@ class Trainer(TrainerState):
                 also where that changes in the middle of the run; it needs `split_batches=True`. See docs/elastic.md.
             virtual_shards: with `elastic`, into how many parts each batch is split, for the whole of the run; there
                 can be as many workers.
+            find_unused_parameters: with several workers, look in every step for the parameters that the loss does not
+                depend on; else there must be none.
             storage_options: passed on to fsspec.
             if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
                 "replace": take the run over, and the other stops.
@@ -202,6 +205,7 @@ class Trainer(TrainerState):
             split_batches=split_batches,
             elastic=elastic,
             virtual_shards=virtual_shards,
+            find_unused_parameters=find_unused_parameters,
             if_running=if_running,
         )
         arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
@@ -210,6 +214,9 @@ class Trainer(TrainerState):
         self.progress = Progress()
         self.metrics = {}
         self.lowest_train_loss = self.lowest_val_loss = float("inf")
+        self.batch = None
+        self.around_validation = []
+        self._names_of_next_save = []
         self.world = World.from_environ(os.environ)
         if elastic:
             check_exact(self.settings, self.world, model, optimizer)
@@ -225,9 +232,10 @@ class Trainer(TrainerState):
         self._log = RunLog(store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook, held=True)
         self.logger = self._log.logger
         checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
+        self.files = store if checkpointer is None else FencedStore(store, checkpointer.fence)
         self.drawer = make_drawers(
             drawer,
-            store=store if checkpointer is None else FencedStore(store, checkpointer.fence),
+            store=self.files,
             code=code,
             current_x=lambda: self.current_epoch,
             logger=self.logger,
@@ -240,7 +248,14 @@ class Trainer(TrainerState):
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
-            self.backend = Backend(self.world, model, optimizer, amp, exchanges=not elastic)
+            self.backend = Backend(
+                self.world,
+                model,
+                optimizer,
+                amp,
+                exchanges=not elastic,
+                find_unused_parameters=find_unused_parameters,
+            )
             if elastic:
                 self._exact = Exact(self.world, self.backend, shards=virtual_shards, seed=seed)
             seed_generators(derive_seed(seed, "rank", 0 if elastic else self.rank))
@@ -260,7 +275,7 @@ class Trainer(TrainerState):
             raise
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
-        settings, gathered = self.settings, Hooks(self, self._heartbeat, before_foreign=self._fence)
+        settings, gathered = self.settings, Hooks(self, self._heartbeat, before_foreign=self.fence)
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
@@ -334,6 +349,9 @@ class Trainer(TrainerState):
     def _train_epochs(self) -> None:
         if self._at_end():
             self.logger.info("All %d epochs are done. Raise max_epochs to go on.", self.current_epoch)
+        elif self.progress.epoch_complete and self._is_stopped_before_epoch():
+            self.logger.info("Stopped before epoch %d, as asked.", self.current_epoch + 1)
+            return
         while not self._at_end():
             self.progress.start_epoch()
             self._heartbeat.epoch(self.current_epoch)
@@ -348,6 +366,13 @@ class Trainer(TrainerState):
 
     def _must_stop(self) -> bool:
         return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)
+
+    def _is_stopped_before_epoch(self) -> bool:
+        """Whether it was asked to stop while no epoch was under way, as a hook at `after_init` may."""
+        asked = self._ask_all()
+        if asked & {"save_and_stop", "save"}:
+            self._save()
+        return bool(asked & {"save_and_stop", "stop_after_epoch"})
 
     def _is_noticed(self, *, is_time_up: bool = False) -> bool:
         """Whether a signal, or its time, asks any rank to make way: then the log says so, and it counts as obeyed.
@@ -425,6 +450,7 @@ class Trainer(TrainerState):
     def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
         """One forward and backward and, at the end of an accumulation, the optimizer's step."""
         index, data, backend = self.progress.iteration, batch.data, self.backend
+        self.batch = batch
         if self._hooks.any_at("before_train_iteration_start"):
             self._hooks.call("before_train_iteration_start", index=index, data=data)
         loss = self._add_gradients(batch, stepping) if self._exact is None else self._add_exact(self._exact, batch)
@@ -516,17 +542,21 @@ class Trainer(TrainerState):
         # One for each virtual shard: added up at the end alone, they do not depend on which rank had which.
         loss_sums = self._zero(self.settings.virtual_shards if self._exact else 1)
         samples, cut_short, generators = 0, False, generator_states()
-        for index, batch in enumerate(batches):
-            if self._requests.stop_is_wanted:
-                cut_short = True
-                break
-            if self._hooks.any_at("before_val_iteration_start"):
-                self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
-            loss = self._validation_loss(batch, loss_sums)
-            samples += batch.counted
-            self._heartbeat.beat()
-            if self._hooks.any_at("after_val_iteration_end"):
-                self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
+        with ExitStack() as around:
+            for make in self.around_validation:
+                around.enter_context(make())
+            for index, batch in enumerate(batches):
+                self.batch = batch
+                if self._requests.stop_is_wanted:
+                    cut_short = True
+                    break
+                if self._hooks.any_at("before_val_iteration_start"):
+                    self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
+                loss = self._validation_loss(batch, loss_sums)
+                samples += batch.counted
+                self._heartbeat.beat()
+                if self._hooks.any_at("after_val_iteration_end"):
+                    self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
         sums = torch.cat([loss_sums, loss_sums.new_tensor([samples, cut_short])])
         *world_sums, world_samples, world_cut = self.reduce(sums, "sum").tolist()
         if world_cut or self._exact is not None:
@@ -600,6 +630,8 @@ class Trainer(TrainerState):
         return path
 
     def _save(self, names: Sequence[str] = (), *, beside_training: bool = True) -> str:
+        names = (*names, *self._names_of_next_save)
+        self._names_of_next_save.clear()
         self._hooks.call("before_checkpoint_persisted", names=names)
         self._sum_up()
         before = self._heartbeat.enter(Phase.SAVING)
@@ -607,7 +639,7 @@ class Trainer(TrainerState):
         self._heartbeat.enter(before)
         return path
 
-    def _fence(self) -> None:
+    def fence(self) -> None:
         """Wait until the model may be changed, as far as a save that is under way goes."""
         self._persistence.fence()
 

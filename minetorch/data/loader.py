@@ -37,6 +37,8 @@ class Batch:
     """Samples of all ranks in this iteration."""
     units: int
     """How far this iteration moves the position in the epoch, on all ranks together."""
+    indices: Sequence[Any] | None = None
+    """What the sampler gave for the samples in `data`, such as their indices in the dataset; None for a stream."""
     position: int = 0
     """With virtual shards: units of the epoch before this iteration."""
     shards: Sequence[tuple[int, int]] = ()
@@ -76,6 +78,8 @@ class RankLoader:
     ) -> None:
         self.source = source
         self.current_epoch = 1
+        self.observe: Callable[[Iterator[Batch]], Iterator[Batch]] | None = None
+        """What the batches of an epoch are to pass through, for a plugin to see when they come."""
         self._loader = loader
         self._shares = shares
         self._world = world
@@ -124,9 +128,9 @@ class RankLoader:
         self._loader.generator.manual_seed(derive_seed(self._seed, "workers", epoch, rank))
         if isinstance(self._shares, SharedStream):
             iterations = self._shares.prepare(epoch, start)
-            return Epoch(iterations, self._placed(self._from_stream()))
+            return Epoch(iterations, self._observed(self._placed(self._from_stream())))
         self._shares.plan = self._plan(lambda units: global_order(units, self._seed, epoch), start)
-        return Epoch(len(self._shares), self._placed(self._from_plan(self._shares)))
+        return Epoch(len(self._shares), self._observed(self._placed(self._from_plan(self._shares))))
 
     def _plan(self, order: Callable[[Any], Sequence[Any]], start: int) -> EpochPlan[Any]:
         assert isinstance(self._shares, PlanSampler)
@@ -140,6 +144,9 @@ class RankLoader:
             drop_last=not batches and bool(getattr(self.source.batch_sampler, "drop_last", False)),
         )
 
+    def _observed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return batches if self.observe is None else self.observe(batches)
+
     def _placed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         place = self._place
         for batch in batches:
@@ -150,7 +157,7 @@ class RankLoader:
         plan = shares.plan
         at, end = plan.start, len(plan.units)
         for share, data in zip(shares.shares(), start_workers(self._loader), strict=True):
-            yield Batch(data, share.counted, share.total, min(plan.chunk, end - at))
+            yield Batch(data, share.counted, share.total, min(plan.chunk, end - at), share.units)
             at += plan.chunk
 
     def _from_stream(self) -> Iterator[Batch]:

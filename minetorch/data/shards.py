@@ -121,7 +121,7 @@ class ShardLoader(RankLoader):
     def _batch(self, data: list[Any], counted: list[int], total: int, units: int, position: int) -> Batch:
         # Those without a sample are the last ones.
         shards = list(zip(self._own, counted, strict=False))
-        return Batch(data, sum(counted), total, units, position, shards)
+        return Batch(data, sum(counted), total, units, position=position, shards=shards)
 
 
 def share_out_by_shards(

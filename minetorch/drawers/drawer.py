@@ -57,6 +57,10 @@ class RunStore(Protocol):
         """Replace a file at once: a reader sees the old content or the new, never a part."""
         ...
 
+    def upload(self, local_path: Path, name: str) -> object:
+        """Copy a file of this machine into the store."""
+        ...
+
     def list(self, prefix: str = "") -> Sequence[str]:
         """The names of the files that begin with `prefix`."""
         ...

@@ -34,6 +34,11 @@ def _reasons_of_settings(settings: Settings, world: World) -> Iterator[str]:
             "pass split_batches=True, too. What a step sees may not depend on the number of workers, so batch_size "
             "must be that of all workers together; now it is that of each."
         )
+    if settings.find_unused_parameters:
+        yield (
+            "leave out find_unused_parameters=True, for every trainable parameter must have a gradient in every virtual "
+            "shard."
+        )
     if world.size > settings.virtual_shards:
         yield (
             f"virtual_shards={settings.virtual_shards} can be spread over {settings.virtual_shards} workers at most, "

@@ -25,7 +25,7 @@ TEMPORARY = ".minetorch-tmp-"
 """How the names of temporary files begin; a listing leaves them out."""
 
 _BUFFER = 1 << 20
-_FORWARD = 32 << 20
+_FORWARD = 8 << 20
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 

@@ -234,7 +234,7 @@ class Persistence:
         def read() -> str | None:
             nonlocal found
             assert self._checkpointer is not None
-            found = self._checkpointer.open(resume)
+            found = self._checkpointer.open(resume, keep_payload=world.size > 1)
             return found.path if found is not None else None
 
         path = world.on_main(read)
@@ -242,7 +242,7 @@ class Persistence:
             if resume is True:
                 self._trainer.logger.info("No checkpoint found: training from scratch.")
             return
-        payload = world.broadcast_bytes(found.payload if found is not None else None)
+        payload = world.broadcast_bytes(found.payload if found is not None else None) if world.size > 1 else b""
         self._load(found.state if found is not None else decode(payload, path), path)
 
     def _load(self, state: dict[str, Any], path: str) -> None:

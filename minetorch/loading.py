@@ -56,7 +56,7 @@ def load(
 
 def read_checkpoint(
     url: str | os.PathLike[str], name: str | int, storage_options: Mapping[str, Any] | None = None
-) -> tuple[Run, Manifest, bytes | bytearray]:
+) -> tuple[Run, Manifest, memoryview]:
     """A run, one of its checkpoints and that one's payload, verified; raises as `load`.
 
     A run that is training may drop a checkpoint while it is read: then what the name means by now is read.

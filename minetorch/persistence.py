@@ -252,12 +252,12 @@ class Persistence:
         def read() -> str | None:
             nonlocal found
             assert self._checkpointer is not None
-            found = self._checkpointer.open(resume)
+            found = self._checkpointer.open(resume, keep_payload=world.size > 1)
             return found.path if found is not None else None
 
         path = world.on_main(read)
         if path is not None:
-            payload = world.broadcast_bytes(found.payload if found is not None else None)
+            payload = world.broadcast_bytes(found.payload if found is not None else None) if world.size > 1 else b""
             self._load(found.state if found is not None else decode(payload, path), path)
         self.history.add(world.on_main(lambda: self._begin(found, resume, self._monotonic() - began)))
 

@@ -115,7 +115,7 @@ class Checkpointer:
         self._counts = counts
         self._monitor = monitor
         self._mode: Mode = mode
-        self._finder = Finder(store, expected_keys, logger)
+        self._expected_keys = expected_keys
         self._logger = logger
         self._clock = clock
         self._patience = patience or Patience(logger)
@@ -136,12 +136,16 @@ class Checkpointer:
         """Become the run's writer: see `Fence.claim`."""
         return self.fence.claim(if_running, patience_s)
 
-    def open(self, resume: bool | int | str | os.PathLike[str]) -> Checkpoint | None:
+    def open(self, resume: bool | int | str | os.PathLike[str], *, keep_payload: bool = False) -> Checkpoint | None:
         """Find, verify and read what to resume from, having claimed the run. None means: from scratch.
 
         `True` takes the newest checkpoint. One that is damaged is reported as a warning, and the next newest taken;
         one that is whole but cannot be used (a newer format, or code in it) is an error, for falling back would
         throw good work away. Everything else that `resume` can be is in `names.parse_resume`, and is that or an error.
+
+        Args:
+            resume: what is wanted.
+            keep_payload: whether other ranks need the bytes, too.
 
         Raises:
             ConfigurationError: `resume` is not something that can be asked for.
@@ -155,7 +159,8 @@ class Checkpointer:
         self.claim()
         catalogue = Catalogue.read(self._store)
         self.fence.opened(max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None))
-        checkpoint = self._finder.find(catalogue, wanted)
+        finder = Finder(self._store, self._expected_keys, self._logger, keep_payload=keep_payload)
+        checkpoint = finder.find(catalogue, wanted)
         self._begin(catalogue, checkpoint)
         return checkpoint
 
@@ -248,6 +253,8 @@ class Checkpointer:
             host=socket.gethostname(),
             versions=versions(),
             code=self._code,
+            monitor=self._monitor,
+            mode=self._mode,
         )
         self._drafted = Draft(manifest, best)
         return self._drafted

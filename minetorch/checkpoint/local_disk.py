@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from minetorch.checkpoint.entry import Entry, Unfinished
+from minetorch.checkpoint.memory import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ TEMPORARY = ".minetorch-tmp-"
 """How the names of temporary files begin; a listing leaves them out."""
 
 _BUFFER = 1 << 20
-_FORWARD = 32 << 20
+_FORWARD = 8 << 20
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -42,9 +43,14 @@ class LocalDisk:
             file.seek(start)
             return file.read(stop - start)
 
-    def read_large(self, path: str, size: int) -> bytes:
-        """The whole file."""
-        return self.read(path)
+    def read_large(self, path: str, size: int, done: Callable[[memoryview], object]) -> memoryview:
+        """The file's first `size` bytes, or all there are; `done` is given piece after piece."""
+        content, at = allocate(size), 0
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(content[at : at + _BUFFER]):
+                done(content[at : at + count])
+                at += count
+        return content[:at]
 
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""

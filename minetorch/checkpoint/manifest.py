@@ -16,6 +16,9 @@ from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
 FORMAT = 1
 """The format that this version writes and the newest that it reads."""
 
+_SINCE_FIRST = frozenset({"monitor", "mode"})
+"""Fields that manifests of this format may lack, for they were added to it."""
+
 _DIGEST = re.compile(r"crc32:[0-9a-f]{8}")
 _SEAL = "seal"
 
@@ -60,6 +63,10 @@ class Manifest:
     """What tells the script that trained: its name, the digest of its file, the commit of its repository."""
     dropped: list[str] = field(default_factory=list)
     """Checkpoints that expired by this commit or before and may still be there: they are as good as deleted."""
+    monitor: str = ""
+    """The metric by which the run calls a checkpoint `best`; "" where the manifest is of before this was kept."""
+    mode: str = ""
+    """Whether a low ("min") or high ("max") value of it is good; "" as above."""
     format: int = FORMAT
 
     @property
@@ -92,8 +99,9 @@ class Manifest:
         _check_format(content, origin)
         if content.pop(_SEAL, None) != _seal(content):
             raise CheckpointCorruptError(f"{origin} was changed after it was written: its seal does not match")
-        known = {f.name: content[f.name] for f in dataclasses.fields(cls) if f.name in content}
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in content]
+        names = [field.name for field in dataclasses.fields(cls)]
+        known = {name: content[name] for name in names if name in content}
+        missing = [name for name in names if name not in content and name not in _SINCE_FIRST]
         problem = f"it lacks {', '.join(missing)}" if missing else _problem(known)
         if problem is not None:
             raise CheckpointCorruptError(f"{origin} is not a manifest: {problem}")
@@ -159,6 +167,8 @@ def _problem(content: dict[str, Any]) -> str | None:
         return f"its digest is {content['digest']!r}"
     if not _is_number(content["created"]) or not isinstance(content["host"], str):
         return "its time or host is not one"
+    if not isinstance(content.get("monitor", ""), str) or content.get("mode", "") not in ("", "min", "max"):
+        return f"its monitor is {content.get('monitor')!r}, in mode {content.get('mode')!r}"
     if not _are_names(content["dropped"]):
         return f"its dropped checkpoints are {content['dropped']!r}"
     return _metrics_problem(content["metrics"]) or _tables_problem(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -19,7 +19,7 @@ _CODE = re.compile(
 )
 
 
-def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoint") -> dict[str, Any]:
+def decode(payload: bytes | memoryview, origin: str = "the checkpoint") -> dict[str, Any]:
     """The state in a payload, its tensors on the CPU. Every rank calls it on the bytes that rank 0 read.
 
     Raises:
@@ -29,13 +29,18 @@ def decode(payload: bytes | bytearray | memoryview, origin: str = "the checkpoin
     return _decode(_MemoryFile(payload), origin, "cpu")
 
 
-def decode_onto(payload: bytes | bytearray, origin: str, map_location: Any) -> dict[str, Any]:
+def decode_onto(payload: memoryview, origin: str, map_location: Any) -> dict[str, Any]:
     """As `decode`, with the tensors where `torch.load` puts them by `map_location`; its own errors pass through."""
     if map_location == "cpu":
         return decode(payload, origin)
     _decode(_MemoryFile(payload), origin, "meta")  # what is wrong with the file itself
     state = torch.load(_MemoryFile(payload), map_location=map_location, weights_only=True)  # type: ignore[arg-type]
     return cast("dict[str, Any]", state)
+
+
+def decode_file(file: BinaryIO, origin: str) -> dict[str, Any]:
+    """As `decode`, from a file on a local disk."""
+    return _decode(file, origin, "cpu")
 
 
 def decode_skeleton(file: io.RawIOBase, origin: str) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def decode_skeleton(file: io.RawIOBase, origin: str) -> dict[str, Any]:
     return _decode(file, origin, "meta")
 
 
-def _decode(file: io.RawIOBase, origin: str, device: str) -> dict[str, Any]:
+def _decode(file: io.RawIOBase | BinaryIO, origin: str, device: str) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of odd pickle protocols in files that it then refuses
@@ -77,7 +82,7 @@ def _undecodable(err: Exception, origin: str) -> Exception:
 class _MemoryFile(SeekableReader):
     """Reads from bytes in memory without copying them first, as BytesIO does with all but `bytes`."""
 
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data).cast("B")
         super().__init__(len(self._data))
 

@@ -35,7 +35,7 @@ class _Files(Protocol):
 
     def read(self, path: str) -> bytes: ...
     def read_range(self, path: str, start: int, stop: int) -> bytes: ...
-    def read_large(self, path: str, size: int) -> bytes | bytearray: ...
+    def read_large(self, path: str, size: int, done: Callable[[memoryview], object]) -> memoryview: ...
     def open_read(self, path: str) -> BinaryIO: ...
     def write(self, path: str, data: bytes) -> None: ...
     def write_stream(self, path: str, write: Callable[[BinaryIO], object], expected: int) -> None: ...
@@ -176,10 +176,16 @@ class Store:
         with self._translated("read", name):
             return self._files.read_range(self._path(checked_name(name)), start, stop) if start < stop else b""
 
-    def read_large(self, name: str, size: int) -> bytes | bytearray:
-        """The content of a file of this size, fetched by several ranges at once where each costs a round trip."""
+    def read_large(self, name: str, size: int, done: Callable[[memoryview], object]) -> memoryview:
+        """The content of a file of this size, fetched by several ranges at once where each costs a round trip.
+
+        Args:
+            name: the file.
+            size: its bytes.
+            done: is called with piece after piece, in order, while later ones may still be on their way.
+        """
         with self._translated("read", name):
-            return self._files.read_large(self._path(checked_name(name)), size)
+            return self._files.read_large(self._path(checked_name(name)), size, done)
 
     def open_read(self, name: str) -> BinaryIO:
         """A file, open for reading from its start."""
@@ -332,10 +338,14 @@ class _RemoteFiles:
         fs, whole = self._at(path)
         return cast("bytes", fs.cat_file(whole, start=start, end=stop))
 
-    def read_large(self, path: str, size: int) -> bytes | bytearray:
-        """The whole file, of this size."""
+    def read_large(self, path: str, size: int, done: Callable[[memoryview], object]) -> memoryview:
+        """The whole file, of this size; `done` is given piece after piece."""
         fs, whole = self._at(path)
-        return s3.fetch(fs, whole, size) if self.is_asynchronous else cast("bytes", fs.cat_file(whole))
+        if self.is_asynchronous:
+            return s3.fetch(fs, whole, size, done)
+        content = memoryview(fs.cat_file(whole))
+        done(content)
+        return content
 
     def open_read(self, path: str) -> BinaryIO:
         """The file, open for reading from its start."""

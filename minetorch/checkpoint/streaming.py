@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from minetorch.checkpoint.store import Store
 
 _CHUNK = 8 << 20
+_LOCAL_CHUNK = 1 << 20
+"""On a local disk, where calls cost nothing, so much that the processor's cache still holds it when it is digested."""
+
 _AHEAD = 8
 _PAGE = 256 << 10
 
 
 def chunks(store: Store, name: str) -> Iterator[bytes]:
-    """The file's bytes in order, a few MiB at a time; from a remote store several ranges at once.
+    """The file's bytes in order, up to 8 MiB at a time; from a remote store several ranges at once.
 
     At most 64 MiB are held.
 
@@ -29,7 +32,8 @@ def chunks(store: Store, name: str) -> Iterator[bytes]:
         StorageError: it could not be read.
     """
     size = store.size(name)
-    ranges = [(start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
+    step = _LOCAL_CHUNK if store.is_local else _CHUNK
+    ranges = [(start, min(start + step, size)) for start in range(0, size, step)]
     if not store.is_parallel or len(ranges) < 2:
         for start, stop in ranges:
             yield store.read_range(name, start, stop)

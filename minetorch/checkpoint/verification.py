@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minetorch.checkpoint.digest import digest_of
+from minetorch.checkpoint.digest import Digest
 from minetorch.checkpoint.streaming import digest_file
 from minetorch.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from minetorch.checkpoint.manifest import Manifest
     from minetorch.checkpoint.store import Store
 
 
-def read_verified(store: Store, manifest: Manifest) -> bytes | bytearray:
+def read_verified(store: Store, manifest: Manifest) -> memoryview:
     """A checkpoint's payload, whole. What was damaged on its way is fetched once more.
 
     Raises:
@@ -23,15 +21,18 @@ def read_verified(store: Store, manifest: Manifest) -> bytes | bytearray:
         StorageError: it could not be read.
     """
     origin = store.url_of(manifest.payload)
+    digest = Digest()
     try:
         verify_size(store.size(manifest.payload), manifest, origin)
-        payload = store.read_large(manifest.payload, manifest.size)
-        if not store.is_local and digest_of(payload) != manifest.digest:
+        payload = store.read_large(manifest.payload, manifest.size, digest.add)
+        if not store.is_local and str(digest) != manifest.digest:
             # HTTP has no checksum of its own, and clients pass on what comes.
-            payload = store.read_large(manifest.payload, manifest.size)
+            digest = Digest()
+            payload = store.read_large(manifest.payload, manifest.size, digest.add)
     except FileNotFoundError:
         raise missing(origin) from None
-    verify(payload, manifest, origin)
+    verify_size(digest.size, manifest, origin)
+    verify_digest(str(digest), manifest, origin)
     return payload
 
 
@@ -59,18 +60,12 @@ def verify_in_place(store: Store, manifest: Manifest) -> None:
     verify_digest(str(digest), manifest, origin)
 
 
-def verify(payload: Buffer, manifest: Manifest, origin: str) -> None:
-    """Check that a payload is the one that its manifest commits.
+def verify_size(size: int, manifest: Manifest, origin: str) -> None:
+    """Check a payload's number of bytes.
 
     Raises:
-        CheckpointCorruptError: it is not.
+        CheckpointCorruptError: it is not that of the one that its manifest commits.
     """
-    verify_size(memoryview(payload).nbytes, manifest, origin)
-    verify_digest(digest_of(payload), manifest, origin)
-
-
-def verify_size(size: int, manifest: Manifest, origin: str) -> None:
-    """Check a payload's number of bytes alone; raises as `verify`."""
     if size < manifest.size:
         raise CheckpointCorruptError(f"{origin} is truncated: it has {size} of its {manifest.size} bytes")
     if size > manifest.size:
@@ -78,6 +73,6 @@ def verify_size(size: int, manifest: Manifest, origin: str) -> None:
 
 
 def verify_digest(digest: str, manifest: Manifest, origin: str) -> None:
-    """Check a payload's digest alone; raises as `verify`."""
+    """Check a payload's digest; raises as `verify_size`."""
     if digest != manifest.digest:
         raise CheckpointCorruptError(f"{origin} was changed after it was saved: its digest does not match")

@@ -24,9 +24,24 @@ def run_facts(run: Run, now: float) -> dict[str, Any]:
         "modified": run.modified,
         "step": None if newest is None else newest.step,
         "epoch": None if newest is None else newest.epoch,
-        "best": None if best is None else {"name": best.name, "epoch": best.epoch, "metrics": best.metrics},
+        "best": None if best is None else _best_facts(best),
         "names": run.catalogue.names(),
     }
+
+
+def _best_facts(best: Manifest) -> dict[str, Any]:
+    return {
+        "name": best.name,
+        "epoch": best.epoch,
+        "metrics": best.metrics,
+        "monitor": best.monitor or None,
+        "mode": best.mode or None,
+    }
+
+
+def rule_of(manifest: Manifest) -> str:
+    """By what a run calls a checkpoint the best, as in "lowest val_loss"; "" where its manifest does not say."""
+    return f"{'highest' if manifest.mode == 'max' else 'lowest'} {manifest.monitor}" if manifest.monitor else ""
 
 
 def best_of(run: Run) -> Manifest | None:
@@ -48,6 +63,8 @@ def checkpoint_facts(run: Run, item: Item) -> dict[str, Any]:
         "created": item.modified,
         **{field: None if manifest is None else getattr(manifest, field) for field in fields},
         "metrics": None if manifest is None else manifest.metrics,
+        "monitor": None if manifest is None else manifest.monitor or None,
+        "mode": None if manifest is None else manifest.mode or None,
         "digest": None if manifest is None else manifest.digest,
         "host": None if manifest is None else manifest.host,
         "versions": None if manifest is None else manifest.versions,

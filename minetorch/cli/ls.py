@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.run import DEPTH, Item, Run, find_runs
 from minetorch.checkpoint.store import Store
-from minetorch.cli.facts import best_of, checkpoint_facts, run_facts
+from minetorch.cli.facts import best_of, checkpoint_facts, rule_of, run_facts
 from minetorch.cli.options import add_common, storage_options
 from minetorch.cli.output import age, bytes_text, metrics_text, table, warn, write, write_json
 from minetorch.errors import ConfigurationError, StorageError
@@ -15,6 +15,8 @@ from minetorch.errors import ConfigurationError, StorageError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from minetorch.checkpoint.manifest import Manifest
 
 
 def add_to(commands: Any) -> None:
@@ -63,11 +65,17 @@ def _list_runs(store: Store, runs: Sequence[Run], now: float, as_json: bool) -> 
                 bytes_text(facts["size"]),
                 "-" if facts["step"] is None else facts["step"],
                 "-" if facts["epoch"] is None else facts["epoch"],
-                "-" if best is None else f"{metrics_text(best.metrics)} (epoch {best.epoch})",
+                "-" if best is None else _best_text(best),
                 age(facts["modified"], now),
             ]
         )
     write(table(["RUN", "STATUS", "CHECKPOINTS", "SIZE", "STEP", "EPOCH", "BEST", "AGE"], rows))
+
+
+def _best_text(best: Manifest) -> str:
+    value = best.metrics.get(best.monitor)
+    figures = metrics_text(best.metrics) if value is None else f"{rule_of(best)} {value:.5g}"
+    return f"{figures} (epoch {best.epoch})"
 
 
 def _list_checkpoints(run: Run, now: float, as_json: bool) -> None:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.links import sync_links, wanted_links
-from minetorch.checkpoint.retention import expired
+from minetorch.checkpoint.retention import Mode, expired
 from minetorch.checkpoint.run import Run
 from minetorch.cli.options import add_common, add_run, storage_options
 from minetorch.cli.output import bytes_text, metrics_text, plural, table, write, write_json
@@ -37,8 +37,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--keep-best", metavar="M", help="keep this many of the best")
     parser.add_argument("--keep-every", metavar="N", help="keep the end of every so many epochs, too")
     parser.add_argument("--keep-every-steps", metavar="N", help="keep what is at a multiple of so many steps, too")
-    parser.add_argument("--monitor", metavar="METRIC", default="val_loss", help="what is best by (default: val_loss)")
-    parser.add_argument("--mode", metavar="min|max", default="min", help="which value of it is best (default: min)")
+    parser.add_argument("--monitor", metavar="METRIC", help="what is best by (default: the run's own, or val_loss)")
+    parser.add_argument("--mode", metavar="min|max", help="which value of it is best (default: the run's own, or min)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be dropped, and drop nothing")
     add_common(parser)
     parser.set_defaults(run=run)
@@ -49,19 +49,20 @@ def run(given: argparse.Namespace) -> int:
     keep = {name: _count(name, getattr(given, name)) for name in _KEEP}
     if keep["keep_last"] is None and keep["keep_best"] is None:
         raise ConfigurationError("say what to keep: --keep-last N, --keep-best M, or both")
-    if given.mode not in ("min", "max"):
+    if given.mode not in (None, "min", "max"):
         raise ConfigurationError(f"--mode {given.mode}: give min or max")
     found = Run.open(given.run_url, storage_options(given))
     manifests = found.catalogue.manifests
-    _check_monitor(given.monitor, manifests, keep["keep_best"])
+    monitor, mode = _rule(given.monitor, given.mode, manifests)
+    _check_monitor(monitor, manifests, keep["keep_best"])
     doomed = expired(
         manifests,
         keep_last=keep["keep_last"],
         keep_best=keep["keep_best"],
         keep_every=keep["keep_every"],
         keep_every_steps=keep["keep_every_steps"],
-        mode=given.mode,
-        monitor=given.monitor,
+        mode=mode,
+        monitor=monitor,
     )
     if not given.dry_run:
         _drop(found.models, doomed, manifests)
@@ -75,6 +76,19 @@ def _count(name: str, text: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ConfigurationError(f"--{name.replace('_', '-')} {text}: give a whole number, 1 or more")
     return int(text)
+
+
+def _rule(monitor: str | None, mode: str | None, manifests: Sequence[Manifest]) -> tuple[str, Mode]:
+    """What is best by, and which value of it: as given, else as the newest checkpoint says.
+
+    A mode that was meant for one metric says nothing of another.
+    """
+    newest = manifests[-1] if manifests else None
+    own = newest.monitor if newest is not None else ""
+    chosen = monitor or own or "val_loss"
+    if mode is None and newest is not None and chosen == own:
+        mode = newest.mode
+    return chosen, "max" if mode == "max" else "min"
 
 
 def _check_monitor(monitor: str, manifests: Sequence[Manifest], keep_best: int | None) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from minetorch.checkpoint.names import BEST
 from minetorch.checkpoint.run import Item, Run
-from minetorch.cli.facts import checkpoint_facts, run_facts
+from minetorch.cli.facts import best_of, checkpoint_facts, rule_of, run_facts
 from minetorch.cli.ls import checkpoint_table
 from minetorch.cli.options import add_common, add_run, storage_options
 from minetorch.cli.output import age, bytes_text, metrics_text, plural, table, write, write_json
@@ -55,8 +56,10 @@ def _show_run(run: Run, now: float, as_json: bool) -> None:
         f"  status       {facts['status']}, last written {age(run.modified, now)} ago\n"
         f"  checkpoints  {facts['checkpoints']}, {bytes_text(facts['size'])}"
     )
+    best = best_of(run)
     for name, target in facts["names"].items():
-        write(f"  {name:<11}  {target}")
+        rule = rule_of(best) if best is not None and name == BEST else ""
+        write(f"  {name:<11}  {target}{rule and f' ({rule})'}")
     if writers:
         write("\n" + table(_WRITERS, _writer_rows(writers)))
     if starts := _start_rows(writers, now):
@@ -158,6 +161,7 @@ def _manifest_text(item: Item, manifest: Manifest, now: float) -> str:
         f"  status    {item.status}{f': {item.problem}' if item.problem else ''}\n"
         f"  at        step {manifest.step}, {where}\n"
         f"  metrics   {metrics_text(manifest.metrics) or '-'}\n"
+        f"  best is   {rule_of(manifest) or '?'}\n"
         f"  size      {bytes_text(manifest.size)} ({manifest.size} bytes, {manifest.digest})\n"
         f"  written   {age(manifest.created, now)} ago on {manifest.host or '?'}, generation {manifest.generation}, "
         f"by {plural(manifest.world_size, 'worker')}\n"

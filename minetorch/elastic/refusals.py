@@ -36,7 +36,7 @@ def _reasons_of_settings(settings: Settings, world: World) -> Iterator[str]:
         )
     if settings.find_unused_parameters:
         yield (
-            "leave out find_unused_parameters=True, for every trainable parameter must have a gradient in every virtual "
+            "leave out find_unused_parameters=True: every trainable parameter must have a gradient in every virtual "
             "shard."
         )
     if world.size > settings.virtual_shards:

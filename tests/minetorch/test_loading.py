@@ -112,10 +112,10 @@ def test_a_run_that_drops_the_checkpoint_while_it_is_read(run, monkeypatch):
     models = run[0] / "models"
     newest, read = max(models.glob("g*.json")), Store.read_large
 
-    def drop_and_read(store, name, size):
+    def drop_and_read(*arguments):
         for file in (newest, newest.with_suffix(".pth.tar")):
             file.unlink(missing_ok=True)
-        return read(store, name, size)
+        return read(*arguments)
 
     monkeypatch.setattr(Store, "read_large", drop_and_read)
     assert minetorch.load(run[0], "latest")["epoch"] == 1

@@ -49,6 +49,23 @@ def test_a_later_minor_field_is_ignored(manifest: Make) -> None:
     assert Manifest.from_json(changed(manifest(), fingerprint="x")) == manifest()
 
 
+def test_tells_by_what_a_checkpoint_is_best(manifest: Make) -> None:
+    original = manifest(monitor="accuracy", mode="max")
+    read = Manifest.from_json(original.to_json())
+    assert (read.monitor, read.mode) == ("accuracy", "max")
+
+
+def test_one_of_before_the_monitor_was_kept_is_read(manifest: Make) -> None:
+    read = Manifest.from_json(changed(manifest(monitor="accuracy", mode="max"), monitor=None, mode=None))
+    assert (read.monitor, read.mode) == ("", "")
+
+
+@pytest.mark.parametrize("change", [{"monitor": 3}, {"mode": "lowest"}])
+def test_a_monitor_that_is_none_is_refused(manifest: Make, change: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointCorruptError, match="its monitor is"):
+        Manifest.from_json(changed(manifest(), **change))
+
+
 def test_a_newer_format_says_upgrade(manifest: Make) -> None:
     with pytest.raises(CheckpointMismatchError, match=rf"here\.json has format {FORMAT + 1}.*upgrade Minetorch"):
         Manifest.from_json(changed(manifest(), format=FORMAT + 1), "here.json")

@@ -16,7 +16,8 @@ import torch
 
 from minetorch.checkpoint import Manifest, Store, decode
 from minetorch.checkpoint.digest import digest_of
-from minetorch.checkpoint.verification import verify
+from minetorch.checkpoint.restoring import read_state
+from minetorch.checkpoint.verification import read_verified, verify_in_place
 from minetorch.checkpoint.writer import write_payload
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
@@ -83,17 +84,29 @@ def test_a_full_disk_is_called_so_whenever_it_fills(store: Store, monkeypatch: p
     assert store.list() == []
 
 
-def test_verifying(manifest: Callable[..., Manifest]) -> None:
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [(b"1234", "truncated: it has 4 of its 5"), (b"123456", "6 bytes, not 5"), (b"12344", "digest")],
+)
+def test_verifying(store: Store, manifest: Callable[..., Manifest], payload: bytes, words: str) -> None:
     good = manifest(size=5, digest=digest_of(b"12345"))
-    verify(b"12345", good, "x")
-    verify(memoryview(b"12345"), good, "x")
-    for payload, words in [
-        (b"1234", "truncated: it has 4 of its 5"),
-        (b"123456", "6 bytes, not 5"),
-        (b"12344", "digest"),
-    ]:
-        with pytest.raises(CheckpointCorruptError, match=words):
-            verify(payload, good, "x")
+    store.write(good.payload, b"12345")
+    assert read_verified(store, good) == b"12345"
+    verify_in_place(store, good)
+    store.write(good.payload, payload)
+    with pytest.raises(CheckpointCorruptError, match=words):
+        read_verified(store, good)
+    with pytest.raises(CheckpointCorruptError, match=words):
+        verify_in_place(store, good)
+    with pytest.raises(CheckpointCorruptError, match=words):
+        read_state(store, good)
+
+
+def test_what_is_whole_but_no_checkpoint_is_not_called_changed(store: Store, manifest: Callable[..., Manifest]) -> None:
+    good = manifest(size=5, digest=digest_of(b"12345"))
+    store.write(good.payload, b"12345")
+    with pytest.raises(CheckpointCorruptError, match="cannot be read as a checkpoint"):
+        read_state(store, good)
 
 
 HOSTILE: dict[str, Callable[[], bytes]] = {

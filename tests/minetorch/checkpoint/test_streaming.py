@@ -20,6 +20,7 @@ DATA = bytes(range(256)) * 40
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_CHUNK", 1000)
+    monkeypatch.setattr(streaming, "_LOCAL_CHUNK", 1000)
     monkeypatch.setattr(streaming, "_PAGE", 100)
 
 

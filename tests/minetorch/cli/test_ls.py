@@ -31,7 +31,9 @@ def test_lists_runs(command, runs):
     assert (plan_a["checkpoints"], plan_a["step"], plan_a["epoch"]) == (4, 6, 3)
     assert set(plan_a["names"]) == {"latest", "best", "mine", "epoch_1", "epoch_2", "epoch_3"}
     assert plan_a["best"]["epoch"] == 3
-    assert plan_a["best"]["metrics"]["val_loss"] > 0
+    best = plan_a["best"]
+    assert (best["monitor"], best["mode"]) == ("val_loss", "min")
+    assert f"lowest val_loss {best['metrics']['val_loss']:.5g} (epoch 3)" in text
     assert plan_a["size"] == sum(path.stat().st_size for path in (runs / "plan-a/models").glob("g*"))
     assert plan_b["run"] == "mnist/plan-b"
 

@@ -1,5 +1,9 @@
+import logging
+
 import pytest
 import torch
+
+from minetorch.checkpoint import Checkpointer, Store
 
 
 def names(command, run):
@@ -70,3 +74,21 @@ def test_on_other_storages(command, runs, memory_url, aws, kind):
     assert len(done["dropped"]) == 2
     assert names(command, run) == done["kept"]
     assert command("verify", run, "--json")["bad"] == 0
+
+
+def test_the_best_are_so_by_the_runs_own_metric(tmp_path, command):
+    run = Checkpointer(Store.open(tmp_path / "run/models"), monitor="accuracy", mode="max", logger=logging.getLogger())
+    for step, accuracy in enumerate([0.1, 0.9, 0.2, 0.3], 1):
+        run.save(
+            {"step": step},
+            step=step,
+            epoch=step,
+            epoch_complete=True,
+            position=0,
+            world_size=1,
+            metrics={"accuracy": accuracy, "val_loss": accuracy},
+        )
+    dropped = command("prune", tmp_path / "run", "--keep-best", "2", "--dry-run", "--json")["dropped"]
+    assert [one["step"] for one in dropped] == [1, 3]
+    dropped = command("prune", tmp_path / "run", "--keep-best", "1", "--monitor", "val_loss", "--dry-run", "--json")
+    assert [one["step"] for one in dropped["dropped"]] == [3]  # 1 is the lowest, 2 is called best, 4 is the newest

@@ -25,6 +25,7 @@ def test_shows_what_is_inside(command, runs, name):
     text = command("show", runs / "plan-a", name)
     assert "step 6, end of epoch 3" in text
     assert "state_dict / weight" in text
+    assert "best is   lowest val_loss" in text
     facts = command("show", runs / "plan-a", name, "--json")
     saved = torch.load(runs / "plan-a/models/latest.pth.tar", weights_only=True)
     assert set(facts["contents"]) == set(saved)

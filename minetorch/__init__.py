@@ -21,6 +21,7 @@ from minetorch.errors import (
     StoppedEarly,
     StorageError,
     SupersededError,
+    WorkersFailedError,
 )
 from minetorch.version import __version__
 
@@ -49,6 +50,7 @@ __all__ = [
     "StorageError",
     "SupersededError",
     "Trainer",
+    "WorkersFailedError",
     "World",
     "__version__",
     "load",

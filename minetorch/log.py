@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import TextIO
 
+    from minetorch.inline.view import View
+
 LOGGING_FORMAT = "%(levelname)s %(asctime)s %(message)s"
 LOG_FILE = "log.txt"
 
@@ -65,6 +67,7 @@ class RunLog:
         rank: int = 0,
         logging_format: str = LOGGING_FORMAT,
         in_notebook: bool = False,
+        view: View | None = None,
         append: bool = True,
         held: bool = False,
     ) -> None:
@@ -75,6 +78,7 @@ class RunLog:
             rank: this process's rank.
             logging_format: as of `logging.Formatter`, in % style.
             in_notebook: write to stdout, since notebooks show stderr as an error.
+            view: write there in place of the console.
             append: keep what `log.txt` has and go on below it, as a resumed run must.
             held: keep the lines for `log.txt` back until `begin`.
 
@@ -84,7 +88,7 @@ class RunLog:
         formatter = _formatter(logging_format, rank)
         self.logger = logging.Logger("minetorch", logging.INFO if rank == 0 else logging.WARNING)
         self.logger.propagate = False
-        self._console = _ConsoleHandler(to_stdout=in_notebook)
+        self._console: logging.Handler = _ConsoleHandler(to_stdout=in_notebook) if view is None else _ViewHandler(view)
         self._file: _FileHandler | None = None
         handlers: list[logging.Handler] = [self._console]
         if rank == 0:
@@ -155,6 +159,21 @@ class _ConsoleHandler(logging.Handler):
             with _above_bars(stream):
                 stream.write(line + "\n")
                 stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
+class _ViewHandler(logging.Handler):
+    """Writes to what shows the whole run."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self._view = view
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            self._view.line(record.levelname, self.format(record))
         except Exception:
             self.handleError(record)
 

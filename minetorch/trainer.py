@@ -16,20 +16,23 @@ from torch.utils.data import DataLoader
 
 from minetorch import arguments
 from minetorch.backend import Backend, placement
+from minetorch.bars import ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
-from minetorch.checkpoint.fence import FencedStore
+from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.data import Batch, Epoch, mark_last, share_out
 from minetorch.data.order import derive_seed
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.errors import ConfigurationError, StoppedEarly
 from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.hooks import Hooks
+from minetorch.inline import NOTEBOOK_VARIABLE, ShownStore, find_view
 from minetorch.log import LOGGING_FORMAT, RunLog
 from minetorch.notices import NOTICES, describe
 from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
-from minetorch.plugins.progress_bar import ProgressBar, make_progress_bar
+from minetorch.plugins.inline_epochs import InlineEpochs
+from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
@@ -184,7 +187,7 @@ class Trainer(TrainerState):
             max_time=max_time,
             logging_format=logging_format,
             trival=arguments.either(trival, trivial),
-            in_notebook=in_notebook,
+            in_notebook=in_notebook or (in_notebook is False and NOTEBOOK_VARIABLE in os.environ),
             accumulated_iter=accumulated_iter,
             amp=amp,
             clip_grad_norm=clip_grad_norm,
@@ -201,17 +204,25 @@ class Trainer(TrainerState):
         self.world = World.from_environ(os.environ)
         self._requests = Requests(self.world, must_stop=lambda: NOTICES.signum != 0)
         self._loss_sum = self._zero()
+        self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
         states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
-        self._log = RunLog(store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook, held=True)
+        self._log = RunLog(
+            store,
+            rank=self.rank,
+            logging_format=logging_format,
+            in_notebook=self.in_notebook,
+            view=self._view,
+            held=True,
+        )
         self.logger = self._log.logger
         checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self.drawer = make_drawers(
             drawer,
-            store=store if checkpointer is None else FencedStore(store, checkpointer.fence),
+            store=store if checkpointer is None else self._fenced(store, checkpointer.fence),
             code=code,
             current_x=lambda: self.current_epoch,
             logger=self.logger,
@@ -244,7 +255,8 @@ class Trainer(TrainerState):
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
-            self._progress_bar = make_progress_bar(os.environ, in_notebook=settings.in_notebook)
+            display = ViewDisplay(self._view) if self._view is not None else None
+            self._progress_bar = ProgressBar(display or make_display(os.environ, in_notebook=settings.in_notebook))
             built_in.append(self._progress_bar)
         if settings.persist_minutes is not None:
             built_in.append(SaveByTime(settings.persist_minutes))
@@ -256,7 +268,12 @@ class Trainer(TrainerState):
         if self.is_main:
             # Last, for the line to have what the hooks add to the metrics.
             gathered.add_plugin(EpochLog())
+        if self._view is not None:
+            gathered.add_plugin(InlineEpochs(self._view))
         return gathered
+
+    def _fenced(self, store: Store, fence: Fence) -> FencedStore:
+        return FencedStore(store, fence) if self._view is None else ShownStore(store, fence, self._view)
 
     def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
         share = partial(
@@ -292,6 +309,8 @@ class Trainer(TrainerState):
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
         """
         self._in_loop = True
+        if self._view is not None:
+            self._view.here()
         with NOTICES.noted():
             try:
                 self._train_epochs()
@@ -375,6 +394,8 @@ class Trainer(TrainerState):
         self.train_iterations = None if left is None else progress.iteration + left
         asked: frozenset[Request] = NOTHING
         pending = 0
+        if self._progress_bar is not None:
+            batches = self._progress_bar.watch(batches)
         for batch, is_last in mark_last(batches) if step_every > 1 else zip(batches, repeat(True), strict=False):
             pending += 1
             stepping = is_last or pending == step_every
@@ -464,6 +485,8 @@ class Trainer(TrainerState):
         self.backend.align_buffers()
         self.model.eval()
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
+        if self._progress_bar is not None:
+            batches = self._progress_bar.watch(batches)
         loss_sum, samples, cut_short, generators = self._zero(), 0, False, generator_states()
         for index, batch in enumerate(batches):
             if NOTICES.signum:
@@ -588,3 +611,5 @@ class Trainer(TrainerState):
         self.drawer.close()
         self._log.close()
         self._persistence.release()
+        if self._view is not None:
+            self._view.close()

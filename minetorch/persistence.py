@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, decode
@@ -10,6 +10,7 @@ from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError, SupersededError
+from minetorch.log import RunLog
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
@@ -34,14 +35,15 @@ class Persistence:
         checkpointer: Checkpointer | None,
         statable: Mapping[str, Stateful],
         plugins: Mapping[str, Stateful],
-        before_commit: Callable[[], object] = lambda: None,
+        log: RunLog,
     ) -> None:
         self._trainer = trainer
         self._checkpointer = checkpointer
         self._groups = {"statable": statable, "plugins": plugins}
+        self._log = log
         self._saver: Saver | None = None
         if checkpointer is not None:
-            self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=before_commit)
+            self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=log.flush)
 
     def is_best(self) -> bool:
         """Whether the newest metrics are the best so far; every rank gets rank 0's answer.
@@ -87,12 +89,14 @@ class Persistence:
             The checkpoint's path or URL.
         """
         world, progress = self._trainer.world, self._trainer.progress
-        random = world.gather(generator_states())
+        if self._saver is None:
+            self._log.flush()  # rank 0's is flushed before the commit, beside the training
+        random, logs = zip(*world.gather((generator_states(), self._log.place())), strict=True)
 
         def start() -> str:
             assert self._saver is not None
             return self._saver.save(
-                self._state() | {"random": random},
+                self._state() | {"random": list(random), "logs": list(logs)},
                 steady=self._trainer.backend.tensors_of_steps() if beside_training else (),
                 names=names,
                 step=progress.step,
@@ -199,25 +203,29 @@ class Persistence:
             "lowest_val_loss": trainer.lowest_val_loss,
         }
 
-    def claim(self) -> None:
+    def claim(self) -> int:
         """Become the run's writer, before anything of the run is read or written. Every rank calls it.
 
         By turns, for another process may go on for longer than ranks wait for each other.
+
+        Returns:
+            Which start of the run this is.
 
         Raises:
             RunInUseError: another process is training this run.
             StorageError: the storage could not be listed, read or written.
         """
 
-        def claim() -> bool:
+        def claim() -> int:
             assert self._checkpointer is not None
             claimed = self._checkpointer.claim(self._trainer.settings.if_running, patience_s=CLAIM_TURN_S)
             if claimed:
                 self._checkpointer.fence.watch()
-            return claimed
+            return self._checkpointer.fence.generation
 
-        while not self._trainer.world.on_main(claim):
+        while not (generation := self._trainer.world.on_main(claim)):
             pass
+        return generation
 
     def restore(self, resume: bool | str | int) -> None:
         """Find the checkpoint that `resume` names, read it once, and take its state over on every rank.
@@ -263,6 +271,9 @@ class Persistence:
             self._load_group(group, members, state.get(group, {}))
         self._load_generators(state.get("random", []))
         progress = trainer.progress
+        logs = state.get("logs", [])
+        if trainer.rank < len(logs):
+            self._log.heal(logs[trainer.rank], progress.step)
         where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
         trainer.logger.info("Resumed from %s: epoch %d%s, step %d.", path, progress.epoch, where, progress.step)
 

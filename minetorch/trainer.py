@@ -213,6 +213,7 @@ class Trainer(TrainerState):
         self._log = RunLog(
             store,
             rank=self.rank,
+            world_size=self.world_size,
             logging_format=logging_format,
             in_notebook=self.in_notebook,
             view=self._view,
@@ -229,19 +230,22 @@ class Trainer(TrainerState):
             silent=not self.is_main,
         )
         self._share_out(train_dataloader, val_dataloader)
-        self._persistence = Persistence(self, checkpointer, *states, before_commit=self._log.flush)
+        self._persistence = Persistence(self, checkpointer, *states, log=self._log)
         self._in_loop = False
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
             self.backend = Backend(self.world, model, optimizer, amp)
             seed_generators(derive_seed(seed, "rank", self.rank))
-            self._persistence.claim()
-            self._log.begin(guard=None if checkpointer is None else checkpointer.fence.check)
+            fence = Fence(store.child("models"), logger=self.logger) if checkpointer is None else checkpointer.fence
+            fence.follow(self._persistence.claim())
             # Not before: a signal that comes while ranks wait for one another, or for another run, must end those
             # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
             with NOTICES.noted():
-                self._persistence.restore(resume)
+                try:
+                    self._persistence.restore(resume)
+                finally:
+                    self._log.begin(guard=fence.check)
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
                 if self._is_noticed():
@@ -318,6 +322,7 @@ class Trainer(TrainerState):
                 noticed = not self._at_end() and self._is_noticed()
                 self._hooks.call("before_quit")
                 self._hear(wait=True)
+                self._log.ended(self.progress.step)
             finally:
                 self._in_loop = False
                 self.close()
@@ -531,7 +536,6 @@ class Trainer(TrainerState):
             self.lowest_val_loss = min(self.lowest_val_loss, val_loss)
         self._hooks.call("after_epoch_end", epoch=self.current_epoch, train_loss=train_loss, val_loss=val_loss)
         self.drawer.flush()
-        self._log.flush()
 
     def _persist_epoch(self, *, must: bool) -> None:
         """Save at the strides, at the best, and where it must be."""

@@ -20,7 +20,7 @@ COLUMNS_VARIABLE = "MINETORCH_CONSOLE_COLUMNS"
 BAR_INTERVAL_S = 0.25
 LINE_INTERVAL_S = 10.0
 _COLUMNS, _ROWS = 100, 24  # where nobody tells how many there are
-_LEAST_BAR = 8  # columns of the bar itself, below which a figure goes instead
+_LEAST_BAR = 6  # columns of the bar itself, below which a figure goes instead
 _WITH_TOTAL = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 _WITHOUT_TOTAL = "{desc} {n_fmt} batches{postfix}"
 
@@ -157,7 +157,8 @@ def make_display(environ: Mapping[str, str], *, in_notebook: bool = False, strea
         return Bar(_text_bar(stream, dynamic_ncols=True))
     columns = environ.get(COLUMNS_VARIABLE, "")
     if stream is not None and columns.isdecimal() and int(columns) > 0:
-        return Bar(_text_bar(stream, ncols=int(columns)))
+        # As on a terminal, the last column stays free: the launcher would cut what reaches into it.
+        return Bar(_text_bar(stream, ncols=int(columns) - 1))
     return Lines()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -31,47 +32,47 @@ class Figures:
 
     def details(self) -> str:
         """All figures in words."""
-        return ", ".join(self._pieces(wide=True))
+        parts = [f"loss {self.loss:.4g}"]
+        if self.rate is not None:
+            parts.append(f"{_number(self.rate)} {self.rate_unit}/s")
+        if self.waiting is not None:
+            parts.append(f"data wait {self.waiting:.0%}")
+        if self.memory is not None:
+            parts.append(f"{self.memory / 2**30:.1f} GiB")
+        if self.left_s is not None:
+            parts.append(f"{clock_time(self.left_s)} left")
+        if self.run_left_s is not None:
+            parts.append(f"run {clock_time(self.run_left_s)}")
+        return ", ".join(parts)
 
     def details_within(self, columns: int) -> str:
-        """As many figures as fit into so many columns, the most wanted first to stay."""
+        """As many figures as fit into so many columns, in fewer words, the most wanted first to stay."""
         if len(self.details()) <= columns:
             return self.details()
-        pieces = self._pieces(wide=False)
         # From the end of this order on they go: what is there changes least from one look to the next.
         wanted = ("loss", "left", "rate", "data", "run", "memory")
         for count in range(len(wanted), 0, -1):
-            shown = " ".join(piece for piece, name in zip(pieces, self._names(), strict=True) if name in wanted[:count])
+            shown = self._short(wanted[:count])
             if len(shown) <= columns:
                 return shown
         return ""
 
-    def _names(self) -> list[str]:
-        values = {
-            "loss": self.loss,
-            "rate": self.rate,
-            "data": self.waiting,
-            "memory": self.memory,
-            "left": self.left_s,
-            "run": self.run_left_s,
-        }
-        return [name for name, value in values.items() if value is not None]
+    def _short(self, shown: Collection[str]) -> str:
+        parts = [f"loss {self.loss:.4g}"]
+        if self.rate is not None and "rate" in shown:
+            parts.append(f"{_number(self.rate)}/s")
+        if self.waiting is not None and "data" in shown:
+            parts.append(f"data {self.waiting:.0%}")
+        if self.memory is not None and "memory" in shown:
+            parts.append(f"{self.memory / 2**30:.1f}G")
+        if self.left_s is not None and "left" in shown:
+            run = "" if self.run_left_s is None or "run" not in shown else f"/{clock_time(self.run_left_s)}"
+            parts.append(f"{clock_time(self.left_s)}{run} left")
+        return " ".join(parts)
 
-    def _pieces(self, *, wide: bool) -> list[str]:
-        """In the order of `_names`."""
-        pieces = [f"loss {self.loss:.4g}"]
-        if self.rate is not None:
-            unit = f" {self.rate_unit}/s" if wide else "/s"
-            pieces.append(f"{self.rate:,.{0 if self.rate >= 10 else 1}f}{unit}")
-        if self.waiting is not None:
-            pieces.append(f"data{' wait' if wide else ''} {self.waiting:.0%}")
-        if self.memory is not None:
-            pieces.append(f"{self.memory / 2**30:.1f}{' GiB' if wide else 'G'}")
-        if self.left_s is not None:
-            pieces.append(f"{clock_time(self.left_s)} left")
-        if self.run_left_s is not None:
-            pieces.append(f"run {clock_time(self.run_left_s)}")
-        return pieces
+
+def _number(rate: float) -> str:
+    return f"{rate:,.{0 if rate >= 10 else 1}f}"
 
 
 def clock_time(seconds: float) -> str:

@@ -151,7 +151,7 @@ class Trainer(TrainerState):
             logging_format: of a log line, as in the standard library's `logging`.
             trival: stop every pass over the data after 10 iterations.
             trivial: the same as `trival`.
-            in_notebook: show output as a notebook can.
+            in_notebook: show output as a notebook can; so do workers of `minetorch.notebook.launch` in any case.
             accumulated_iter: iterations whose gradients make one optimizer step.
             amp: False, "bf16" or "fp16": mixed precision of the model's forward.
             clip_grad_norm: upper limit of the gradients' total 2-norm at each step.
@@ -187,7 +187,7 @@ class Trainer(TrainerState):
             max_time=max_time,
             logging_format=logging_format,
             trival=arguments.either(trival, trivial),
-            in_notebook=in_notebook or (in_notebook is False and NOTEBOOK_VARIABLE in os.environ),
+            in_notebook=True if in_notebook is False and NOTEBOOK_VARIABLE in os.environ else in_notebook,
             accumulated_iter=accumulated_iter,
             amp=amp,
             clip_grad_norm=clip_grad_norm,

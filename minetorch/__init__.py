@@ -22,6 +22,7 @@ from minetorch.errors import (
     StoppedEarly,
     StorageError,
     SupersededError,
+    WorkersFailedError,
 )
 from minetorch.version import __version__
 
@@ -54,6 +55,7 @@ __all__ = [
     "SupersededError",
     "TensorboardDrawer",
     "Trainer",
+    "WorkersFailedError",
     "World",
     "__version__",
     "load",

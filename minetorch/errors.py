@@ -9,6 +9,7 @@ MinetorchError
 ├── StorageError (OSError)               the storage could not be listed, read or written
 ├── RunInUseError (RuntimeError)         another process is training this run
 ├── SupersededError (RuntimeError)       another start of this run has taken it over from this process
+├── WorkersFailedError (RuntimeError)    a worker that a notebook has launched failed
 └── CheckpointError
     ├── CheckpointNotFoundError          the checkpoint that was asked for does not exist
     ├── CheckpointCorruptError           its bytes are not those that were written
@@ -58,6 +59,14 @@ class RunInUseError(MinetorchError, RuntimeError):
 
 class SupersededError(MinetorchError, RuntimeError):
     """Another start of this run has taken it over from this process; the message says which."""
+
+
+class WorkersFailedError(MinetorchError, RuntimeError):
+    """A worker of `minetorch.notebook.launch` failed; the message says which rank, where and why."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback, which would be the launcher's and tell nothing."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class CheckpointError(MinetorchError):

@@ -15,6 +15,7 @@ from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError, SupersededError
 from minetorch.history import Ended, History, Start
+from minetorch.log import RunLog
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.receipt import describe, look_back
 from minetorch.state import TrainerState
@@ -40,7 +41,7 @@ class Persistence:
         checkpointer: Checkpointer | None,
         statable: Mapping[str, Stateful],
         plugins: Mapping[str, Stateful],
-        before_commit: Callable[[], object] = lambda: None,
+        log: RunLog,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,9 +52,10 @@ class Persistence:
         self._clock = clock
         self._monotonic = monotonic
         self._groups = {"statable": statable, "plugins": plugins}
+        self._log = log
         self._saver: Saver | None = None
         if checkpointer is not None:
-            self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=before_commit)
+            self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=log.flush)
 
     def is_best(self) -> bool:
         """Whether the newest metrics are the best so far; every rank gets rank 0's answer.
@@ -99,12 +101,14 @@ class Persistence:
             The checkpoint's path or URL.
         """
         world, progress = self._trainer.world, self._trainer.progress
-        random = world.gather(generator_states())
+        if self._saver is None:
+            self._log.flush()  # rank 0's is flushed before the commit, beside the training
+        random, logs = zip(*world.gather((generator_states(), self._log.place())), strict=True)
 
         def start() -> str:
             assert self._saver is not None
             return self._saver.save(
-                self._state() | {"random": random},
+                self._state() | {"random": list(random), "logs": list(logs)},
                 steady=self._trainer.backend.tensors_of_steps() if beside_training else (),
                 names=names,
                 step=progress.step,
@@ -217,25 +221,29 @@ class Persistence:
             **({"virtual_shards": trainer.settings.virtual_shards} if trainer.settings.elastic else {}),
         }
 
-    def claim(self) -> None:
+    def claim(self) -> int:
         """Become the run's writer, before anything of the run is read or written. Every rank calls it.
 
         By turns, for another process may go on for longer than ranks wait for each other.
+
+        Returns:
+            Which start of the run this is.
 
         Raises:
             RunInUseError: another process is training this run.
             StorageError: the storage could not be listed, read or written.
         """
 
-        def claim() -> bool:
+        def claim() -> int:
             assert self._checkpointer is not None
             claimed = self._checkpointer.claim(self._trainer.settings.if_running, patience_s=CLAIM_TURN_S)
             if claimed:
                 self._checkpointer.fence.watch()
-            return claimed
+            return self._checkpointer.fence.generation
 
-        while not self._trainer.world.on_main(claim):
+        while not (generation := self._trainer.world.on_main(claim)):
             pass
+        return generation
 
     def restore(self, resume: bool | str | int) -> None:
         """Find the checkpoint that `resume` names, read it once, and take its state over on every rank.
@@ -325,6 +333,9 @@ class Persistence:
         self.history.load_state_dict(state.get("history", []))
         progress = trainer.progress
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
+        logs = state.get("logs", [])
+        if trainer.rank < len(logs):
+            self._log.heal(logs[trainer.rank], progress.step)
 
     def _check_shards(self, before: int | None, path: str) -> None:
         settings = self._trainer.settings

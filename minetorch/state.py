@@ -26,7 +26,7 @@ class TrainerState:
     """The state of a run, and what a hook may ask of it. `Trainer` adds the loop.
 
     Hooks run on every rank unless marked `minetorch.main_only`. On ranks other than 0, `drawer` is silent
-    and `logger` lets only warnings through.
+    and `logger` shows only warnings on the console.
     """
 
     settings: Settings
@@ -42,7 +42,7 @@ class TrainerState:
     val_dataloader: RankLoader | None
     """The same of the validation data."""
     logger: logging.Logger
-    """Writes to the console and `log.txt` on rank 0."""
+    """Writes to the console and `log.txt` on rank 0, to `logs/rank_N.txt` on another."""
     drawer: Drawers
     """Draws curves on rank 0: `drawer.scalar(value, graph)`, `drawer.scalars({name: value}, graph)`."""
     metrics: dict[str, float]

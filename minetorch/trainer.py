@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from minetorch import arguments
 from minetorch.agreement import NOTHING, Request
 from minetorch.backend import Backend, placement
+from minetorch.bars import ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
-from minetorch.checkpoint.fence import FencedStore
+from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.data import Batch, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
 from minetorch.data.order import derive_seed
 from minetorch.deadline import JobEnd
@@ -28,12 +29,14 @@ from minetorch.errors import ConfigurationError, StoppedEarly
 from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
+from minetorch.inline import NOTEBOOK_VARIABLE, ShownStore, find_view
 from minetorch.log import LOGGING_FORMAT, RunLog
 from minetorch.notices import NOTICES, describe
 from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
-from minetorch.plugins.progress_bar import ProgressBar, make_progress_bar
+from minetorch.plugins.inline_epochs import InlineEpochs
+from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
@@ -155,7 +158,7 @@ class Trainer(TrainerState):
             logging_format: of a log line, as in the standard library's `logging`.
             trival: stop every pass over the data after 10 iterations.
             trivial: the same as `trival`.
-            in_notebook: show output as a notebook can.
+            in_notebook: show output as a notebook can; so do workers of `minetorch.notebook.launch` in any case.
             accumulated_iter: iterations whose gradients make one optimizer step.
             amp: False, "bf16" or "fp16": mixed precision of the model's forward.
             clip_grad_norm: upper limit of the gradients' total 2-norm at each step.
@@ -197,7 +200,7 @@ class Trainer(TrainerState):
             max_time=max_time,
             logging_format=logging_format,
             trival=arguments.either(trival, trivial),
-            in_notebook=in_notebook,
+            in_notebook=True if in_notebook is False and NOTEBOOK_VARIABLE in os.environ else in_notebook,
             accumulated_iter=accumulated_iter,
             amp=amp,
             clip_grad_norm=clip_grad_norm,
@@ -224,15 +227,24 @@ class Trainer(TrainerState):
         self._job_end = JobEnd.from_environ(os.environ)
         self._requests = Requests(self.world, must_stop=self._must_stop)
         self._loss_sum = self._zero()
+        self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
         states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
-        self._log = RunLog(store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook, held=True)
+        self._log = RunLog(
+            store,
+            rank=self.rank,
+            world_size=self.world_size,
+            logging_format=logging_format,
+            in_notebook=self.in_notebook,
+            view=self._view,
+            held=True,
+        )
         self.logger = self._log.logger
         checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
-        self.files = store if checkpointer is None else FencedStore(store, checkpointer.fence)
+        self.files = store if checkpointer is None else self._fenced(store, checkpointer.fence)
         self.drawer = make_drawers(
             drawer,
             store=self.files,
@@ -242,7 +254,7 @@ class Trainer(TrainerState):
             silent=not self.is_main,
         )
         self._share_out(train_dataloader, val_dataloader)
-        self._persistence = Persistence(self, checkpointer, *states, before_commit=self._log.flush)
+        self._persistence = Persistence(self, checkpointer, *states, log=self._log)
         self._in_loop = False
         self._ended: Ended | None = None
         # Up to here nothing was written, and no other worker was waited for.
@@ -259,12 +271,15 @@ class Trainer(TrainerState):
             if elastic:
                 self._exact = Exact(self.world, self.backend, shards=virtual_shards, seed=seed)
             seed_generators(derive_seed(seed, "rank", 0 if elastic else self.rank))
-            self._persistence.claim()
-            self._log.begin(guard=None if checkpointer is None else checkpointer.fence.check)
+            fence = Fence(store.child("models"), logger=self.logger) if checkpointer is None else checkpointer.fence
+            fence.follow(self._persistence.claim())
             # Not before: a signal that comes while ranks wait for one another, or for another run, must end those
             # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
             with NOTICES.noted():
-                self._persistence.restore(resume)
+                try:
+                    self._persistence.restore(resume)
+                finally:
+                    self._log.begin(guard=fence.check)
                 self._begin_losses()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
@@ -279,7 +294,8 @@ class Trainer(TrainerState):
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
-            self._progress_bar = make_progress_bar(os.environ, in_notebook=settings.in_notebook)
+            display = ViewDisplay(self._view) if self._view is not None else None
+            self._progress_bar = ProgressBar(display or make_display(os.environ, in_notebook=settings.in_notebook))
             built_in.append(self._progress_bar)
         if settings.persist_minutes is not None:
             built_in.append(SaveByTime(settings.persist_minutes))
@@ -291,7 +307,12 @@ class Trainer(TrainerState):
         if self.is_main:
             # Last, for the line to have what the hooks add to the metrics.
             gathered.add_plugin(EpochLog())
+        if self._view is not None:
+            gathered.add_plugin(InlineEpochs(self._view))
         return gathered
+
+    def _fenced(self, store: Store, fence: Fence) -> FencedStore:
+        return FencedStore(store, fence) if self._view is None else ShownStore(store, fence, self._view)
 
     def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
         settings = self.settings
@@ -327,6 +348,8 @@ class Trainer(TrainerState):
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
         """
         self._in_loop, self._ended = True, "failed"
+        if self._view is not None:
+            self._view.here()
         with NOTICES.noted():
             try:
                 self._requests.connect()
@@ -335,6 +358,7 @@ class Trainer(TrainerState):
                 noticed = not self._at_end() and self._is_noticed(is_time_up=self.is_main and self._job_end.is_near)
                 self._hooks.call("before_quit")
                 self._hear(wait=True)
+                self._log.ended(self.progress.step)
                 self._ended = "finished" if self._at_end() else "stopped early"
             except KeyboardInterrupt:
                 self._ended = "interrupted"
@@ -433,6 +457,8 @@ class Trainer(TrainerState):
         self.train_iterations = None if left is None else progress.iteration + left
         asked: frozenset[Request] = NOTHING
         pending = 0
+        if self._progress_bar is not None:
+            batches = self._progress_bar.watch(batches)
         for batch, is_last in mark_last(batches) if step_every > 1 else zip(batches, repeat(True), strict=False):
             pending += 1
             stepping = is_last or pending == step_every
@@ -539,6 +565,8 @@ class Trainer(TrainerState):
         self.backend.align_buffers()
         self.model.eval()
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
+        if self._progress_bar is not None:
+            batches = self._progress_bar.watch(batches)
         # One for each virtual shard: added up at the end alone, they do not depend on which rank had which.
         loss_sums = self._zero(self.settings.virtual_shards if self._exact else 1)
         samples, cut_short, generators = 0, False, generator_states()
@@ -598,7 +626,6 @@ class Trainer(TrainerState):
             self.lowest_val_loss = min(self.lowest_val_loss, val_loss)
         self._hooks.call("after_epoch_end", epoch=self.current_epoch, train_loss=train_loss, val_loss=val_loss)
         self.drawer.flush()
-        self._log.flush()
 
     def _persist_epoch(self, *, must: bool) -> None:
         """Save at the strides, at the best, and where it must be."""
@@ -692,6 +719,8 @@ class Trainer(TrainerState):
             steps.append(self._exact.close)
         steps += [self._persistence.close, self.drawer.close, self._log.close]
         with ExitStack() as stack:
+            if self._view is not None:
+                stack.callback(self._view.close)
             stack.callback(self._persistence.release, self._ended)
             for step in reversed(steps):
                 stack.callback(step)

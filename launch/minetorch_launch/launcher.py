@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LaunchResult", "launch", "plan_launch"]
 
-_OUT, _ERR = 1, 2
+_OUT_AND_ERR = 1, 2
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ def launch(
     *,
     own_process: bool = False,
     job: SlurmJob | None = None,
+    streams: tuple[int, int] = _OUT_AND_ERR,
 ) -> LaunchResult:
     """Run ``target`` in one process per worker, on this machine, until all have ended well or one has failed.
 
     With ``options.nodes`` the same call is made on each machine, and the workers of all are one job.
 
-    The workers' lines appear on this process's stdout and stderr. Called in the main thread, it takes signals
-    while it runs (:mod:`minetorch_launch.signals` lists them), and stops the workers on SIGINT, SIGTERM and SIGHUP.
+    The workers' lines appear on this process's stdout and stderr, or on other ``streams``. Called in the main
+    thread, it takes signals while it runs (:mod:`minetorch_launch.signals` lists them), and stops the workers on
+    SIGINT, SIGTERM and SIGHUP.
 
     Args:
         target: a :class:`Script`, :class:`Module` or :class:`Function` of :mod:`minetorch_launch.target`.
@@ -59,6 +61,7 @@ def launch(
         own_process: this process exists for the launch alone, so ``sys.path[0]`` is the launcher's own and
             not the target's business. For the command line.
         job: the SLURM job of which this is a launcher; it says what ``options`` leave open.
+        streams: descriptors that the workers' stdout and stderr go to, in whole lines.
 
     Raises:
         UsageError: before anything is started, if the target or an option cannot work.
@@ -68,7 +71,7 @@ def launch(
         JoinError: the machines did not come together.
         StoppedError: one of the signals above came; the workers are gone.
     """
-    plan = plan_launch(target, options or LaunchOptions(), job)
+    plan = plan_launch(target, options or LaunchOptions(), job, streams)
     if plan.log_dir is not None:
         _prepare_log_dir(plan.log_dir)
     # What is in the fork server's environment for its own sake must not reach the script.
@@ -77,8 +80,7 @@ def launch(
     with ExitStack() as stack:
         signals = stack.enter_context(Signals(plan.notices, _tells_all(job)))
         console = Console(
-            _OUT,
-            _ERR,
+            *streams,
             log_dir=plan.log_dir,
             node=plan.node.short_name if plan.many_nodes else None,
             show=plan.show,
@@ -116,7 +118,12 @@ def launch(
         return LaunchResult(_returned(channel, outcome.ranks))
 
 
-def plan_launch(target: Target, options: LaunchOptions, job: SlurmJob | None = None) -> LaunchPlan:
+def plan_launch(
+    target: Target,
+    options: LaunchOptions,
+    job: SlurmJob | None = None,
+    streams: tuple[int, int] = _OUT_AND_ERR,
+) -> LaunchPlan:
     """What :func:`launch` would do: looks at the machine and the target, starts nothing, imports no torch.
 
     Raises:
@@ -128,7 +135,8 @@ def plan_launch(target: Target, options: LaunchOptions, job: SlurmJob | None = N
             raise UsageError(f"--preload {module}: there is no such module; give a name that `import` would take")
     if options.log_dir is not None:
         _check_log_dir(options.log_dir)
-    columns = terminal_columns(_ERR) or terminal_columns(_OUT)
+    out, err = streams
+    columns = terminal_columns(err) or terminal_columns(out)
     node = devices.find_node(os.environ)
     deadline = None
     if job is not None:

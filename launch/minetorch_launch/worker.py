@@ -322,6 +322,8 @@ def _has_own_hook() -> bool:
 
 def _without_launcher_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
     own = {__file__, runpy.__file__, "<frozen runpy>", "<frozen importlib._bootstrap>"}
-    while trace is not None and trace.tb_frame.f_code.co_filename in own:
+    while trace is not None and (
+        trace.tb_frame.f_code.co_filename in own or "__tracebackhide__" in trace.tb_frame.f_locals
+    ):
         trace = trace.tb_next
     return trace

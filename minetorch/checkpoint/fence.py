@@ -124,6 +124,10 @@ class Fence:
                 self._sleep(_POLL_S)
         return True
 
+    def follow(self, generation: int) -> None:
+        """Be of the start that rank 0 has claimed: for the other ranks, which give no sign of life of their own."""
+        self.generation = generation
+
     def opened(self, newest: CheckpointName | None) -> None:
         """Write down which checkpoint is the newest to this start. What an older writer commits from now on is void."""
         self._store.write(after_file(self.generation, newest), b"\n")
@@ -135,7 +139,7 @@ class Fence:
             SupersededError: one has.
             StorageError: that could not be found out.
         """
-        if self.broken is None and self._claim is not None:
+        if self.broken is None and self.generation:
             newest = self._newest()
             if newest > self.generation:
                 self._break(newest)

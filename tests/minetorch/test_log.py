@@ -76,14 +76,18 @@ def test_a_local_line_is_there_at_once(tmp_path):
     log.close()
 
 
-def test_other_ranks_write_warnings_with_their_rank_and_no_file(store, capsys):
-    log = RunLog(store, rank=3)
+def test_another_rank_writes_to_a_file_of_its_own_and_its_warnings_to_the_console(store, capsys):
+    log = RunLog(store, rank=3, world_size=4)
     log.logger.info("nobody needs this four times")
-    log.logger.warning("look")
-    log.flush()
+    log.logger.error("look")
+    log.logger.warning("and here")
     log.close()
-    assert re.fullmatch(r"rank 3: WARNING .* look\n", capsys.readouterr().err)
-    assert store.list() == []
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"rank 3: ERROR .* look", first)
+    assert re.fullmatch(r"rank 3: WARNING .* and here", second)
+    assert store.list() == ["logs"]
+    messages = [line.split(" ", 3)[3] for line in store.read("logs/rank_3.txt").decode().splitlines()]
+    assert messages == ["nobody needs this four times", "look", "and here"]
 
 
 def test_a_notebook_gets_stdout(tmp_path, capsys):
@@ -139,6 +143,13 @@ class FlakyStore:
     def __init__(self, held=b""):
         self.files = {"log.txt": held} if held else {}
         self.fails = set()
+        self.written = []
+
+    def child(self, name):
+        return Folder(self, name)
+
+    def delete(self, name):
+        self.files.pop(name, None)
 
     def read(self, name):
         if "read" in self.fails:
@@ -151,6 +162,27 @@ class FlakyStore:
         if "write" in self.fails:
             raise OSError("no write")
         self.files[name] = data
+        self.written.append(len(data))
+
+
+class Folder:
+    """A folder of it."""
+
+    def __init__(self, store, name):
+        self.store, self.prefix = store, f"{name}/"
+
+    def list(self, prefix=""):
+        whole = self.prefix + prefix
+        return sorted(name.removeprefix(self.prefix) for name in self.store.files if name.startswith(whole))
+
+    def read(self, name):
+        return self.store.read(self.prefix + name)
+
+    def write(self, name, data):
+        self.store.write(self.prefix + name, data)
+
+    def delete(self, name):
+        self.store.delete(self.prefix + name)
 
 
 def test_a_failing_storage_stops_nothing_loses_nothing_and_is_reported_once(capsys):

@@ -1,0 +1,269 @@
+"""A rank's log in the run's directory, by lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+from minetorch.log.mark import CHECKED, Mark, undone_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+LOG_FILE = "log.txt"
+LOG_FOLDER = "logs"
+"""Where all is that is not rank 0's newest lines."""
+
+
+def log_file(rank: int) -> str:
+    """The file of a rank's log, below the run's directory."""
+    return LOG_FILE if rank == 0 else f"{LOG_FOLDER}/rank_{rank}.txt"
+
+
+def log_stem(rank: int) -> str:
+    """What the names of the other files of that log begin with, in `LOG_FOLDER`."""
+    return "log" if rank == 0 else f"rank_{rank}"
+
+
+class LogStore(Protocol):
+    """The files of one run: as much of the checkpoint store as the log needs."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `local_path` works."""
+        ...
+
+    def local_path(self, name: str = "") -> Path:
+        """Where a file stands on this machine's disk (local stores only)."""
+        ...
+
+    def child(self, *parts: str) -> LogStore:
+        """The store some folders below."""
+        ...
+
+    def list(self, prefix: str = "") -> Sequence[str]:
+        """The names of the files directly in it that begin with `prefix`."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError where there is none."""
+        ...
+
+    def write(self, name: str, data: bytes) -> object:
+        """Replace a file at once."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        ...
+
+
+class FileHandler(logging.Handler, ABC):
+    """Writes a rank's log, and says once on the console where it cannot."""
+
+    def __init__(self, store: LogStore, *, rank: int, append: bool, console: logging.Handler) -> None:
+        super().__init__()
+        self.name_of_file = log_file(rank)
+        self._stem = log_stem(rank)
+        self._store = store
+        self._append = append
+        self._console = console
+        self._reported = False
+        self._closed = False
+        self._guard: Callable[[], object] = lambda: None
+        self.held: list[str] | None = None
+
+    @abstractmethod
+    def add(self, text: str) -> None:
+        """Take lines."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Bring them to the store."""
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """Bring them to the store, and hold nothing open."""
+
+    @abstractmethod
+    def end(self) -> Mark:
+        """The place behind the last line."""
+
+    @abstractmethod
+    def cut(self, mark: Mark, step: int) -> bytes:
+        """Remove what a resumption from that checkpoint undoes, after `keep_undone` has it, and return it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            text = self.format(record) + "\n"
+        except Exception:
+            self.handleError(record)  # the line's own fault, as `logger.info("%d", "word")`
+            return
+        if self.held is not None:
+            self.held.append(text)
+            return
+        try:
+            self.add(text)
+            if self._closed:
+                self.let_go()
+        except Exception as error:
+            self._report(error)
+
+    def begin(self, guard: Callable[[], object] | None) -> None:
+        """Write what was held back, and hold nothing back from now on."""
+        with self._locked():
+            held, self.held = self.held or [], None
+            self._guard = guard or self._guard
+            if held:
+                try:
+                    self.add("".join(held))
+                except Exception as error:
+                    self._report(error)
+
+    def heal(self, mark: Mark, step: int, guard: Callable[[], object] | None) -> tuple[int, str]:
+        """Take out the lines of work that is about to be done anew.
+
+        Returns:
+            How many lines, and the file that has them now.
+        """
+        self._guard = guard or self._guard
+        try:
+            self._guard()
+            undone = self.cut(mark, step)
+        except Exception as error:
+            self._report(error)
+            return 0, ""
+        return undone.count(b"\n"), self._undone_file if undone else ""
+
+    def keep_undone(self, undone: bytes) -> None:
+        """Put lines aside that are about to be removed."""
+        folder = self._store.child(LOG_FOLDER)
+        prefix = f"{self._stem}.undone."
+        name = f"{prefix}{max(numbers(folder.list(prefix), prefix), default=0) + 1:04}.txt"
+        folder.write(name, undone)
+        self._undone_file = f"{LOG_FOLDER}/{name}"
+
+    def mark(self) -> Mark | None:
+        """The place behind the last line, where it is known."""
+        try:
+            with self._locked():
+                return self.end()
+        except Exception as error:
+            self._report(error)
+            return None
+
+    def flush(self) -> None:
+        """Bring every line so far to the store."""
+        # Without the handler's lock, which a thread that logs would then wait for as long as a slow store takes.
+        try:
+            self.sync()
+        except Exception as error:
+            self._report(error)
+
+    def close(self) -> None:
+        """Let go of the file, now and after each later line."""
+        with self._locked():
+            self._closed = True
+        try:
+            self.let_go()
+        except Exception as error:
+            self._report(error)
+        super().close()
+
+    def _locked(self) -> AbstractContextManager[object]:
+        return self.lock or nullcontext()
+
+    def _report(self, error: Exception) -> None:
+        if self._reported:
+            return
+        self._reported = True
+        text = "%s cannot be written: %s: %s. Training goes on; it is tried again, and this is said only once."
+        details = (self.name_of_file, type(error).__name__, error)
+        # Not handle(): the warnings of rank 0 take another way to the console.
+        self._console.emit(logging.LogRecord("minetorch", logging.WARNING, __file__, 0, text, details, None))
+
+
+class LocalFileHandler(FileHandler):
+    """Appends each line to a file on this machine at once."""
+
+    _stream: BinaryIO | None = None
+
+    def add(self, text: str) -> None:
+        """Write lines, and see them through to the file."""
+        self._guard()
+        if self._stream is None:
+            self._stream = self._open()
+        self._stream.write(text.encode("utf-8", "backslashreplace"))
+
+    def sync(self) -> None:
+        """Nothing waits: each line is written at once."""
+
+    def let_go(self) -> None:
+        """Close the file."""
+        with self._locked():
+            stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def end(self) -> Mark:
+        """The end of the file."""
+        try:
+            with self._path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - CHECKED))
+                return Mark.at_end(0, size, file.read())
+        except FileNotFoundError:
+            return Mark.at_end(0, 0, b"")
+
+    def cut(self, mark: Mark, step: int) -> bytes:
+        """Remove the undone lines."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        if mark.part or not mark.fits(content):
+            return b""
+        keep = mark.offset + undone_from(content[mark.offset :], step)
+        undone = content[keep:]
+        if undone:
+            self.keep_undone(undone)
+            os.truncate(self._path, keep)
+        return undone
+
+    @property
+    def _path(self) -> Path:
+        return Path(self._store.local_path(self.name_of_file))
+
+    def _open(self) -> BinaryIO:
+        path = self._path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self._append and _is_torn(path)
+        stream = path.open("ab" if self._append else "wb", buffering=0)
+        self._append = True
+        if torn:
+            stream.write(b"\n")
+        return stream
+
+
+def numbers(names: Sequence[str], prefix: str) -> list[int]:
+    """The numbers in names such as `{prefix}0003.txt`."""
+    middles = [name.removeprefix(prefix).removesuffix(".txt") for name in names if name.startswith(prefix)]
+    return sorted(int(middle) for middle in middles if middle.isdecimal())
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the file ends amid a line, as that of a killed process may."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,156 @@
+"""The logger of one rank of a run, with its outputs.
+
+Each Trainer has a logger of its own, which belongs to no tree: nothing here configures the root
+logger, and a user's own logging configuration changes nothing here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from minetorch.errors import ConfigurationError
+from minetorch.log.console import ConsoleHandler, ViewHandler
+from minetorch.log.files import FileHandler, LocalFileHandler, LogStore
+from minetorch.log.mark import Mark, ended_line
+from minetorch.log.remote import RemoteFileHandler
+from minetorch.log.shared import PythonsWarnings, SharedWarnings, torchs_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from minetorch.inline.view import View
+
+LOGGING_FORMAT = "%(levelname)s %(asctime)s %(message)s"
+
+
+class RunLog:
+    """The logger of one rank of a run, with its outputs.
+
+    Rank 0 writes to the console and to `log.txt`, another rank to `logs/rank_N.txt`. The warnings of all ranks come to
+    the console, those that several ranks have in common once. A line that cannot be written to its file stops nothing:
+    that is said once on the console.
+    """
+
+    logger: logging.Logger
+    """Where the Trainer, plugins and hooks write."""
+
+    def __init__(
+        self,
+        store: LogStore,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        logging_format: str = LOGGING_FORMAT,
+        in_notebook: bool = False,
+        view: View | None = None,
+        append: bool = True,
+        held: bool = False,
+    ) -> None:
+        """Make the logger; nothing is written before its first line.
+
+        Args:
+            store: the files of the run.
+            rank: this process's rank.
+            world_size: how many ranks there are.
+            logging_format: as of `logging.Formatter`, in % style.
+            in_notebook: write to stdout, since notebooks show stderr as an error.
+            view: write there in place of the console.
+            append: keep what the file has and go on below it, as a resumed run must.
+            held: keep the lines for the file back until `begin`.
+
+        Raises:
+            ConfigurationError: `logging_format` is not such a format.
+        """
+        formatter = _formatter(logging_format)
+        self.logger = logging.Logger("minetorch", logging.INFO)
+        self.logger.propagate = False
+        console = ConsoleHandler(to_stdout=in_notebook) if view is None else ViewHandler(view)
+        self._shared: SharedWarnings | None = None
+        self._pythons: PythonsWarnings | None = None
+        self._mark: tuple[Mark, int] | None = None
+        file_kind = LocalFileHandler if store.is_local else RemoteFileHandler
+        self._file: FileHandler = file_kind(store, rank=rank, append=append, console=console)
+        self._file.held = [] if held else None
+        handlers: list[logging.Handler] = [self._file]
+        if rank == 0:
+            handlers.insert(0, console)
+        if world_size > 1 or rank > 0:
+            if rank == 0:
+                console.addFilter(lambda record: record.levelno < logging.WARNING)
+            self._shared = SharedWarnings(console, rank=rank, size=world_size, tally=torchs_store)
+            self._pythons = PythonsWarnings(self.logger)
+            handlers.append(self._shared)
+        console.setFormatter(formatter)
+        for handler in handlers:
+            handler.setFormatter(formatter)
+            self.logger.addHandler(handler)
+
+    def begin(self, guard: Callable[[], object] | None = None) -> None:
+        """Write the lines that were held back, and from now on each line as it comes.
+
+        Args:
+            guard: called before each writing; what it raises keeps the lines from being written.
+        """
+        if self._pythons is not None:
+            self._pythons.take()
+        if self._mark is not None:
+            lines, where = self._file.heal(*self._mark, guard)
+            self._mark = None
+            if lines:
+                self.logger.info("%d lines on work that is done anew are now in %s.", lines, where)
+        self._file.begin(guard)
+
+    def heal(self, place: object, step: int) -> None:
+        """With the lines that are held back, take out those of work that is about to be done anew.
+
+        Args:
+            place: what `place` was for the checkpoint from which the run goes on; anything else changes nothing.
+            step: the optimizer steps of that checkpoint.
+        """
+        mark = Mark.from_list(place)
+        if mark is not None:
+            self._mark = mark, step
+
+    def place(self) -> list[int] | None:
+        """Where this log ends now, for the checkpoint."""
+        mark = self._file.mark()
+        return None if mark is None else mark.to_list()
+
+    def ended(self, step: int) -> None:
+        """Say that the run has ended with all work up to this optimizer step saved: nothing of its log is undone."""
+        self.logger.info(ended_line(step))
+
+    def flush(self) -> None:
+        """Bring every line so far to the store, as before each checkpoint's commit.
+
+        On a local disk each line is there at once, and elsewhere within half a minute.
+        """
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush, and let go of the file. A line that comes later is still written, if at some cost."""
+        if self._pythons is not None:
+            self._pythons.let_go()
+        if self._shared is not None:
+            self._shared.close()
+        self._file.close()
+
+
+def _formatter(logging_format: str) -> logging.Formatter:
+    """A formatter that is known to work.
+
+    Raises:
+        ConfigurationError: a line cannot be formatted with it.
+    """
+    try:
+        if not logging_format:
+            raise ValueError("it is empty")
+        formatter = logging.Formatter(logging_format)
+        formatter.format(logging.LogRecord("minetorch", logging.INFO, __file__, 1, "tried", None, None))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigurationError(
+            f"logging_format={logging_format!r} is not a format of Python's logging ({error}); "
+            f"the default is {LOGGING_FORMAT!r}"
+        ) from error
+    return formatter

@@ -61,6 +61,8 @@ class Backend:
         if not exchanges and world.size > 1:
             self._start_alike()
         self._ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
+        if self._ddp is not None:
+            settle_buckets(self._ddp)
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
         self._norm_before_clipping: torch.Tensor | None = None
         self.leave_training()
@@ -197,6 +199,40 @@ class Backend:
             ) from None
         if self._scaler is not None and "scaler" in state:
             self._scaler.load_state_dict(state["scaler"])
+
+
+def settle_buckets(ddp: DistributedDataParallel) -> None:
+    """Give a model that has not been called yet the gradient buckets that it keeps: its parameters', last ones first.
+
+    DDP's first backward has buckets of its own, and the order in which gradients came then makes those of all later
+    ones. In which order gloo and NCCL add the ranks' gradients up depends on a gradient's place in its bucket, so a
+    resumed run of three or more workers would differ in its first step from one that was never stopped. Here each
+    start makes the same first backward, of zeros, which costs one exchange and nothing after it.
+    """
+    sparse = {
+        id(module.weight)
+        for module in ddp.module.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    }
+    parameters = [
+        parameter
+        for name, parameter in ddp.module.named_parameters()
+        if parameter.requires_grad and name not in ddp.parameters_to_ignore
+    ]
+    # Gradients and hooks of the user's: neither is meant for zeros.
+    put_aside = [(p, p.grad, p._backward_hooks, p._post_accumulate_grad_hooks) for p in parameters]
+    for parameter in parameters:
+        parameter.grad = parameter._backward_hooks = parameter._post_accumulate_grad_hooks = None
+    ddp.reducer.prepare_for_forward()
+    ddp.reducer.prepare_for_backward([])
+    for parameter in reversed(parameters):
+        layout = torch.sparse_coo if id(parameter) in sparse else torch.strided
+        parameter.backward(torch.zeros_like(parameter, layout=layout))
+    ddp.reducer._rebuild_buckets()
+    for parameter, gradient, hooks, later_hooks in put_aside:
+        parameter.grad = gradient
+        parameter._backward_hooks = hooks
+        parameter._post_accumulate_grad_hooks = later_hooks
 
 
 def placement(device: torch.device) -> Callable[[Any], Any] | None:

@@ -54,6 +54,7 @@ class Persistence:
         self._groups = {"statable": statable, "plugins": plugins}
         self._log = log
         self._saver: Saver | None = None
+        self._generators: dict[str, Any] | None = None
         if checkpointer is not None:
             self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=log.flush)
 
@@ -329,7 +330,8 @@ class Persistence:
         trainer.lowest_val_loss = state.get("lowest_val_loss", trainer.lowest_val_loss)
         for group, members in self._groups.items():
             self._load_group(group, members, state.get(group, {}))
-        self._load_generators(state.get("random", []))
+        self._generators = self._own_generators(state.get("random", []))
+        self.put_back_generators()
         self.history.load_state_dict(state.get("history", []))
         progress = trainer.progress
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
@@ -360,13 +362,22 @@ class Persistence:
         for name in states.keys() - members.keys():
             self._trainer.logger.warning("The checkpoint's state of %s %r is not used: there is none now.", group, name)
 
-    def _load_generators(self, states: Sequence[dict[str, Any]]) -> None:
-        """Each rank's own generators; where the world's size has changed, fresh ones for this point of the run."""
+    def put_back_generators(self) -> None:
+        """Have the random generators as the checkpoint has them, whatever drew from them since."""
+        if self._generators is not None:
+            restore_generators(self._generators)
+
+    def forget_generators(self) -> None:
+        """From here on what is drawn is the run's own."""
+        self._generators = None
+
+    def _own_generators(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """This rank's own; where the world's size has changed, fresh ones for this point of the run."""
         trainer = self._trainer
         if states and trainer.settings.elastic:
             # Between iterations they are the same on every rank.
-            restore_generators(states[0])
-        elif len(states) == trainer.world_size:
-            restore_generators(states[trainer.rank])
-        else:
-            seed_generators(derive_seed(trainer.settings.seed, "resumed", trainer.progress.step, trainer.rank))
+            return states[0]
+        if len(states) == trainer.world_size:
+            return states[trainer.rank]
+        seed_generators(derive_seed(trainer.settings.seed, "resumed", trainer.progress.step, trainer.rank))
+        return generator_states()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -26,6 +26,10 @@ class Progress:
     """Samples of all ranks in the current epoch."""
     loss_sum: float = 0.0
     """Sum of the current epoch's training losses over its samples so far, of all ranks, as of the last save."""
+    loss_sums: list[float] = field(default_factory=list)
+    """Each rank's part of it. Summed up anew at each save, the last bits would depend on when there was one."""
+    stream: dict[str, Any] | None = None
+    """Where the readers of an IterableDataset stand in the epoch (see `StreamPosition`)."""
 
     def start_epoch(self) -> None:
         """Turn to the next epoch, or stay in one that a checkpoint left unfinished."""
@@ -33,7 +37,7 @@ class Progress:
             self.epoch += 1
             self.epoch_complete = False
             self.iteration = self.position = self.samples_in_epoch = 0
-            self.loss_sum = 0.0
+            self.loss_sum, self.loss_sums, self.stream = 0.0, [], None
 
     def count(self, units: int, samples: int) -> None:
         """Count an iteration of `units` units and `samples` samples on all ranks."""
@@ -48,6 +52,6 @@ class Progress:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over counters that `state_dict` returned; those it lacks stay."""
-        for field in fields(self):
-            if field.name in state_dict:
-                setattr(self, field.name, state_dict[field.name])
+        for one in fields(self):
+            if one.name in state_dict:
+                setattr(self, one.name, state_dict[one.name])

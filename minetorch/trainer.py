@@ -22,6 +22,7 @@ from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.data import Batch, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
 from minetorch.data.order import derive_seed
+from minetorch.data.stream import StreamPosition
 from minetorch.deadline import JobEnd
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.elastic import Exact, check_exact
@@ -227,6 +228,9 @@ class Trainer(TrainerState):
         self._job_end = JobEnd.from_environ(os.environ)
         self._requests = Requests(self.world, must_stop=self._must_stop)
         self._loss_sum = self._zero()
+        self._stream: StreamPosition | None = None
+        self._accumulating = False
+        self._persist_later: list[tuple[tuple[str, ...], bool]] = []
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins = list(plugins)
         self._hooks = self._gather_hooks(plugins, hooks or {})
@@ -280,7 +284,7 @@ class Trainer(TrainerState):
                     self._persistence.restore(resume)
                 finally:
                     self._log.begin(guard=fence.check)
-                self._begin_losses()
+                self._take_up_epoch()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
                 if self._is_noticed():
@@ -377,11 +381,24 @@ class Trainer(TrainerState):
             self.logger.info("Stopped before epoch %d, as asked.", self.current_epoch + 1)
             return
         while not self._at_end():
-            self.progress.start_epoch()
-            self._heartbeat.epoch(self.current_epoch)
-            self._hooks.call("before_epoch_start", epoch=self.current_epoch)
+            self._begin_epoch()
             if not self._run_epoch():
                 break
+
+    def _begin_epoch(self) -> None:
+        """Turn to the next epoch, or to the rest of one.
+
+        Hooks that run when a Trainer starts may draw random numbers, and an uninterrupted run would not have.
+        """
+        if self.progress.epoch_complete:
+            self._persistence.put_back_generators()
+            self._persistence.forget_generators()
+        self.progress.start_epoch()
+        self._take_up_epoch()
+        self._heartbeat.epoch(self.current_epoch)
+        self._hooks.call("before_epoch_start", epoch=self.current_epoch)
+        self._persistence.put_back_generators()
+        self._persistence.forget_generators()
 
     @property
     def history(self) -> History:
@@ -450,9 +467,8 @@ class Trainer(TrainerState):
         """
         progress, step_every = self.progress, self.settings.accumulated_iter
         self.model.train()
-        self._begin_losses()
         left, batches = self._limited(
-            self.train_dataloader.epoch(progress.epoch, progress.position), done=progress.iteration
+            self.train_dataloader.epoch(progress.epoch, progress.position, self._stream), done=progress.iteration
         )
         self.train_iterations = None if left is None else progress.iteration + left
         asked: frozenset[Request] = NOTHING
@@ -481,6 +497,8 @@ class Trainer(TrainerState):
             self._hooks.call("before_train_iteration_start", index=index, data=data)
         loss = self._add_gradients(batch, stepping) if self._exact is None else self._add_exact(self._exact, batch)
         self.progress.count(batch.units, batch.total)
+        self._stream = batch.stream
+        self._accumulating = not stepping
         if stepping:
             self._persistence.before_step()
             # The epoch's last accumulation may be shorter than the others.
@@ -512,11 +530,15 @@ class Trainer(TrainerState):
             epoch=self.current_epoch,
             accumulated=self.settings.accumulated_iter,
         )
-        self._loss_sum.add_(loss, alpha=batch.total)
+        if self.is_main:
+            self._loss_sum.add_(loss, alpha=batch.total)
         return loss
 
     def _after_step(self) -> frozenset[Request]:
         """Exchange requests between ranks, and save if it is time. Returns what is asked of the loop."""
+        for names, wait in self._persist_later:
+            self.persist(*names, wait=wait)
+        self._persist_later.clear()
         self._ask_for_news()
         asked = self._requests.at_step()
         if "hear" in asked:
@@ -633,7 +655,7 @@ class Trainer(TrainerState):
         if must or (stride is not None and self.current_epoch % stride == 0) or self._persistence.is_best():
             self._save()
 
-    def persist(self, *names: str, wait: bool = False) -> str:
+    def persist(self, *names: str, wait: bool = False) -> str | None:
         """Save a checkpoint of this moment, under the names given and `latest`. Every rank must call it.
 
         It returns when the state is copied; the copy is saved while training goes on, and hooks at
@@ -644,13 +666,18 @@ class Trainer(TrainerState):
             wait: return when the checkpoint is durable.
 
         Returns:
-            The checkpoint's path or URL.
+            The checkpoint's path or URL; None in the middle of an accumulation (`accumulated_iter`), at whose end it
+            is saved.
 
         Raises:
             ConfigurationError: a name that is not allowed, or a state that a checkpoint cannot hold.
             StorageError: the storage failed; the run's earlier checkpoints are as they were. If it fails later, that
                 is raised after the next optimizer step.
         """
+        if self._accumulating:
+            # The gradients so far are in no checkpoint: going on from here, the step would lack them.
+            self._persist_later.append((names, wait))
+            return None
         path = self._save(names, beside_training=False)
         if wait or not self._in_loop:
             self._hear(wait=True)
@@ -661,6 +688,8 @@ class Trainer(TrainerState):
         self._names_of_next_save.clear()
         self._hooks.call("before_checkpoint_persisted", names=names)
         self._sum_up()
+        stream = None if self.progress.epoch_complete else self._stream
+        self.progress.stream = None if stream is None else stream.to_plain()
         before = self._heartbeat.enter(Phase.SAVING)
         path = self._persistence.save(names, beside_training=beside_training)
         self._heartbeat.enter(before)
@@ -682,18 +711,20 @@ class Trainer(TrainerState):
         return self.progress.loss_sum / samples
 
     def _sum_up(self) -> None:
-        """Bring the world's sum of losses into the counters, from where a resumed epoch goes on."""
-        if self._exact is not None:
-            # Every rank has the world's losses, summed without a break wherever a save came between.
-            self.progress.loss_sum = float(self._loss_sum)
-            return
-        self.progress.loss_sum += float(self.world.reduce(self._loss_sum, "sum"))
-        self._loss_sum.zero_()
+        """Bring the ranks' sums of losses into the counters, from where a resumed epoch goes on."""
+        sums = torch.zeros(self.world_size, dtype=self._loss_sum.dtype, device=self.device)
+        sums[self.rank] = self._loss_sum
+        self.progress.loss_sums = self.world.reduce(sums, "sum").tolist()
+        self.progress.loss_sum = sum(self.progress.loss_sums)
 
-    def _begin_losses(self) -> None:
-        self._loss_sum = self._zero()
-        if self._exact is not None:
-            self._loss_sum.add_(self.progress.loss_sum)
+    def _take_up_epoch(self) -> None:
+        """Go on with the epoch's sum of losses (rank 0 has it all at another world size than before) and its stream."""
+        progress = self.progress
+        own = progress.loss_sum if self.is_main else 0.0
+        if len(progress.loss_sums) == self.world_size:
+            own = progress.loss_sums[self.rank]
+        self._loss_sum = self._zero() + own
+        self._stream = None if progress.stream is None else StreamPosition.from_plain(progress.stream)
 
     def _zero(self, *shape: int) -> torch.Tensor:
         """A sum of losses that stays on the device, where adding to it waits for nothing."""

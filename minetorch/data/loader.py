@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from minetorch.data.order import EpochPlan, derive_seed
+from minetorch.data.fetching import Fetcher, ShowDataset, as_it_is
+from minetorch.data.order import EpochPlan, count_chunks, derive_seed
 from minetorch.data.sampler import PlanSampler, global_order
-from minetorch.data.stream import CollateShare, SharedStream
+from minetorch.data.stream import Portion, SharedStream, StreamPosition, Turns
 from minetorch.data.workers import OutlastSignals, start_workers
 from minetorch.errors import ConfigurationError
 from minetorch.world import World
@@ -39,6 +40,8 @@ class Batch:
     """How far this iteration moves the position in the epoch, on all ranks together."""
     indices: Sequence[Any] | None = None
     """What the sampler gave for the samples in `data`, such as their indices in the dataset; None for a stream."""
+    stream: StreamPosition | None = None
+    """Where the readers of an IterableDataset stand after this iteration."""
     position: int = 0
     """With virtual shards: units of the epoch before this iteration."""
     shards: Sequence[tuple[int, int]] = ()
@@ -64,15 +67,16 @@ class RankLoader:
     `batch_size`, …) is answered by the user's DataLoader.
     """
 
+    _stream_type: Callable[..., SharedStream] = SharedStream
+
     def __init__(
         self,
         source: DataLoader[Any],
-        loader: DataLoader[Any],
-        shares: PlanSampler | SharedStream,
         world: World,
         *,
         seed: int,
         chunk: int,
+        split: bool,
         training: bool,
         place: Callable[[Any], Any] | None,
     ) -> None:
@@ -80,13 +84,17 @@ class RankLoader:
         self.current_epoch = 1
         self.observe: Callable[[Iterator[Batch]], Iterator[Batch]] | None = None
         """What the batches of an epoch are to pass through, for a plugin to see when they come."""
-        self._loader = loader
-        self._shares = shares
         self._world = world
         self._seed = seed
         self._chunk = chunk
+        self._split = split
         self._training = training
         self._place = place
+        self._streaming = isinstance(source.dataset, IterableDataset)
+        self._own_batches = (
+            samples_per_batch(source) is None and source.batch_sampler is not None and not self._streaming
+        )
+        self._kept: FedLoader | None = None
 
     def alone(self) -> RankLoader:
         """The whole data, as a world of one has it: for code that only one rank runs."""
@@ -102,11 +110,7 @@ class RankLoader:
 
     def __len__(self) -> int:
         """Iterations of a whole epoch. Raises TypeError for a stream without a length."""
-        iterations = (
-            self._shares.iterations()
-            if isinstance(self._shares, SharedStream)
-            else len(self._plan(lambda units: range(len(units)), 0))
-        )
+        iterations = self._stream_iterations(0) if self._streaming else len(self._plan(_without_order, 0))
         if iterations is None:
             raise TypeError(f"{type(self.source.dataset).__name__} has no length")
         return iterations
@@ -114,27 +118,27 @@ class RankLoader:
     def __iter__(self) -> Iterator[Any]:
         return (batch.data for batch in self.epoch(self.current_epoch).batches if batch.counted)
 
-    def epoch(self, epoch: int, start: int = 0) -> Epoch:
+    def epoch(self, epoch: int, start: int = 0, stream: StreamPosition | None = None) -> Epoch:
         """Turn to an epoch, of which `start` units were seen before.
 
         In training every rank gets the same number of batches. In validation a rank gets none where there is
         nothing left for it.
+
+        Args:
+            epoch: its number, from 1.
+            start: units that were seen before, at whatever world size.
+            stream: where the readers of an IterableDataset stand; None where only `start` is known.
         """
         self.current_epoch = epoch
-        streaming = isinstance(self._shares, SharedStream)
-        # Every rank's workers draw alike from a stream: one that shuffles must be the same on all of them.
-        rank = 0 if streaming else self._world.rank
-        assert self._loader.generator is not None
-        self._loader.generator.manual_seed(derive_seed(self._seed, "workers", epoch, rank))
-        if isinstance(self._shares, SharedStream):
-            iterations = self._shares.prepare(epoch, start)
-            return Epoch(iterations, self._observed(self._placed(self._from_stream())))
-        self._shares.plan = self._plan(lambda units: global_order(units, self._seed, epoch), start)
-        return Epoch(len(self._shares), self._observed(self._placed(self._from_plan(self._shares))))
+        if self._streaming:
+            stream = stream or StreamPosition.after(start, max(1, self.source.num_workers), self._chunk)
+            return Epoch(self._stream_iterations(start), self._observed(self._placed(self._from_stream(stream))))
+        plan = self._plan(lambda units: global_order(units, self._seed, epoch), start)
+        shares = PlanSampler(plan, batches=self._own_batches, split=self._split)
+        return Epoch(len(plan), self._observed(self._placed(self._from_plan(shares))))
 
     def _plan(self, order: Callable[[Any], Sequence[Any]], start: int) -> EpochPlan[Any]:
-        assert isinstance(self._shares, PlanSampler)
-        batches = self._shares.batches
+        batches = self._own_batches
         return EpochPlan(
             order(self.source.batch_sampler if batches else _sampler_of(self.source)),
             self._chunk,
@@ -143,6 +147,14 @@ class RankLoader:
             start,
             drop_last=not batches and bool(getattr(self.source.batch_sampler, "drop_last", False)),
         )
+
+    def _stream_iterations(self, start: int) -> int | None:
+        """Iterations after `start` samples, or None where the dataset has no length."""
+        try:
+            length = len(self.source.dataset)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            return None
+        return count_chunks(max(0, length - start), self._chunk, drop_last=bool(self.source.drop_last))
 
     def _observed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return batches if self.observe is None else self.observe(batches)
@@ -156,27 +168,108 @@ class RankLoader:
     def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
         plan = shares.plan
         at, end = plan.start, len(plan.units)
-        for share, data in zip(shares.shares(), start_workers(self._loader), strict=True):
+        fetched = self._fetched(shares.tasks(self._samples_seed()), self.source.num_workers)
+        for share, data in zip(shares.shares(), fetched, strict=True):
             yield Batch(data, share.counted, share.total, min(plan.chunk, end - at), share.units)
             at += plan.chunk
 
-    def _from_stream(self) -> Iterator[Batch]:
-        for shared in start_workers(self._loader):
-            yield Batch(shared.data, shared.counted, shared.total, shared.total)
+    def _from_stream(self, position: StreamPosition) -> Iterator[Batch]:
+        readers, workers = len(position.seen), self.source.num_workers
+        if readers != max(1, workers):
+            # What is in a stream, and in which order, depends on its readers: the epoch ends as it began.
+            workers = readers
+        captures = self._training and self._world.is_main
+        turns = Turns(position, self.current_epoch, self._samples_seed(), captures)
+        portion: Portion
+        for turn, portion in enumerate(self._fetched(turns.tasks(), workers)):
+            reader = turn % readers
+            if portion.ended:
+                turns.ended.add(reader)
+            if portion.total:
+                position = position.moved(reader, portion.total, portion.state)
+                yield self._streamed(portion, position)
+
+    def _streamed(self, portion: Portion, position: StreamPosition) -> Batch:
+        return Batch(portion.data, portion.counted, portion.total, portion.total, position)
+
+    def _samples_seed(self) -> int:
+        return derive_seed(self._seed, "training" if self._training else "validation", self.current_epoch)
+
+    def _fetched(self, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+        """What a DataLoader makes of the tasks."""
+        loader = self._kept if self._kept is not None and not self._kept.is_busy else None
+        if loader is None or loader.workers != workers:
+            loader = FedLoader(self.source, self._fetcher(), workers, keeps_workers=self._kept is None)
+        if loader.keeps_workers:
+            self._kept = loader
+        # Every rank's workers begin alike with a stream: one that shuffles must be the same on all of them.
+        rank = 0 if self._streaming else self._world.rank
+        return loader.results(tasks, derive_seed(self._seed, "workers", self.current_epoch, rank))
+
+    def _fetcher(self) -> Fetcher | SharedStream:
+        source, world = self.source, self._world
+        if not self._streaming:
+            return Fetcher(source.dataset, source.collate_fn, batched=source.batch_sampler is not None)
+        return self._stream_type(
+            cast("IterableDataset[Any]", source.dataset),
+            source.collate_fn,
+            chunk=self._chunk,
+            granule=samples_per_batch(source) or 1,
+            rank=world.rank,
+            world_size=world.size,
+            drop_last=bool(source.drop_last),
+            batched=source.batch_size is not None,
+        )
 
 
-class SingleSampler:
-    """Feeds single indices to a DataLoader that was asked not to batch (`batch_size=None`)."""
+class Feed:
+    """What a DataLoader takes for its sampler: the tasks of a pass."""
 
-    def __init__(self, plans: PlanSampler) -> None:
-        self.plans = plans
-
-    def __len__(self) -> int:
-        """Iterations of the plan."""
-        return len(self.plans)
+    tasks: Iterable[Any] = ()
 
     def __iter__(self) -> Iterator[Any]:
-        return (indices[0] for indices in self.plans)
+        return iter(self.tasks)
+
+
+class FedLoader:
+    """A DataLoader with the source's settings, that is given what its workers are to do for each pass."""
+
+    def __init__(
+        self, source: DataLoader[Any], fetcher: Fetcher | SharedStream, workers: int, *, keeps_workers: bool
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            source: the user's DataLoader.
+            fetcher: does the tasks.
+            workers: the number of worker processes.
+            keeps_workers: let them live on after a pass, where the source is made so.
+        """
+        self.workers = workers
+        self.keeps_workers = keeps_workers and workers > 0 and bool(source.persistent_workers)
+        self.is_busy = False
+        """Whether a pass is under way. Workers that live on can serve only one."""
+        self._feed = Feed()
+        self._generator = torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            fetcher,
+            batch_size=None,
+            sampler=self._feed,
+            collate_fn=as_it_is,
+            generator=self._generator,
+            worker_init_fn=OutlastSignals(ShowDataset(source.worker_init_fn)),
+            **_settings(source, workers, keeps_workers=self.keeps_workers),
+        )
+
+    def results(self, tasks: Iterable[Any], seed: int) -> Iterator[Any]:
+        """Begin a pass: what comes of each task, in their order. `seed` is that of the workers' own generators."""
+        self.is_busy = True
+        try:
+            self._feed.tasks = tasks
+            self._generator.manual_seed(seed)
+            yield from start_workers(self._loader)
+        finally:
+            self.is_busy = False
 
 
 def mark_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
@@ -219,35 +312,20 @@ def share_out(
     chunk = (batch_size or 1) if split_batches else (batch_size or 1) * world.size
     if own_batches and split_batches:
         chunk = 1
-    shares, loader = (
-        _stream_loader(source, chunk, world)
-        if isinstance(source.dataset, IterableDataset)
-        else plan_loader(source, PlanSampler(batches=own_batches, split=split_batches))
-    )
-    return RankLoader(source, loader, shares, world, seed=seed, chunk=chunk, training=training, place=place)
+    return RankLoader(source, world, seed=seed, chunk=chunk, split=split_batches, training=training, place=place)
 
 
-def plan_loader(source: DataLoader[Any], plans: PlanSampler) -> tuple[PlanSampler, DataLoader[Any]]:
-    """A loader like the source, of what the plans say."""
-    batched = source.batch_sampler is not None
-    how: dict[str, Any] = {"batch_sampler": plans} if batched else {"sampler": SingleSampler(plans), "batch_size": None}
-    return plans, DataLoader(source.dataset, collate_fn=source.collate_fn, **how, **plain_settings(source))
-
-
-def _stream_loader(source: DataLoader[Any], chunk: int, world: World) -> tuple[SharedStream, DataLoader[Any]]:
-    assert isinstance(source.dataset, IterableDataset)
-    stream = SharedStream(source.dataset, chunk, world.rank, world.size, drop_last=source.drop_last)
-    collate = CollateShare(source.collate_fn, batched=source.batch_size is not None)
-    return stream, DataLoader(stream, batch_size=None, collate_fn=collate, **plain_settings(source))
-
-
-def plain_settings(source: DataLoader[Any]) -> dict[str, Any]:
+def _settings(source: DataLoader[Any], workers: int, *, keeps_workers: bool) -> dict[str, Any]:
     """The source's settings that have nothing to do with order."""
-    names = ["num_workers", "pin_memory", "timeout", "multiprocessing_context"]
-    if source.num_workers:
-        names += ["prefetch_factor", "persistent_workers"]
-    own = {"generator": torch.Generator(), "worker_init_fn": OutlastSignals(source.worker_init_fn)}
-    return {name: getattr(source, name) for name in names} | own
+    settings: dict[str, Any] = {"num_workers": workers, "pin_memory": source.pin_memory}
+    if workers:
+        names = ["timeout", "multiprocessing_context", "prefetch_factor"] if source.num_workers else []
+        settings |= {name: getattr(source, name) for name in names} | {"persistent_workers": keeps_workers}
+    return settings
+
+
+def _without_order(units: Any) -> range:
+    return range(len(units))
 
 
 def samples_per_batch(source: DataLoader[Any]) -> int | None:

@@ -51,19 +51,21 @@ class Share(Generic[Unit]):
     """How many of `units` count: all, or 0 where the unit is borrowed so that the rank can take part."""
     total: int
     """Units of all ranks in this iteration."""
+    first: int = 0
+    """The place of `units[0]` in the chunk, or in the epoch's global order where a plan says so."""
 
 
-def share_of(chunk: Sequence[Unit], rank: int, world_size: int) -> Share[Unit]:
-    """Rank `rank`'s share of a chunk that is not empty.
+def share_of(chunk: Sequence[Unit], rank: int, world_size: int, at: int = 0) -> Share[Unit]:
+    """Rank `rank`'s share of a chunk that is not empty and begins at place `at`.
 
     Where there are fewer units than ranks, the ranks left over borrow one with a count of 0: every rank must
     take part in the gradients' sum, and none may count a sample twice.
     """
     own = split_evenly(len(chunk), world_size, rank)
     if own:
-        return Share(chunk[own.start : own.stop], len(own), len(chunk))
+        return Share(chunk[own.start : own.stop], len(own), len(chunk), at + own.start)
     borrowed = rank % len(chunk)
-    return Share(chunk[borrowed : borrowed + 1], 0, len(chunk))
+    return Share(chunk[borrowed : borrowed + 1], 0, len(chunk), at + borrowed)
 
 
 @dataclass(frozen=True)
@@ -90,4 +92,4 @@ class EpochPlan(Generic[Unit]):
         if not 0 <= iteration < len(self):
             raise IndexError(iteration)
         first = self.start + iteration * self.chunk
-        return share_of(self.units[first : first + self.chunk], self.rank, self.world_size)
+        return share_of(self.units[first : first + self.chunk], self.rank, self.world_size, first)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
+from minetorch.data.fetching import Task
 from minetorch.data.order import EpochPlan, Share, derive_seed, share_of
+from minetorch.randomness import kept_generators, reseed
 
 
 def global_order(sampler: Iterable[Any], seed: int, epoch: int) -> Sequence[Any]:
@@ -47,7 +47,8 @@ def _list_seeded(sampler: Iterable[Any], seed: int, epoch: int) -> list[Any]:
             set_epoch(epoch)
         if isinstance(generator := getattr(inner, "generator", None), torch.Generator):
             generator.manual_seed(seed)
-    with seeded_globally(seed):
+    with kept_generators():
+        reseed(seed)
         return list(sampler)
 
 
@@ -60,52 +61,39 @@ def _chain(sampler: Any) -> Iterator[Any]:
         sampler = getattr(sampler, "sampler", None)
 
 
-@contextmanager
-def seeded_globally(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global CPU generators for a while, then put them back."""
-    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(saved[0])
-        np.random.set_state(saved[1])
-        torch.set_rng_state(saved[2])
-
-
 class PlanSampler:
-    """Feeds one rank's shares to a DataLoader as its batch sampler.
+    """One rank's shares of a plan.
 
     A plan over samples gives a batch for each share. A plan over the user's own batches gives the rank's
     batch; with `split`, its part of every batch.
     """
 
-    def __init__(self, *, batches: bool = False, split: bool = False) -> None:
+    def __init__(self, plan: EpochPlan[Any], *, batches: bool = False, split: bool = False) -> None:
+        self.plan = plan
         self.batches = batches
         self.split = split
-        self.plan: EpochPlan[Any] = EpochPlan((), 1, 0, 1)
-
-    def __len__(self) -> int:
-        """Iterations of the plan."""
-        return len(self.plan)
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        for share in self.shares():
-            yield list(share.units)
 
     def shares(self) -> Iterator[Share[Any]]:
         """The rank's share of each iteration, in samples."""
-        plan = self.plan  # a hook may begin another pass over the data while this one is under way
-        for iteration in range(len(plan)):
-            yield self._in_samples(plan, iteration) if self.batches else plan[iteration]
+        return (share for share, _ in self._placed())
 
-    def _in_samples(self, plan: EpochPlan[Any], iteration: int) -> Share[Any]:
+    def tasks(self, seed: int) -> Iterator[Task]:
+        """What is to be fetched for each iteration, with randomness that derives from `seed`."""
+        for share, offset in self._placed():
+            yield Task(list(share.units), seed, share.first, offset)
+
+    def _placed(self) -> Iterator[tuple[Share[Any], int | None]]:
+        """Each share, and where its samples begin in the user's own batch."""
+        for iteration in range(len(self.plan)):
+            yield self._in_samples(iteration) if self.batches else (self.plan[iteration], None)
+
+    def _in_samples(self, iteration: int) -> tuple[Share[Any], int]:
+        plan = self.plan
         first = plan.start + iteration * plan.chunk
         chunk = plan.units[first : first + plan.chunk]
         if self.split:
-            return share_of(list(chunk[0]), plan.rank, plan.world_size)
+            part = share_of(list(chunk[0]), plan.rank, plan.world_size)
+            return replace(part, first=first), part.first
         own = plan[iteration]
         total = sum(len(batch) for batch in chunk)
-        return Share(list(own.units[0]), len(own.units[0]) if own.counted else 0, total)
+        return Share(list(own.units[0]), len(own.units[0]) if own.counted else 0, total, own.first), 0

@@ -19,7 +19,7 @@ from minetorch.data.order import derive_seed
 from minetorch.elastic.exchange import Exchange
 from minetorch.elastic.refusals import BufferGuard, refuse_gradients
 from minetorch.elastic.statistics import RunningStatistics
-from minetorch.randomness import reseed_generators
+from minetorch.randomness import reseed
 from minetorch.world import World
 
 THREADS = 1
@@ -127,7 +127,7 @@ class Exact:
         return mean
 
     def _reseed(self, purpose: str, epoch: int, position: int, shard: int) -> None:
-        reseed_generators(derive_seed(self._seed, purpose, epoch, position, shard), self._world.device)
+        reseed(derive_seed(self._seed, purpose, epoch, position, shard), self._world.device)
 
 
 def _deposit(

@@ -7,13 +7,15 @@ Each rank writes what it ended with.
 import hashlib
 import json
 import os
+import random
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import numpy
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from minetorch import Trainer
 
@@ -27,6 +29,17 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         return iter(self.rows)
+
+
+class Augmented(Dataset):
+    """Draws from each of the three generators that augmentation may take."""
+
+    def __len__(self):
+        return len(INPUTS)
+
+    def __getitem__(self, index):
+        noise = 0.1 * (random.random() + numpy.random.rand() + torch.rand(6))
+        return INPUTS[index] + noise, TARGETS[index]
 
 
 class UnevenBatches:
@@ -84,8 +97,13 @@ def sgd(model):
 
 
 CASES = {
-    "mlp": (mlp, adam, DataLoader(DATA, **LOADER, num_workers=1), {"clip_grad_norm": 0.5, "accumulated_iter": 2}),
-    "cnn": (cnn, sgd, DataLoader(DATA, **LOADER), {"clip_grad_norm": 1.0}),
+    "mlp": (
+        mlp,
+        adam,
+        DataLoader(Augmented(), **LOADER, num_workers=1),
+        {"clip_grad_norm": 0.5, "accumulated_iter": 2},
+    ),
+    "cnn": (cnn, sgd, DataLoader(Augmented(), **LOADER), {"clip_grad_norm": 1.0}),
     "stream": (wide_mlp, adam, DataLoader(Stream(INPUTS, TARGETS), batch_size=20), {}),
     "batches": (mlp, sgd, DataLoader(DATA, batch_sampler=UnevenBatches(45)), {"virtual_shards": 5}),
     "bf16": (wide_mlp, sgd, DataLoader(DATA, 12, shuffle=True, drop_last=True), {"amp": "bf16", "virtual_shards": 7}),
@@ -170,7 +188,8 @@ def train(case, runs, *, stop=-1):
         "weights": digest(trainer.unwrapped_model.state_dict()),
         "optimizer": digest(trainer.optimizer.state_dict()),
         "figures": digest([trainer.metrics, trainer.lowest_train_loss, trainer.lowest_val_loss]),
-        "progress": digest(trainer.progress.state_dict()),
+        # Each rank's part of the losses is by ranks; together they are the `loss_sum`.
+        "progress": digest(trainer.progress.state_dict() | {"loss_sums": None}),
         "curves": digest(list(trainer.drawer.curves.points())),
     }
 

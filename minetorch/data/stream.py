@@ -59,7 +59,7 @@ class StreamPosition:
 
 @dataclass(frozen=True)
 class Begin:
-    """A reader's first task in a pass: go where it stands, and give the next chunk. Each later one is None: one more."""
+    """A reader's first task in a pass: go where it stands, and give a chunk. None is the task to give one more."""
 
     epoch: int
     seed: int

@@ -1,0 +1,152 @@
+"""A run that was stopped and gone on with ends as one that was never stopped: in every bit, on as many workers.
+
+190 and more combinations of data, learning and stops, on one to four workers, and real ends of real processes. On
+another number of workers: to the sample.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+WORLDS = Path(__file__).parent / "worlds"
+
+
+def load(script):
+    spec = importlib.util.spec_from_file_location(f"world_{script}", WORLDS / f"{script}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EXACT = load("exact")
+CASES = [(world, case) for world in (1, 2, 3, 4) for case in EXACT.cases(world)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, launch):
+    """What differed in each case on each rank, of a world that is started once for all its cases."""
+    known = {}
+
+    def find(world):
+        if world not in known:
+            out = tmp_path_factory.mktemp(f"exact_{world}")
+            launch(world, "exact.py", out, options=["--threads", "1", "--hang-timeout", "600"])
+            known[world] = [json.loads((out / f"found_{rank}.json").read_text()) for rank in range(world)]
+        return known[world]
+
+    return find
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("world", "case"), CASES, ids=lambda value: str(value))
+def test_a_stopped_run_ends_in_the_same_bits(found, world, case):
+    assert [rank[str(case)] for rank in found(world)] == [{}] * world
+
+
+ENDS = {
+    # How it ends, how often the launcher starts again by itself, and the launcher's exit codes.
+    "rank": (1, [0]),
+    "all": (0, [-9 % 256, 0]),
+    "TERM": (0, [75, 0]),
+    "USR2": (0, [75, 0]),
+    "USR2 to the launcher": (0, [75, 0]),
+    "launcher": (0, [-9, 0]),
+    "storage": (0, [1, 0]),
+}
+
+
+def start(folder, how, restarts):
+    """Start three workers, and say to them what the launcher's process is."""
+    launcher = [sys.executable, "-m", "minetorch_launch", "--nproc", "3", "--device", "cpu", "--threads", "1"]
+    command = [*launcher, "--max-restarts", str(restarts), str(WORLDS / "killed.py"), str(folder), how]
+    return ["sh", "-c", 'echo $$ > "$0"; exec "$@"', str(folder / "launcher"), *command]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, run_command):
+    """The run that nobody ends."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_command(*start(folder, "", 0))
+    return folder
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_whatever_ends_the_processes(how, whole, tmp_path, tools):
+    restarts, codes = ENDS[how]
+    for turn, expected in enumerate(codes):
+        process = subprocess.run(
+            start(tmp_path, how if turn == 0 else "", restarts),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=150,
+            env=tools,
+        )
+        assert (process.returncode == 0) == (expected == 0), process.stdout
+        if expected == 75:
+            assert process.returncode == 75, process.stdout
+        if (tmp_path / "moved").exists():
+            models = tmp_path / "runs/default/models"
+            models.unlink()
+            (tmp_path / "moved").rename(models)
+        wait_until_released(tmp_path)
+    assert "Resumed from" in (tmp_path / "runs/default/log.txt").read_text()
+    assert json.loads((tmp_path / "end.json").read_text()) == json.loads((whole / "end.json").read_text())
+    assert epochs_in_log(tmp_path) == epochs_in_log(whole)
+
+
+def wait_until_released(folder):
+    """A killed launcher's workers end by themselves, in a moment."""
+    deadline = time.monotonic() + 60
+    name = str(folder).encode()
+    while any(name in read(process / "cmdline") for process in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def epochs_in_log(folder):
+    """The lines of the epochs, without how long each took; of an epoch that was begun again, its last."""
+    lines = re.findall(r"^INFO \S+ \S+ (Epoch (\d)/3: .*) \(.*\)$", (folder / "runs/default/log.txt").read_text(), re.M)
+    return {epoch: line for line, epoch in lines}
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 3), (4, 2), (3, 4)])
+def test_on_another_number_of_workers_to_the_sample(launch, tmp_path, first, then):
+    """The rest of the epoch is seen once, in the same global order, and augmented alike: the sums say so."""
+    for kind in ("shuffled", "stream"):
+        launch(first, "regrouped.py", tmp_path / kind, kind, 3)
+        launch(then, "regrouped.py", tmp_path / kind, kind, -1)
+        launch(then, "regrouped.py", tmp_path / f"{kind} whole", kind, -1)
+    for kind in ("shuffled", "stream"):
+        stopped, whole = (json.loads((tmp_path / name / "seen.json").read_text()) for name in (kind, f"{kind} whole"))
+        assert Counter(map(tuple, stopped["samples"])) == Counter(map(tuple, whole["samples"]))
+        assert stopped["order"] == whole["order"]
+        assert stopped["count"] == whole["count"]
+
+
+def test_with_split_batches_the_curve_is_the_same_within_rounding(launch, tmp_path):
+    curves = []
+    for number, worlds in enumerate([(1, 3), (2,), (4, 1)]):
+        folder = tmp_path / str(number)
+        for turn, world in enumerate(worlds):
+            launch(world, "regrouped.py", folder, "split", -1 if turn == len(worlds) - 1 else 3)
+        curves.append(json.loads((folder / "seen.json").read_text())["curve"])
+    xs = [[x for x, _ in curve] for curve in curves]
+    assert xs[0] == xs[1] == xs[2]
+    for curve in curves[1:]:
+        assert [y for _, y in curve] == pytest.approx([y for _, y in curves[0]], rel=1e-4)

@@ -159,7 +159,7 @@ class RankLoader:
             if portion.ended:
                 turns.ended.add(reader)
             if portion.total:
-                position = position.moved(reader, portion.total, portion.state)
+                position = position.moved(reader, portion)
                 yield Batch(portion.data, portion.counted, portion.total, portion.total, position)
 
     def _samples_seed(self) -> int:

@@ -51,14 +51,14 @@ def test_a_stopped_run_ends_in_the_same_bits(found, world, case):
 
 
 ENDS = {
-    # How it ends, how often the launcher starts again by itself, and the launcher's exit codes.
-    "rank": (1, [0]),
-    "all": (0, [-9 % 256, 0]),
-    "TERM": (0, [75, 0]),
-    "USR2": (0, [75, 0]),
-    "USR2 to the launcher": (0, [75, 0]),
-    "launcher": (0, [-9, 0]),
-    "storage": (0, [1, 0]),
+    # How it ends, how often the launcher starts again by itself, its first exit code, and what is said.
+    "rank": (1, 0, "rank 1 failed: killed by SIGKILL"),
+    "all": (0, 137, "SIGKILL"),
+    "TERM": (0, 75, "SIGTERM on rank 1: stopped early"),
+    "USR2": (0, 75, "SIGUSR2 on rank 1: stopped early"),
+    "USR2 to the launcher": (0, 75, "SIGUSR2 on rank"),
+    "launcher": (0, -9, ""),
+    "storage": (0, 1, "StorageError"),
 }
 
 
@@ -79,31 +79,34 @@ def whole(tmp_path_factory, run_command):
 
 @pytest.mark.parametrize("how", ENDS)
 def test_whatever_ends_the_processes(how, whole, tmp_path, tools):
-    restarts, codes = ENDS[how]
-    for turn, expected in enumerate(codes):
-        process = subprocess.run(
-            start(tmp_path, how if turn == 0 else "", restarts),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=150,
-            env=tools,
-        )
-        assert (process.returncode == 0) == (expected == 0), process.stdout
-        if expected == 75:
-            assert process.returncode == 75, process.stdout
-        if (tmp_path / "moved").exists():
-            models = tmp_path / "runs/default/models"
-            models.unlink()
-            (tmp_path / "moved").rename(models)
-        wait_until_released(tmp_path)
+    restarts, code, said = ENDS[how]
+    ended = run(start(tmp_path, how, restarts), tools)
+    assert (ended.returncode, said in ended.stdout) == (code, True), ended.stdout
+    if how == "storage":
+        (tmp_path / "runs/default/models").unlink()
+        (tmp_path / "moved").rename(tmp_path / "runs/default/models")
+    if code:
+        wait_until_gone(tmp_path)
+        again = run(start(tmp_path, "", 0), tools)
+        assert again.returncode == 0, again.stdout
     assert "Resumed from" in (tmp_path / "runs/default/log.txt").read_text()
     assert json.loads((tmp_path / "end.json").read_text()) == json.loads((whole / "end.json").read_text())
     assert epochs_in_log(tmp_path) == epochs_in_log(whole)
 
 
-def wait_until_released(folder):
+def run(command, environment):
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=150,
+        env=environment,
+    )
+
+
+def wait_until_gone(folder):
     """A killed launcher's workers end by themselves, in a moment."""
     deadline = time.monotonic() + 60
     name = str(folder).encode()

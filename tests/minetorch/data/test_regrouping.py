@@ -1,4 +1,4 @@
-"""Whatever the sizes, the ranks, the workers and the stops: an epoch's samples come once, in one order, augmented alike.
+"""Whatever the sizes, ranks, workers and stops: an epoch's samples come once, in one order, augmented alike.
 
 Ranks are simulated: each has the real loader of its place in a world, and no process group.
 """
@@ -95,7 +95,7 @@ def read(kind, length, size, legs, *, split=False, accumulate=1):
         kind: of the data.
         length: samples in it.
         size: samples in a batch.
-        legs: of each run the world's size, its workers, and the steps after which it ends (the last goes on to the end).
+        legs: of each run the world's size, its workers, and the steps after which it ends; the last goes on.
         split: as `split_batches`.
         accumulate: iterations that make a step: a run ends after a whole step.
     """
@@ -124,8 +124,8 @@ def legs(workers):
     return st.lists(st.tuples(st.integers(1, 4), workers, st.integers(0, 5)), min_size=1, max_size=4)
 
 
-WITHOUT_WORKERS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-WITH_WORKERS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+WITHOUT_WORKERS = settings(database=None, max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+WITH_WORKERS = settings(database=None, max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SIZES = {
     "kind": st.sampled_from(list(KINDS)),
     "length": st.integers(1, 70),

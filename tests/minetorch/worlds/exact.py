@@ -126,13 +126,13 @@ class Stateful(IterableDataset):
             self.left = list(own_part(self.length))
         while self.left:
             index = self.left.pop(self.salt % len(self.left))
-            self.salt = self.salt * 5 + index
+            self.salt = (self.salt * 5 + index) % 2**61
             assert index not in self.read
             self.read.add(index)
             yield sample(index)
 
     def state_dict(self):
-        return {"left": list(self.left), "salt": self.salt % 2**61, "read": torch.tensor(sorted(self.read))}
+        return {"left": list(self.left), "salt": self.salt, "read": torch.tensor(sorted(self.read))}
 
     def load_state_dict(self, state):
         self.left, self.salt, self.read = list(state["left"]), state["salt"], set(state["read"].tolist())
@@ -312,7 +312,8 @@ def train(case, folder, workers, stop=None):
     optimizer, scheduler = make_optimizer(case, model)
 
     def fail(trainer, index):
-        scheduler.step()
+        if (index + 1) % case.accumulate == 0:
+            scheduler.step()
         if stop == (trainer.current_epoch, index):
             raise StoppedHereError
 

@@ -21,11 +21,12 @@ MODELS = OUT / "runs/default/models"
 
 
 def strike(trainer, index):
-    scheduler.step()
+    if index % 2:
+        scheduler.step()
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if not HOW or not first or (trainer.current_epoch, index) != (2, 5):
         return
-    wait_for_checkpoint_of(trainer.progress.step - 1)
+    wait_for_checkpoint_amid_epoch(2)
     trainer.world.barrier()
     if HOW == "storage":
         if trainer.is_main:
@@ -43,9 +44,9 @@ def strike(trainer, index):
         os.kill(os.getpid(), {"rank": signal.SIGKILL, "TERM": signal.SIGTERM, "USR2": signal.SIGUSR2}[HOW])
 
 
-def wait_for_checkpoint_of(step):
+def wait_for_checkpoint_amid_epoch(epoch):
     deadline = time.monotonic() + 60
-    while not [path for path in MODELS.glob("g*.json") if json.loads(path.read_text())["step"] >= step]:
+    while not [path for path in MODELS.glob("g*.json") if json.loads(path.read_text())["epoch"] == epoch]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

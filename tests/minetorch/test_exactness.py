@@ -1,6 +1,6 @@
 """A run that was stopped and gone on with ends as one that was never stopped: in every bit, on as many workers.
 
-190 and more combinations of data, learning and stops, on one to four workers, and real ends of real processes. On
+235 combinations of data, learning and stops, on one to four workers, and real ends of real processes. On
 another number of workers: to the sample.
 """
 

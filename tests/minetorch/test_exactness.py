@@ -14,6 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from minetorch.backend import settle_buckets
 
 WORLDS = Path(__file__).parent / "worlds"
 
@@ -153,3 +157,43 @@ def test_with_split_batches_the_curve_is_the_same_within_rounding(launch, tmp_pa
     assert xs[0] == xs[1] == xs[2]
     for curve in curves[1:]:
         assert [y for _, y in curve] == pytest.approx([y for _, y in curves[0]], rel=1e-4)
+
+
+def test_a_checkpoint_asked_for_amid_an_accumulation_is_taken_at_its_end(trained, make_trainer, tmp_path):
+    def ask(trainer, index):
+        if (trainer.current_epoch, index) == (2, 2):
+            asked.append(trainer.persist("amid"))
+
+    asked, how = [], {"accumulated_iter": 2, "keep_last": 1}
+    whole = trained(alchemistic_directory=tmp_path / "whole", **how)
+    trained(hooks={"after_train_iteration_end": ask}, **how)
+    assert asked == [None]
+    trainer = make_trainer(resume="amid", **how)
+    assert (trainer.progress.epoch, trainer.progress.iteration) == (2, 4)
+    trainer.train()
+    weights = trainer.unwrapped_model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in whole.weights.items())
+
+
+def test_settling_ddps_buckets_leaves_no_trace():
+    """Gradients stay as they are and no hook of the user's is called, for a sparse gradient either."""
+    called = []
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    model[1].bias.requires_grad_(False)
+    model[1].weight.register_hook(lambda gradient: called.append("hook"))
+    handle = model[1].weight.register_post_accumulate_grad_hook(lambda parameter: called.append("later hook"))
+    model[3].weight.grad = torch.full((1, 3), 7.0)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ddp = nn.parallel.DistributedDataParallel(model)
+        settle_buckets(ddp)
+        assert called == []
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert {name: gradient.tolist() for name, gradient in gradients.items()} == {"3.weight": [[7.0] * 3]}
+        for steps in (1, 2):
+            ddp(torch.tensor([1, 2, 4])).sum().backward()
+            assert called == ["hook", "later hook"] * steps
+            assert not ddp.reducer._rebuild_buckets(), "they were not settled"
+        handle.remove()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -26,14 +26,14 @@ class Ledger:
     def after_train_iteration_end(self, trainer, index, data, loss):
         numbers, inputs, _ = data
         own = [[trainer.current_epoch, int(n), float(x.double().sum())] for n, x in zip(numbers, inputs, strict=True)]
-        counted = [row for rows in trainer.world.gather(own) for row in rows]
-        before = len(self.rows)
-        samples = trainer.progress.samples
-        # A rank for which there is no sample borrows one, which stands at the end.
-        self.rows += counted[: samples - before]
-        total = trainer.reduce(float(loss.detach()) * len(numbers), "sum") / len(counted)
+        rows = [row for rows in trainer.world.gather(own) for row in rows]
+        new = trainer.progress.samples - len(self.rows)
+        # The last ranks borrow a sample each where there are fewer than ranks.
+        borrows = len(rows) > new and trainer.rank >= new
+        self.rows += rows[:new]
+        total = trainer.reduce(0.0 if borrows else float(loss.detach()) * len(numbers), "sum") / new
         if KIND == "split":
-            trainer.drawer.scalar(total, "each", x=samples)
+            trainer.drawer.scalar(total, "each", x=trainer.progress.samples)
         if (trainer.current_epoch, index) == (2, STOP):
             trainer.save_and_stop()
 

@@ -186,11 +186,11 @@ class RankLoader:
             if portion.ended:
                 turns.ended.add(reader)
             if portion.total:
-                position = position.moved(reader, portion.total, portion.state)
+                position = position.moved(reader, portion)
                 yield self._streamed(portion, position)
 
     def _streamed(self, portion: Portion, position: StreamPosition) -> Batch:
-        return Batch(portion.data, portion.counted, portion.total, portion.total, position)
+        return Batch(portion.data, portion.counted, portion.total, portion.total, stream=position)
 
     def _samples_seed(self) -> int:
         return derive_seed(self._seed, "training" if self._training else "validation", self.current_epoch)

@@ -88,14 +88,16 @@ class ShardLoader(RankLoader):
             counted = [share.counted for share in own if share.counted]
             units = min(plan.chunk, len(plan.units) - at)
             data = [next(fetched) for _ in counted]
-            yield Batch(data, sum(counted), own[0].total, units, None, at, self._numbered(counted))
+            indices = [unit for share in own if share.counted for unit in share.units]
+            shards = self._numbered(counted)
+            yield Batch(data, sum(counted), own[0].total, units, indices, position=at, shards=shards)
             at += units
         next(fetched, None)  # lets workers that live on serve the next pass
 
     def _streamed(self, portion: Portion, position: StreamPosition) -> Batch:
         total, at = portion.total, sum(position.seen) - portion.total
         shards = self._numbered(portion.counted)
-        return Batch(portion.data, sum(portion.counted), total, total, position, at, shards)
+        return Batch(portion.data, sum(portion.counted), total, total, stream=position, position=at, shards=shards)
 
     def _numbered(self, counted: list[int]) -> list[tuple[int, int]]:
         # Those without a sample are the last ones.

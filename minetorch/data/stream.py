@@ -28,6 +28,8 @@ class StreamPosition:
     """The reader whose turn it is."""
     states: tuple[Any, ...] = ()
     """Each reader's dataset's own state, by where it comes from (see `SharedStream`); none where it has none."""
+    ended: tuple[int, ...] = ()
+    """Readers known to have no more. A dataset's state does not tell: at its end it may be as at its beginning."""
 
     @classmethod
     def after(cls, samples: int, readers: int, chunk: int) -> StreamPosition:
@@ -41,25 +43,31 @@ class StreamPosition:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> StreamPosition:
         """What `to_plain` gave."""
-        return cls(tuple(plain["seen"]), plain["next"], tuple(plain["states"]))
+        return cls(tuple(plain["seen"]), plain["next"], tuple(plain["states"]), tuple(plain["ended"]))
 
     def to_plain(self) -> dict[str, Any]:
         """As lists and numbers, for a checkpoint."""
-        return {"seen": list(self.seen), "next": self.next, "states": list(self.states)}
+        return {
+            "seen": list(self.seen),
+            "next": self.next,
+            "states": list(self.states),
+            "ended": list(self.ended),
+        }
 
-    def moved(self, reader: int, samples: int, state: Any) -> StreamPosition:
-        """When `reader` has given so many samples more."""
-        seen = tuple(count + samples * (number == reader) for number, count in enumerate(self.seen))
+    def moved(self, reader: int, portion: Portion) -> StreamPosition:
+        """When `reader` has given one portion more."""
+        seen = tuple(count + portion.total * (number == reader) for number, count in enumerate(self.seen))
         states = self.states
-        if state is not None:
+        if portion.state is not None:
             own = states or (None,) * len(seen)
-            states = tuple(state if number == reader else old for number, old in enumerate(own))
-        return StreamPosition(seen, (reader + 1) % len(seen), states)
+            states = tuple(portion.state if number == reader else old for number, old in enumerate(own))
+        ended = (*self.ended, reader) if portion.ended else self.ended
+        return StreamPosition(seen, (reader + 1) % len(seen), states, ended)
 
 
 @dataclass(frozen=True)
 class Begin:
-    """A reader's first task in a pass: go where it stands, and give the next chunk. Each later one is None: one more."""
+    """A reader's first task in a pass: go where it stands, and give a chunk. None is the task to give one more."""
 
     epoch: int
     seed: int
@@ -70,6 +78,8 @@ class Begin:
     """Whether to give a chunk; else the reader has had its turn, and only goes where it stands."""
     captures: bool
     """Whether the dataset's own state must come with each chunk."""
+    has_ended: bool = False
+    """Whether the reader is known to have no more."""
 
 
 class Portion(NamedTuple):
@@ -84,6 +94,7 @@ class Portion(NamedTuple):
     state: Any = None
     """The dataset's own, right after the chunk's last sample."""
     ended: bool = False
+    """Whether the reader has no more."""
 
 
 @dataclass
@@ -102,7 +113,8 @@ class Turns:
         position = self.position
         states = position.states or (None,) * len(position.seen)
         for reader, (seen, state) in enumerate(zip(position.seen, states, strict=True)):
-            yield Begin(self.epoch, self.seed, seen, state, reader >= position.next, self.captures)
+            has_ended, is_turn = reader in position.ended, reader >= position.next
+            yield Begin(self.epoch, self.seed, seen, state, is_turn, self.captures, has_ended)
         while len(self.ended) < len(position.seen):
             yield None
 
@@ -155,6 +167,9 @@ class SharedStream(Dataset[Portion]):
 
     def _begin(self, task: Begin) -> None:
         self._task = replace(task, seen=0, state=None)
+        if task.has_ended:
+            self._samples = iter(())
+            return
         self._reseed("stream")
         if callable(set_epoch := getattr(self.dataset, "set_epoch", None)):
             set_epoch(task.epoch)
@@ -176,9 +191,10 @@ class SharedStream(Dataset[Portion]):
         if not chunk or (self.drop_last and len(chunk) < self.chunk):
             self._samples = iter(())
             return Portion(ended=True)
-        state = self._state() if self._task.captures else None
+        ended = len(chunk) < self.chunk
+        state = self._state() if self._task.captures and not ended else None
         data, counted = self._collated(chunk, first)
-        return Portion(data, counted, len(chunk), state)
+        return Portion(data, counted, len(chunk), state, ended)
 
     def _collated(self, chunk: list[Any], first: int) -> tuple[Any, Any]:
         """This rank's share of a chunk that begins at place `first` of the reader, and its samples that count."""

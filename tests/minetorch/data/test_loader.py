@@ -246,3 +246,43 @@ def test_the_last_batch_is_marked():
     assert list(mark_last(iter("abc"))) == [("a", False), ("b", False), ("c", True)]
     assert list(mark_last(iter("a"))) == [("a", True)]
     assert list(mark_last(iter(""))) == []
+
+
+def learn_of_the_dataset(worker):
+    get_worker_info().dataset.length = 100 + worker
+
+
+class Length(Dataset):
+    length = 3
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.length
+
+
+class LengthStream(Length, IterableDataset):
+    def __iter__(self):
+        return iter([self.length] * 2)
+
+
+@pytest.mark.parametrize("kind", [Length, LengthStream])
+def test_a_worker_init_fn_finds_the_users_own_dataset(kind):
+    """As torch's documentation has it, which has a worker's part of a stream set there."""
+    loader = share_out(DataLoader(kind(), num_workers=2, worker_init_fn=learn_of_the_dataset), World())
+    assert sorted(torch.cat(list(loader)).tolist()) == [100, 100, 101, 101]
+
+
+@pytest.mark.parametrize("kind", ["workers", "stream"])
+def test_a_second_pass_has_other_workers_while_those_that_live_on_are_busy(kind):
+    def make():
+        dataset = Stream() if kind == "stream" else Numbers()
+        return DataLoader(dataset, batch_size=4, num_workers=2, persistent_workers=True)
+
+    loader, undisturbed = share_out(make(), World()), counted([share_out(make(), World())])[0]
+    first = loader.epoch(1).batches
+    seen = [next(first).data.tolist()]
+    assert [data.tolist() for data in loader] == undisturbed
+    assert seen + [batch.data.tolist() for batch in first] == undisturbed
+    assert [data.tolist() for data in loader] == undisturbed

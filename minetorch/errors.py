@@ -6,6 +6,7 @@ MinetorchError
 ├── CollectiveError (RuntimeError)       a collective where only one rank runs, or a lost process group
 ├── RemoteError (RuntimeError)           rank 0 failed; the other ranks raise this in its place
 ├── StorageError (OSError)               the storage could not be listed, read or written
+├── ProofError (RuntimeError)            a script could not be run to its end by `minetorch prove`
 ├── RunInUseError (RuntimeError)         another process is training this run
 ├── SupersededError (RuntimeError)       another start of this run has taken it over from this process
 └── CheckpointError
@@ -45,6 +46,10 @@ class StorageError(MinetorchError, OSError):
 
     is_lasting = False
     """Whether it is no use to try again: access is refused, or there is no such bucket."""
+
+
+class ProofError(MinetorchError, RuntimeError):
+    """A script that `minetorch prove` runs failed by itself, or did not end in time; the message has its last lines."""
 
 
 class RunInUseError(MinetorchError, RuntimeError):

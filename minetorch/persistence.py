@@ -40,6 +40,7 @@ class Persistence:
         self._checkpointer = checkpointer
         self._groups = {"statable": statable, "plugins": plugins}
         self._saver: Saver | None = None
+        self._resumed_from: str | None = None
         if checkpointer is not None:
             self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=before_commit)
 
@@ -219,6 +220,14 @@ class Persistence:
         while not self._trainer.world.on_main(claim):
             pass
 
+    def origin(self) -> tuple[int, str | None]:
+        """Which start of the run this is, from 1, and the path of the checkpoint that it went on from, if any.
+
+        Every rank calls it, after `restore`.
+        """
+        generation = self._checkpointer.fence.generation if self._checkpointer is not None else 0
+        return self._trainer.world.broadcast(generation), self._resumed_from
+
     def restore(self, resume: bool | str | int) -> None:
         """Find the checkpoint that `resume` names, read it once, and take its state over on every rank.
 
@@ -262,6 +271,7 @@ class Persistence:
         for group, members in self._groups.items():
             self._load_group(group, members, state.get(group, {}))
         self._load_generators(state.get("random", []))
+        self._resumed_from = path
         progress = trainer.progress
         where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
         trainer.logger.info("Resumed from %s: epoch %d%s, step %d.", path, progress.epoch, where, progress.step)

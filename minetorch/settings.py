@@ -67,6 +67,8 @@ class Settings:
     """What the data's order and every random generator derive from."""
     split_batches: bool = False
     """Whether `batch_size` is that of all workers together, rather than that of each."""
+    ledger: bool = False
+    """Whether to keep a ledger of the samples that each step has trained on: see `minetorch.ledger`."""
 
     def __post_init__(self) -> None:
         self._check_code()
@@ -87,7 +89,7 @@ class Settings:
         self._check_choice("amp", (False, "bf16", "fp16"))
         self._check_choice("persist_policy", ("wait", "coalesce"))
         self._check_choice("if_running", ("refuse", "wait", "replace"))
-        for name in ("trival", "in_notebook", "split_batches"):
+        for name in ("trival", "in_notebook", "split_batches", "ledger"):
             self._check_choice(name, (True, False))
         if not isinstance(self.monitor, str) or not self.monitor:
             self._refuse("monitor", "the name of a metric, such as 'val_loss' or 'train_loss'")

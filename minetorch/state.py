@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from minetorch.backend import Backend
-from minetorch.data import RankLoader
+from minetorch.data import Batch, RankLoader
 from minetorch.drawers import Drawers
 from minetorch.progress import Progress
 from minetorch.requests import Requests
@@ -39,6 +39,8 @@ class TrainerState:
     """This rank's share of the training data, all of it in a `main_only` hook; batches come on `device`."""
     val_dataloader: RankLoader | None
     """The same of the validation data."""
+    batch: Batch
+    """This rank's batch of the training iteration under way, or just ended, and which samples are in it."""
     logger: logging.Logger
     """Writes to the console and `log.txt` on rank 0."""
     drawer: Drawers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -29,10 +29,12 @@ from minetorch.notices import NOTICES, describe
 from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
+from minetorch.plugins.ledger import KeepLedger
 from minetorch.plugins.progress_bar import ProgressBar, make_progress_bar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
+from minetorch.prove.orders import Orders
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.requests import NOTHING, Request, Requests
 from minetorch.settings import Settings
@@ -111,6 +113,7 @@ class Trainer(TrainerState):
         split_batches: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         if_running: Literal["refuse", "wait", "replace"] = "refuse",
+        ledger: bool = False,
     ) -> None:
         """Join the other workers, place the model, and resume.
 
@@ -157,6 +160,7 @@ class Trainer(TrainerState):
             storage_options: passed on to fsspec.
             if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
                 "replace": take the run over, and the other stops.
+            ledger: write down which samples each step has trained on, for `minetorch.ledger` to read.
 
         Raises:
             ConfigurationError: an argument is wrong; nothing was written.
@@ -191,7 +195,12 @@ class Trainer(TrainerState):
             seed=seed,
             split_batches=split_batches,
             if_running=if_running,
+            ledger=ledger,
         )
+        self._proof = Orders.from_environ(os.environ)
+        if self._proof is not None:
+            self.settings = self._proof.settings(self.settings)
+            alchemistic_directory, storage_options = self._proof.directory(alchemistic_directory), None
         arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
         self._loss_func = arguments.loss_caller(loss_func)
         self.optimizer = optimizer
@@ -202,12 +211,17 @@ class Trainer(TrainerState):
         self._requests = Requests(self.world, must_stop=lambda: NOTICES.signum != 0)
         self._loss_sum = self._zero()
         plugins = list(plugins)
-        self._hooks = self._gather_hooks(plugins, hooks or {})
         states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
         self._log = RunLog(store, rank=self.rank, logging_format=logging_format, in_notebook=in_notebook, held=True)
         self.logger = self._log.logger
+        self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
+        self._hooks = self._gather_hooks(plugins, hooks or {})
+        if self._proof is not None:
+            self._hooks.add_plugin(
+                self._recorder(self._proof, [member for group in states for member in group.values()])
+            )
         checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self.drawer = make_drawers(
             drawer,
@@ -230,7 +244,7 @@ class Trainer(TrainerState):
             # Not before: a signal that comes while ranks wait for one another, or for another run, must end those
             # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
             with NOTICES.noted():
-                self._persistence.restore(resume)
+                self._persistence.restore(self.settings.resume)
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
                 if self._is_noticed():
@@ -250,6 +264,8 @@ class Trainer(TrainerState):
             built_in.append(SaveByTime(settings.persist_minutes))
         if settings.max_seconds is not None:
             built_in.append(StopByTime(settings.max_seconds))
+        if self._ledger is not None:
+            built_in.append(self._ledger)
         for plugin in [*built_in, *plugins]:
             gathered.add_plugin(plugin)
         gathered.add_all(hooks)
@@ -257,6 +273,20 @@ class Trainer(TrainerState):
             # Last, for the line to have what the hooks add to the metrics.
             gathered.add_plugin(EpochLog())
         return gathered
+
+    def _recorder(self, proof: Orders, saved: Collection[Any]) -> Any:
+        from minetorch.prove.recorder import Recorder  # only here: no other run needs it
+
+        return Recorder(
+            proof,
+            self._store.local_path(),
+            generation=lambda: self._origin()[0],
+            persist=lambda: self.persist(wait=True),
+            saved=saved,
+        )
+
+    def _origin(self) -> tuple[int, str | None]:
+        return self._persistence.origin()
 
     def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
         share = partial(
@@ -392,6 +422,7 @@ class Trainer(TrainerState):
     def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
         """One forward and backward and, at the end of an accumulation, the optimizer's step."""
         index, data, backend = self.progress.iteration, batch.data, self.backend
+        self.batch = batch
         if self._hooks.any_at("before_train_iteration_start"):
             self._hooks.call("before_train_iteration_start", index=index, data=data)
         with nullcontext() if stepping else backend.accumulating():
@@ -584,6 +615,8 @@ class Trainer(TrainerState):
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
         if self._progress_bar is not None:
             self._progress_bar.close()
+        if self._ledger is not None:
+            self._ledger.close()
         self._persistence.close()
         self.drawer.close()
         self._log.close()

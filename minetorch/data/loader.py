@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from minetorch.data.order import EpochPlan, derive_seed
+from minetorch.data.order import EpochPlan, derive_seed, share_of
 from minetorch.data.sampler import PlanSampler, global_order
 from minetorch.data.stream import CollateShare, SharedStream
 from minetorch.data.workers import OutlastSignals, start_workers
@@ -29,6 +29,8 @@ class Batch:
     """Samples of all ranks in this iteration."""
     units: int
     """How far this iteration moves the position in the epoch, on all ranks together."""
+    indices: Sequence[Any]
+    """Which samples are in `data`: their indices in the dataset, or in a stream their places in the epoch."""
 
 
 class Epoch(NamedTuple):
@@ -108,7 +110,7 @@ class RankLoader:
         self._loader.generator.manual_seed(derive_seed(self._seed, "workers", epoch, rank))
         if isinstance(self._shares, SharedStream):
             iterations = self._shares.prepare(epoch, start)
-            return Epoch(iterations, self._placed(self._from_stream()))
+            return Epoch(iterations, self._placed(self._from_stream(start)))
         self._shares.plan = self._plan(lambda units: global_order(units, self._seed, epoch), start)
         return Epoch(len(self._shares), self._placed(self._from_plan(self._shares)))
 
@@ -128,18 +130,20 @@ class RankLoader:
         place = self._place
         for batch in batches:
             if batch.counted or self._training:
-                yield batch if place is None else Batch(place(batch.data), batch.counted, batch.total, batch.units)
+                yield batch if place is None else replace(batch, data=place(batch.data))
 
     def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
         plan = shares.plan
         at, end = plan.start, len(plan.units)
         for share, data in zip(shares.shares(), start_workers(self._loader), strict=True):
-            yield Batch(data, share.counted, share.total, min(plan.chunk, end - at))
+            yield Batch(data, share.counted, share.total, min(plan.chunk, end - at), share.units)
             at += plan.chunk
 
-    def _from_stream(self) -> Iterator[Batch]:
+    def _from_stream(self, at: int) -> Iterator[Batch]:
         for shared in start_workers(self._loader):
-            yield Batch(shared.data, shared.counted, shared.total, shared.total)
+            places = share_of(range(at, at + shared.total), self._world.rank, self._world.size).units
+            yield Batch(shared.data, shared.counted, shared.total, shared.total, places)
+            at += shared.total
 
 
 class SingleSampler:

@@ -19,7 +19,7 @@ def of_tensor(tensor: torch.Tensor, before: int = 0) -> int:
         tensor = tensor.to_dense()
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     digest = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), before)
-    return zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy(), digest)
+    return zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().data, digest)
 
 
 def of_data(data: Any, before: int = 0) -> int:
@@ -27,9 +27,8 @@ def of_data(data: Any, before: int = 0) -> int:
     if isinstance(data, torch.Tensor):
         return of_tensor(data, before)
     if isinstance(data, np.ndarray) and data.dtype != object:
-        return zlib.crc32(
-            np.ascontiguousarray(data).tobytes(), zlib.crc32(f"{data.dtype}{data.shape}".encode(), before)
-        )
+        shape = zlib.crc32(f"{data.dtype}{data.shape}".encode(), before)
+        return zlib.crc32(data.tobytes(), shape)
     if isinstance(data, str | bytes | int | float | complex | bool | None):
         return zlib.crc32(repr(data).encode(), before)
     if isinstance(data, Mapping):

@@ -11,12 +11,12 @@ from minetorch import ledger
 from minetorch.errors import ConfigurationError, ProofError
 from minetorch.loading import load
 from minetorch.prove.causes import Evidence, cause_of
-from minetorch.prove.comparing import Comparison, compare, compare_states, greatest_difference
-from minetorch.prove.orders import Kill, Orders
+from minetorch.prove.comparing import Difference, compare, compare_states, greatest_difference
+from minetorch.prove.orders import RECORDS, Kill, Orders
 from minetorch.prove.plan import draw_kills
 from minetorch.prove.records import Recording, read
 from minetorch.prove.running import Script, execute
-from minetorch.prove.verdict import End, Mended, RunProof, Samples, Verdict
+from minetorch.prove.verdict import End, Mended, RunProof, Samples, Verdict, ranks_text
 
 FIGURES = ("metrics", "lowest_train_loss", "lowest_val_loss", "drawer", "random", "progress.loss_sum")
 """What a checkpoint holds beside the training's own state. Curves may well show the time of day."""
@@ -54,6 +54,7 @@ class Proof:
         self._wanted = wanted
         self._folder = folder
         self._tell = tell
+        self._again: Mapping[str, Recording] | None = None
 
     def run(self) -> Verdict:
         """Run, compare, judge.
@@ -67,11 +68,15 @@ class Proof:
         seconds = self._execute(reference, wanted.nproc)
         known = self._recordings(reference)
         steps = {name: recording.last_step for name, recording in known.items()}
-        self._tell(f"uninterrupted  {self._size(steps)} on {_ranks(wanted.nproc)}, {seconds:.1f} s")
+        self._tell(f"uninterrupted  {self._size(steps)} on {ranks_text(wanted.nproc)}, {seconds:.1f} s")
         kills = self._draw(known, steps)
+        if not kills:
+            raise ProofError(
+                f"{wanted.script.path} ends after {sum(steps.values())} steps: too few to kill it between two"
+            )
         killed = self._orders("killed", steps=wanted.steps, kills=tuple(kills))
         seconds = self._execute(killed, wanted.nproc, wanted.then_nproc)
-        self._tell(f"killed         {len(killed.done())} times, {seconds:.1f} s")
+        self._tell(f"killed         {len(killed.done())} of {wanted.kills} times, {seconds:.1f} s")
         done = [kill for number, kill in enumerate(kills) if number in killed.done()]
         proofs = [
             self._judge(known[name], found, [kill for kill in done if kill.run == name])
@@ -84,6 +89,7 @@ class Proof:
             then_nproc=wanted.then_nproc,
             seed=wanted.seed,
             kills=len(done),
+            asked=wanted.kills,
             runs=proofs,
         )
 
@@ -120,7 +126,7 @@ class Proof:
         cause: tuple[str, str] | None = None
         deterministic: bool | None = None
         if comparison is not None and comparison.difference is not None:
-            deterministic = self._is_deterministic(reference, comparison)
+            deterministic = self._is_deterministic(reference, comparison.difference)
             cause = cause_of(comparison.difference, _evidence(reference, killed, deterministic))
         return RunProof(
             name=killed.name.partition("/")[2],
@@ -133,26 +139,25 @@ class Proof:
             mended=_mended(killed, kills),
         )
 
-    def _is_deterministic(self, reference: Recording, comparison: Comparison) -> bool:
+    def _is_deterministic(self, reference: Recording, difference: Difference) -> bool:
         """Whether a second uninterrupted run is equal to the first, as far as the step of the difference."""
-        assert comparison.difference is not None
-        difference = comparison.difference
         if difference.resumed_at is None:
             return False  # the killed run differs before its first kill: it is that second run
-        self._tell("               they differ: running uninterrupted once more, to tell chance from loss")
-        orders = self._orders(f"again-{reference.name.replace('/', '-')}", steps=difference.step + 1)
-        self._execute(orders, self._wanted.nproc)
-        again = self._recordings(orders).get(reference.name)
-        return again is not None and compare(reference, again).difference is None
+        if self._again is None:
+            self._tell("               they differ: running uninterrupted once more, to tell chance from loss")
+            # One Trainer's end by steps would keep the others of the script from their start.
+            alone = len(list((self._folder / "uninterrupted").glob(f"runs/**/{RECORDS}"))) == 1
+            orders = self._orders("again", steps=difference.step + 1 if alone else self._wanted.steps)
+            self._execute(orders, self._wanted.nproc)
+            self._again = self._recordings(orders)
+        again = self._again.get(reference.name)
+        other = None if again is None else compare(reference, again).difference
+        return again is not None and (other is None or other.step > difference.step)
 
     @staticmethod
     def _size(steps: Mapping[str, int]) -> str:
         total = sum(steps.values())
         return f"{total:,} steps" + (f" of {len(steps)} Trainers" if len(steps) > 1 else "")
-
-
-def _ranks(count: int) -> str:
-    return f"{count} rank{'s' * (count > 1)}"
 
 
 def _is_elastic(recording: Recording) -> bool:

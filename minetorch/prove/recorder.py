@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 _BYTES_A_STEP = 128 << 20
 """Of tensors that are digested at each step; a larger state is digested at every second, third, … step."""
 _TENSORS_A_STEP = 2000
+
+_PATIENCE_S = 120.0
+_POLL_S = 0.01
 
 
 class Recorder:
@@ -63,7 +67,8 @@ class Recorder:
         self._seen: dict[str, Any] = {}
         self._gradients: str | None = None
         self._stride = 1
-        self._step = 0
+        self._step = self._begun = 0
+        self._number = 0
         self._pids: list[int] = []
 
     def after_init(self, trainer: TrainerState) -> None:
@@ -83,7 +88,8 @@ class Recorder:
         tensors = [tensor for _, tensor in digests.model_tensors(trainer.unwrapped_model)]
         size = 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self._stride = 1 + max(size // _BYTES_A_STEP, 3 * len(tensors) // _TENSORS_A_STEP)
-        self._step = progress.step
+        self._step = self._begun = progress.step
+        self._number = generation
         trainer.optimizer.register_step_pre_hook(self._before_step)
         self._write(
             start={
@@ -176,8 +182,21 @@ class Recorder:
             return
         number, kill = due
         if trainer.rank == kill.rank % trainer.world_size:
+            self._wait_for_a_checkpoint(trainer)
             self._orders.begin_kill(number)
             self._kill(kill)
+
+    def _wait_for_a_checkpoint(self, trainer: TrainerState) -> None:
+        """Return when this start has saved what it has begun to save first, or all it did would be lost.
+
+        Later saves may well be under way.
+        """
+        every = trainer.settings.persist_steps
+        if not every or trainer.progress.step // every == self._begun // every:
+            return
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline and not any(self._run.glob(f"models/g{self._number:04d}-*.json")):
+            time.sleep(_POLL_S)
 
     def _kill(self, kill: Kill) -> None:
         if kill.what == "notice":

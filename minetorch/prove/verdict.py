@@ -12,6 +12,8 @@ from minetorch.prove.comparing import Comparison, Difference, EndDifference
 from minetorch.prove.orders import What
 
 _WIDTH = 96
+_ROUNDING = 1e-3
+"""Relative differences of weights to which sums of float32 in another order may well have grown."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class Verdict:
     then_nproc: int | None
     seed: int
     kills: int
+    """How often it was killed."""
+    asked: int
+    """How often it was to be: a run may end before."""
     runs: Sequence[RunProof]
 
     @property
@@ -121,21 +126,32 @@ class Verdict:
         if run.comparison is not None:
             yield _line("steps", _steps(run.comparison))
         yield _line("end", _end(run))
-        if run.end.figures:
+        if run.end.figures and run.is_exact:
             yield _line("", f"(not the training's own, and different: {', '.join(run.end.figures)})")
 
     def _last_words(self) -> Iterator[str]:
         times = {1: "once", 2: "twice"}.get(self.kills, f"{self.kills} times")
         if self.is_exact:
-            whole = all(run.to_the_bit for run in self.runs)
-            equal = "not one bit differs" if whole else "every sample was trained on once, in the same order"
-            moved = f" and continued on {self.then_nproc} ranks" if self.then_nproc not in (None, self.nproc) else ""
-            yield f"EXACT: killed {times}{moved}, and {equal}."
+            moved = (
+                f", continued on {ranks_text(self.then_nproc or 1)}"
+                if self.then_nproc not in (None, self.nproc)
+                else ""
+            )
+            if all(run.to_the_bit for run in self.runs):
+                yield f"EXACT: killed {times}{moved}, and not one bit differs."
+            else:
+                yield f"EXACT TO THE SAMPLE: killed {times}{moved}; every sample in its turn, none lost, none twice."
             return
         for run in self.runs:
             if not run.is_exact:
-                yield from _wrapped(f"DIFFERS: {_where(run)}")
+                name = f" {run.name}:" if len(self.runs) > 1 else ":"
+                yield from _wrapped(f"DIFFERS{name} {_where(run)}")
                 yield from _reasons(run)
+
+
+def ranks_text(count: int) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{count} rank{'s' * (count > 1)}"
 
 
 def _line(head: str, text: str) -> str:
@@ -157,7 +173,7 @@ def _signal(one: Mended) -> str:
 def _going_on(one: Mended) -> str:
     lost = one.reached - one.went_on_from
     again = f", {lost} step{'s' * (lost > 1)} done again" if lost else ", none lost"
-    moved = f" on {one.ranks_after} ranks" if one.ranks_after != one.ranks_before else ""
+    moved = f" on {ranks_text(one.ranks_after)}" if one.ranks_after != one.ranks_before else ""
     return f"went on from {one.went_on_from:,}{moved}{again}"
 
 
@@ -172,7 +188,8 @@ def _samples(samples: Samples) -> str:
 def _steps(comparison: Comparison) -> str:
     if comparison.difference is None:
         return f"all {comparison.steps:,} equal: data, loss, gradients, settings, and every tensor after each"
-    return f"{comparison.steps:,} equal before the first that differs"
+    equal = comparison.difference.equal_up_to
+    return f"equal up to step {equal:,}" if equal else "not one is equal"
 
 
 def _end(run: RunProof) -> str:
@@ -180,7 +197,8 @@ def _end(run: RunProof) -> str:
     if not end.differences:
         return f"{end.tensors} tensors of the last checkpoints are equal, bit for bit"
     if not run.to_the_bit:
-        return f"the weights are {end.relative:.1e} away, as a part of the greatest of each tensor"
+        more = "" if end.relative < _ROUNDING else "; batches, dropout or BatchNorm depend on the number of ranks"
+        return f"the weights are up to {end.relative:.1e} away, relative to each tensor's greatest{more}"
     first = end.differences[0]
     shown = f" ({first.expected} is {first.found})" if first.expected else f" ({first.found})"
     return f"{len(end.differences)} values of the last checkpoints differ; the first: {first.path}{shown}"
@@ -209,12 +227,8 @@ def _moment(difference: Difference) -> str:
     if difference.resumed_at is None:
         return f"{step}, before any kill"
     gone = difference.step - difference.resumed_at
-    return f"{step}, the {_ordinal(gone)} after the restart from step {difference.resumed_at:,}"
-
-
-def _ordinal(number: int) -> str:
-    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{suffix}"
+    after = "right after" if gone <= 1 else f"{gone:,} steps after"
+    return f"{step}, {after} going on from step {difference.resumed_at:,}"
 
 
 def _thing(difference: Difference) -> str:
@@ -238,7 +252,7 @@ def _thing(difference: Difference) -> str:
 def _reasons(run: RunProof) -> Iterator[str]:
     if run.deterministic is not None:
         yield from _wrapped(
-            "A second uninterrupted run was equal: the script is deterministic, and loses something when it goes on."
+            "A second uninterrupted run was equal: the script is deterministic, but loses something by a restart."
             if run.deterministic
             else "Two runs without a kill differ, too: the script is not deterministic."
         )

@@ -19,7 +19,7 @@ _TAIL = 20
 """Lines of a script's output that are shown when it fails."""
 
 _POLL_S = 0.05
-_GONE_S = 15.0
+_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -113,20 +113,30 @@ def _run(command: Sequence[str], environ: Mapping[str, str], log: Path, deadline
     except subprocess.TimeoutExpired:
         raise ProofError(f"{command[1]} did not end within the time that --timeout allows") from None
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)
         _end_all(f"{VARIABLE}={environ[VARIABLE]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the script or its launcher, with all that is in its session; gently first, for it to tidy up."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _end_all(token: str) -> None:
     """Return when no process is left that was started with this variable: launchers' workers, and workers of those."""
-    end = time.monotonic() + _GONE_S
+    begun = time.monotonic()
     while left := list(_processes(token)):
-        for pid in left:
+        # A launcher that is killed has a guard, which tidies up after it within seconds.
+        for pid in left if time.monotonic() - begun > _GRACE_S else ():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > end:
+        if time.monotonic() - begun > 3 * _GRACE_S:
             raise ProofError(f"processes of the script could not be ended: {', '.join(map(str, left))}")
         time.sleep(_POLL_S)
 

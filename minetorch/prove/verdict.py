@@ -126,7 +126,7 @@ class Verdict:
         if run.comparison is not None:
             yield _line("steps", _steps(run.comparison))
         yield _line("end", _end(run))
-        if run.end.figures and run.is_exact:
+        if run.end.figures and run.is_exact and run.to_the_bit:
             yield _line("", f"(not the training's own, and different: {', '.join(run.end.figures)})")
 
     def _last_words(self) -> Iterator[str]:

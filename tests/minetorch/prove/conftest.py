@@ -1,15 +1,30 @@
 """The command, run in this process on real scripts in processes of their own."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from minetorch.cli import main
-from minetorch.prove.running import _processes
 
 SCRIPT = Path(__file__).parent / "scripts/train.py"
+
+
+def living_below(folder):
+    """Command lines of the processes that were started for a proof in this folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"MINETORCH_PROVE={folder}/".encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text())
+    return found
+
+
+@pytest.fixture
+def living():
+    return living_below
 
 
 @pytest.fixture
@@ -37,7 +52,7 @@ def prove(tmp_path, capsys, monkeypatch):
         assert code == expect, printed
         assert not list(scratch.iterdir())
         assert not (tmp_path / "own runs").exists()
-        assert not list(_processes(f"MINETORCH_PROVE={scratch}"))
+        assert not living_below(tmp_path)
         facts = json.loads(printed.out) if "--json" in options and code < 2 else {}
         runs = {run["name"]: run for run in facts.get("runs", ())}
         return SimpleNamespace(out=printed.out, err=printed.err, facts=facts, runs=runs)

@@ -103,7 +103,7 @@ def test_a_script_that_takes_too_long_is_ended(prove):
     assert "--timeout" in told.err
 
 
-def test_nothing_is_left_after_an_interruption(tmp_path, tools):
+def test_nothing_is_left_after_an_interruption(tmp_path, tools, living):
     main = "from minetorch.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", main, "prove", SCRIPT, "sound", tmp_path / "runs", "epochs=100000"]
     process = subprocess.Popen(
@@ -118,25 +118,14 @@ def test_nothing_is_left_after_an_interruption(tmp_path, tools):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert living(tmp_path)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=120) == 130
     finally:
         process.kill()
         process.wait()
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(("minetorch", "pymp", "runs"))]
-    assert not _living(tmp_path)
-
-
-def _living(folder):
-    """Processes that were started with a variable that names this folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"={folder}/minetorch-prove-".encode() in (entry / "environ").read_bytes():
-                found.append((entry / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
+    assert not living(tmp_path)
 
 
 @pytest.mark.parametrize(

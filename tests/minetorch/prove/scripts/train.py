@@ -86,7 +86,7 @@ def train(fault):
             raise RuntimeError("the script's own fault")
 
     sampler = Shuffled() if fault == "sampler" else None
-    workers = int(fault in ("augmentation", "cache"))
+    workers = int(fault == "augmentation")
     Trainer(
         FOLDER,
         model,

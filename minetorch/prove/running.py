@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,6 @@ def execute(
     orders: Orders,
     nproc: int,
     then_nproc: int | None = None,
-    tell: Callable[[int], object] = lambda number: None,
 ) -> float:
     """Run the script until it ends by itself, through all kills that its orders hold. Returns the seconds it took.
 
@@ -59,7 +58,6 @@ def execute(
         orders: for its Trainers; they are given here.
         nproc: ranks of the first start.
         then_nproc: ranks of every later start; the same by default.
-        tell: told the number of each kill when its start has ended.
 
     Raises:
         ConfigurationError: the script cannot be proved like this.
@@ -78,9 +76,7 @@ def execute(
         log = orders.folder / f"start-{start}.log"
         environ = {**script.environ(ranks), **variables}
         code = _run(script.command(ranks, restarts), environ, log, deadline)
-        done = sorted(orders.done() - before)
-        for number in done:
-            tell(number)
+        done = orders.done() - before
         if code and not done:
             raise ProofError(_failure(script, orders, start, code, log))
         if not done:

@@ -7,6 +7,7 @@ MinetorchError
 ├── RemoteError (RuntimeError)           rank 0 failed; the other ranks raise this in its place
 ├── NotFiniteError (ArithmeticError)     a loss or gradient is NaN or infinite; see the plugin NaNGuard
 ├── StorageError (OSError)               the storage could not be listed, read or written
+├── ProofError (RuntimeError)            a script could not be run to its end by `minetorch prove`
 ├── RunInUseError (RuntimeError)         another process is training this run
 ├── SupersededError (RuntimeError)       another start of this run has taken it over from this process
 ├── WorkersFailedError (RuntimeError)    a worker that a notebook has launched failed
@@ -51,6 +52,10 @@ class StorageError(MinetorchError, OSError):
 
     is_lasting = False
     """Whether it is no use to try again: access is refused, or there is no such bucket."""
+
+
+class ProofError(MinetorchError, RuntimeError):
+    """A script that `minetorch prove` runs failed by itself, or did not end in time; the message has its last lines."""
 
 
 class RunInUseError(MinetorchError, RuntimeError):

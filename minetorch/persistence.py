@@ -55,6 +55,7 @@ class Persistence:
         self._log = log
         self._saver: Saver | None = None
         self._generators: dict[str, Any] | None = None
+        self._resumed_from: str | None = None
         if checkpointer is not None:
             self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=log.flush)
 
@@ -246,6 +247,14 @@ class Persistence:
             pass
         return generation
 
+    def origin(self) -> tuple[int, str | None]:
+        """Which start of the run this is, from 1, and the path of the checkpoint that it went on from, if any.
+
+        Every rank calls it, after `restore`.
+        """
+        generation = self._checkpointer.fence.generation if self._checkpointer is not None else 0
+        return self._trainer.world.broadcast(generation), self._resumed_from
+
     def restore(self, resume: bool | str | int) -> None:
         """Find the checkpoint that `resume` names, read it once, and take its state over on every rank.
 
@@ -333,6 +342,7 @@ class Persistence:
         self._generators = self._own_generators(state.get("random", []))
         self.put_back_generators()
         self.history.load_state_dict(state.get("history", []))
+        self._resumed_from = path
         progress = trainer.progress
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
         logs = state.get("logs", [])

@@ -73,6 +73,8 @@ class Settings:
     """Whether every bit of the training is to be the same at any number of workers."""
     virtual_shards: int = 8
     """With `elastic`: into how many parts each batch is split, and so the highest number of workers."""
+    ledger: bool = False
+    """Whether to keep a ledger of the samples that each step has trained on: see `minetorch.ledger`."""
 
     def __post_init__(self) -> None:
         self._check_code()
@@ -94,7 +96,7 @@ class Settings:
         self._check_choice("elastic", (False, "exact"))
         self._check_choice("persist_policy", ("wait", "coalesce"))
         self._check_choice("if_running", ("refuse", "wait", "replace"))
-        for name in ("trival", "in_notebook", "split_batches", "find_unused_parameters"):
+        for name in ("trival", "in_notebook", "split_batches", "find_unused_parameters", "ledger"):
             self._check_choice(name, (True, False))
         if not isinstance(self.monitor, str) or not self.monitor:
             self._refuse("monitor", "the name of a metric, such as 'val_loss' or 'train_loss'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -37,10 +37,12 @@ from minetorch.persistence import REQUIRED_KEYS, Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.inline_epochs import InlineEpochs
+from minetorch.plugins.ledger import KeepLedger
 from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
+from minetorch.prove.orders import Orders
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.requests import Requests
 from minetorch.settings import Settings
@@ -122,6 +124,7 @@ class Trainer(TrainerState):
         find_unused_parameters: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         if_running: Literal["refuse", "wait", "replace"] = "refuse",
+        ledger: bool = False,
     ) -> None:
         """Join the other workers, place the model, and resume.
 
@@ -174,6 +177,7 @@ class Trainer(TrainerState):
             storage_options: passed on to fsspec.
             if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
                 "replace": take the run over, and the other stops.
+            ledger: write down which samples each step has trained on, for `minetorch.ledger` to read.
 
         Raises:
             ConfigurationError: an argument is wrong; nothing was written.
@@ -211,7 +215,12 @@ class Trainer(TrainerState):
             virtual_shards=virtual_shards,
             find_unused_parameters=find_unused_parameters,
             if_running=if_running,
+            ledger=ledger,
         )
+        self._proof = Orders.from_environ(os.environ)
+        if self._proof is not None:
+            self.settings = self._proof.settings(self.settings)
+            alchemistic_directory, storage_options = self._proof.directory(alchemistic_directory), None
         arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
         self._loss_func = arguments.loss_caller(loss_func)
         self.optimizer = optimizer
@@ -233,7 +242,6 @@ class Trainer(TrainerState):
         self._persist_later: list[tuple[tuple[str, ...], bool]] = []
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins = list(plugins)
-        self._hooks = self._gather_hooks(plugins, hooks or {})
         states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
@@ -247,6 +255,12 @@ class Trainer(TrainerState):
             held=True,
         )
         self.logger = self._log.logger
+        self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
+        self._hooks = self._gather_hooks(plugins, hooks or {})
+        if self._proof is not None:
+            self._hooks.add_plugin(
+                self._recorder(self._proof, [member for group in states for member in group.values()])
+            )
         checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self.files = store if checkpointer is None else self._fenced(store, checkpointer.fence)
         self.drawer = make_drawers(
@@ -281,7 +295,7 @@ class Trainer(TrainerState):
             # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
             with NOTICES.noted():
                 try:
-                    self._persistence.restore(resume)
+                    self._persistence.restore(self.settings.resume)
                 finally:
                     self._log.begin(guard=fence.check)
                 self._take_up_epoch()
@@ -305,6 +319,8 @@ class Trainer(TrainerState):
             built_in.append(SaveByTime(settings.persist_minutes))
         if settings.max_seconds is not None:
             built_in.append(StopByTime(settings.max_seconds))
+        if self._ledger is not None:
+            built_in.append(self._ledger)
         for plugin in [*built_in, *plugins]:
             gathered.add_plugin(plugin)
         gathered.add_all(hooks)
@@ -317,6 +333,20 @@ class Trainer(TrainerState):
 
     def _fenced(self, store: Store, fence: Fence) -> FencedStore:
         return FencedStore(store, fence) if self._view is None else ShownStore(store, fence, self._view)
+
+    def _recorder(self, proof: Orders, saved: Collection[Any]) -> Any:
+        from minetorch.prove.recorder import Recorder  # only here: no other run needs it
+
+        return Recorder(
+            proof,
+            self._store.local_path(),
+            generation=lambda: self._origin()[0],
+            persist=lambda: self.persist(wait=True),
+            saved=saved,
+        )
+
+    def _origin(self) -> tuple[int, str | None]:
+        return self._persistence.origin()
 
     def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
         settings = self.settings
@@ -748,6 +778,8 @@ class Trainer(TrainerState):
             steps.append(self._progress_bar.close)
         if self._exact is not None:
             steps.append(self._exact.close)
+        if self._ledger is not None:
+            steps.append(self._ledger.close)
         steps += [self._persistence.close, self.drawer.close, self._log.close]
         with ExitStack() as stack:
             if self._view is not None:

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from minetorch.cli import cp, export, ls, prune, show, verify
+from minetorch.cli import cp, export, ls, prove, prune, show, verify
 from minetorch.errors import ConfigurationError, MinetorchError
 from minetorch.version import __version__
 
@@ -25,7 +25,10 @@ _EPILOG = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default the process's own, and return its exit code."""
     try:
-        given = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+        words, behind = prove.split(sys.argv[1:] if argv is None else argv)
+        given = _parser().parse_args(words)
+        if behind:
+            given.arguments += behind
         code = int(given.run(given))
         sys.stdout.flush()
     except ConfigurationError as err:
@@ -71,10 +74,12 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 
 def _parser() -> _Parser:
     parser = _Parser(
-        prog="minetorch", description="Look at, check, move and drop the checkpoints of runs.", epilog=_EPILOG
+        prog="minetorch",
+        description="Look at, check, move and drop the checkpoints of runs, and prove that they resume.",
+        epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"minetorch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (ls, show, verify, export, prune, cp):
+    for command in (ls, show, verify, export, prune, cp, prove):
         command.add_to(commands)
     return parser

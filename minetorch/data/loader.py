@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from minetorch.data.fetching import Fetcher, ShowDataset, as_it_is
-from minetorch.data.order import EpochPlan, count_chunks, derive_seed
+from minetorch.data.order import EpochPlan, count_chunks, derive_seed, share_of
 from minetorch.data.sampler import PlanSampler, global_order
 from minetorch.data.stream import Portion, SharedStream, StreamPosition, Turns
 from minetorch.data.workers import OutlastSignals, start_workers
@@ -38,8 +38,8 @@ class Batch:
     """Samples of all ranks in this iteration."""
     units: int
     """How far this iteration moves the position in the epoch, on all ranks together."""
-    indices: Sequence[Any] | None = None
-    """What the sampler gave for the samples in `data`, such as their indices in the dataset; None for a stream."""
+    indices: Sequence[Any]
+    """Which samples are in `data`: their indices in the dataset, or in a stream their places in the epoch."""
     stream: StreamPosition | None = None
     """Where the readers of an IterableDataset stand after this iteration."""
     position: int = 0
@@ -190,7 +190,10 @@ class RankLoader:
                 yield self._streamed(portion, position)
 
     def _streamed(self, portion: Portion, position: StreamPosition) -> Batch:
-        return Batch(portion.data, portion.counted, portion.total, portion.total, stream=position)
+        total, world = portion.total, self._world
+        end = sum(position.seen)
+        places = share_of(range(end - total, end), world.rank, world.size).units
+        return Batch(portion.data, portion.counted, total, total, places, position)
 
     def _samples_seed(self) -> int:
         return derive_seed(self._seed, "training" if self._training else "validation", self.current_epoch)

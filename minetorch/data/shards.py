@@ -95,9 +95,10 @@ class ShardLoader(RankLoader):
         next(fetched, None)  # lets workers that live on serve the next pass
 
     def _streamed(self, portion: Portion, position: StreamPosition) -> Batch:
-        total, at = portion.total, sum(position.seen) - portion.total
-        shards = self._numbered(portion.counted)
-        return Batch(portion.data, sum(portion.counted), total, total, stream=position, position=at, shards=shards)
+        total, end = portion.total, sum(position.seen)
+        chunk, shards = range(end - total, end), self._numbered(portion.counted)
+        places = [place for shard, _ in shards for place in share_of(chunk, shard, self._world.size).units]
+        return Batch(portion.data, sum(portion.counted), total, total, places, position, chunk.start, shards)
 
     def _numbered(self, counted: list[int]) -> list[tuple[int, int]]:
         # Those without a sample are the last ones.

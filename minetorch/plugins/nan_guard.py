@@ -131,7 +131,6 @@ class NaNGuard:
 
 
 def _samples(batch: Batch) -> str:
-    if batch.indices is None:
-        return "samples without an index"
     named = ", ".join(map(str, batch.indices[:_MOST_SAMPLES]))
-    return f"samples {named}" + (", …" if len(batch.indices) > _MOST_SAMPLES else "")
+    what = "samples" if batch.stream is None else "the epoch's samples"
+    return f"{what} {named}" + (", …" if len(batch.indices) > _MOST_SAMPLES else "")

@@ -109,7 +109,7 @@ class NoisySamples:
         output = self._outputs.take()
         if trainer.current_epoch < self.from_epoch or not batch.counted:
             return
-        if batch.indices is None:
+        if batch.stream is not None:
             raise ConfigurationError("NoisySamples tells samples apart by their index, which a stream does not have.")
         with torch.no_grad():
             losses = self._sample_losses(output, data).detach()

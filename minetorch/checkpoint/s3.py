@@ -31,7 +31,7 @@ MOST_PARTS = 10_000
 AT_ONCE = 8
 """Parts on the way at the same time, each of which is held in memory."""
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 """Bytes taken from a connection at a time, at most."""
 
 
@@ -256,7 +256,10 @@ def _client_for_threads(fs: Any) -> Any:
         own = fs.s3
         credentials = own._request_signer._credentials
         keys = _start(fs, credentials.get_frozen_credentials()).result() if credentials is not None else None
-        return botocore.session.get_session().create_client(
+        session = botocore.session.get_session()
+        # Has read the service's description, which else takes longer than a hundred megabytes do.
+        session.register_component("data_loader", fs.session.get_component("data_loader"))
+        return session.create_client(
             "s3",
             region_name=own.meta.region_name,
             endpoint_url=own.meta.endpoint_url,

@@ -8,7 +8,10 @@ import itertools
 import re
 from pathlib import Path
 
+import pytest
+
 from minetorch import errors
+from minetorch.checkpoint.store import Store
 from minetorch_launch import errors as launch_errors
 
 ROOT = Path(__file__).parents[1]
@@ -196,3 +199,16 @@ def test_a_row_is_told_from_others():
     vague = [row for row in rows() if _words(row) < 2 and row not in whole]
     assert not vague, f"Quote more of these: {vague}"
     assert len({*rows()}) == len(rows())
+
+
+def test_the_words_for_missing_credentials_are_those_of_the_client(tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    store = Store.open("s3://bucket/runs", {"endpoint_url": "http://127.0.0.1:1", "skip_instance_cache": True})
+    with pytest.raises(errors.StorageError) as caught:
+        store.list()
+    (words,) = re.findall(r"^\| \*(Unable to .*?)\* \|", PAGE, re.MULTILINE)
+    assert words in str(caught.value)

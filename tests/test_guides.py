@@ -1,10 +1,14 @@
 """The scripts in the guides, run as their readers would, and the names and commands in all documents."""
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +40,20 @@ def launches():
                     yield pytest.param(shlex.split(found[1], comments=True), id=f"{page.name}: {found[1]}")
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait_for(port, seconds=60):
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            return
+        assert time.monotonic() < end, "the server did not come up"
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
     """A folder of its own and no surrounding launcher or job, for what runs in this process."""
@@ -50,6 +68,36 @@ def test_the_tutorials_script_trains(tmp_path, run_command, tools):
     (tmp_path / "train.py").write_text(script)
     output = run_command(sys.executable, "train.py", cwd=tmp_path, env=tools)
     assert "Epoch 3/3: train_loss" in output
+
+
+def test_the_tutorials_run_in_a_bucket_goes_on_from_an_empty_disk(tmp_path, run_command, tools):
+    blocks = re.findall(r"```bash\n(.*?)```", (DOCS / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
+    (train,) = [line for block in blocks for line in block.splitlines() if "s3://bucket" in line]
+    (server,) = [block.splitlines() for block in blocks if "moto_server" in block]
+    pip, start, variables, make_bucket = server
+    assert pip.startswith("pip install")
+    assert start.endswith(" &")
+    port = free_port()
+    with subprocess.Popen(
+        shlex.split(start.removesuffix(" &").replace("5555", str(port))),
+        env=tools,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as moto:
+        try:
+            wait_for(port)
+            prepared = variables.replace("5555", str(port))
+            run_command("bash", "-c", f"{prepared}; {make_bucket}", cwd=tmp_path, env=tools)
+            said = []
+            for machine, epochs in [("one", 1), ("another", 2)]:
+                (tmp_path / machine / "examples").mkdir(parents=True)
+                shutil.copy(ROOT / "examples/digits.py", tmp_path / machine / "examples")
+                command = f"{prepared}; {train} --epochs {epochs}"
+                said.append(run_command("bash", "-c", command, cwd=tmp_path / machine, env=tools | ON_A_CPU))
+        finally:
+            moto.kill()
+    assert "training from scratch" in said[0]
+    assert "Resumed from s3://bucket/runs/digits/models/" in said[1]
 
 
 @pytest.mark.parametrize("function", ["train_by_hand", "train_with_minetorch"])
@@ -133,6 +181,18 @@ def test_the_ledger_is_read_as_documented(alone, capsys):
 def test_a_command_of_the_launcher_is_one(command):
     request = arguments.read(command)
     assert request.target is not None
+
+
+def test_every_batch_script_is_one(run_command):
+    found = [
+        block
+        for page in PAGES
+        for block in re.findall(r"```text\n(#!/bin/bash\n.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    ]
+    assert len(found) >= 5
+    for block in found:
+        run_command("bash", "-n", "-c", block)
+        assert all(line.startswith("#SBATCH --") for line in block.splitlines()[1:] if line.startswith("#"))
 
 
 def test_every_name_is_there():

@@ -39,10 +39,10 @@ def load(
         storage_options: passed on to fsspec.
 
     Returns:
-        By key: `state_dict`, the model's; `optimizer`; `scaler`, with `amp="fp16"` only; `statable` and `plugins`, each
-        a dict of states by name; `epoch`; `progress`, the counters; `metrics`; `lowest_train_loss`; `lowest_val_loss`;
-        `drawer`, the curves; `random`, each rank's generators; `history`, the run's starts; `logs`, where
-        the logs ended.
+        The states by key, which are `state_dict`, the model's; `optimizer`; `scaler`, with `amp="fp16"` only;
+        `statable` and `plugins`, each a dict of states by name; `epoch`; `progress`, the counters; `metrics`;
+        `lowest_train_loss`; `lowest_val_loss`; `drawer`, the curves; `random`, each rank's generators; `history`, the
+        run's starts; `logs`, where the logs ended.
 
     Raises:
         CheckpointNotFoundError: there is no such run or checkpoint; the message lists what there is.

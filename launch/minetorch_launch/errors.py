@@ -1,15 +1,15 @@
 """What can go wrong in a launch, and the exit code that the command line gives it.
 
-::
-
-    LaunchError
-    ├── UsageError (also a ValueError)   the caller can put it right      2
-    ├── StartError                       no worker could be started       1
-    │   ├── JoinError                    the nodes did not come together  1
-    │   └── NoProgressError              a job's time was up too early    1
-    ├── WorkerFailedError                a worker failed, or all hung     the worker's own; 128 + n for signal n; 124
-    ├── StoppedError                     the launcher was told to stop    128 + n for signal n
-    └── StoppedEarlyError                stopped with all work saved      75
+```
+LaunchError
+├── UsageError (also a ValueError)   the caller can put it right      2
+├── StartError                       no worker could be started       1
+│   ├── JoinError                    the nodes did not come together  1
+│   └── NoProgressError              a job's time was up too early    1
+├── WorkerFailedError                a worker failed, or all hung     the worker's own; 128 + n for signal n; 124
+├── StoppedError                     the launcher was told to stop    128 + n for signal n
+└── StoppedEarlyError                stopped with all work saved      75
+```
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXIT_HUNG = 124
 
 
 class LaunchError(Exception):
-    """Everything that :func:`minetorch_launch.launcher.launch` raises on purpose."""
+    """Everything that `minetorch_launch.launcher.launch` raises on purpose."""
 
     exit_code = 1
 

@@ -52,11 +52,11 @@ def launch(
     With ``options.nodes`` the same call is made on each machine, and the workers of all are one job.
 
     The workers' lines appear on this process's stdout and stderr, or on other ``streams``. Called in the main
-    thread, it takes signals while it runs (:mod:`minetorch_launch.signals` lists them), and stops the workers on
+    thread, it takes signals while it runs (`minetorch_launch.signals` lists them), and stops the workers on
     SIGINT, SIGTERM and SIGHUP.
 
     Args:
-        target: a :class:`Script`, :class:`Module` or :class:`Function` of :mod:`minetorch_launch.target`.
+        target: a `Script`, `Module` or `Function` of `minetorch_launch.target`.
         options: how many workers, on what, restarted how often.
         own_process: this process exists for the launch alone, so ``sys.path[0]`` is the launcher's own and
             not the target's business. For the command line.
@@ -124,7 +124,7 @@ def plan_launch(
     job: SlurmJob | None = None,
     streams: tuple[int, int] = _OUT_AND_ERR,
 ) -> LaunchPlan:
-    """What :func:`launch` would do: looks at the machine and the target, starts nothing, imports no torch.
+    """What `launch` would do: looks at the machine and the target, starts nothing, imports no torch.
 
     Raises:
         UsageError: if the target or an option cannot work.

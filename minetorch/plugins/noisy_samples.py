@@ -262,7 +262,7 @@ def negative_margin(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
         targets: the given classes, of shape (N,).
 
     Returns:
-        Shape (N,): above 0 where the model would rather have another class.
+        Of shape (N,), above 0 where the model would rather have another class.
     """
     given = scores.gather(1, targets[:, None])
     others = scores.scatter(1, targets[:, None], float("-inf"))

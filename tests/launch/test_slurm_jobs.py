@@ -6,12 +6,14 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts" / "slurm"
 
 # What a user writes. The launcher finds out the rest.
 THREE_LINES = """\
@@ -83,7 +85,7 @@ GPUS = """
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("with space é")
-    for name in "workers", "preempted", "alone", "deadline", "told", "requeued", "stopped":
+    for name in "workers", "preempted", "alone", "deadline", "told", "requeued", "stopped", "contained":
         (folder / name).mkdir()
     for name, text in {"sums.py": SUMS, "trains.py": TRAINS, "waits.py": WAITS, "gpus.py": GPUS}.items():
         lines = text.lstrip("\n").splitlines()
@@ -118,16 +120,37 @@ def interrupted(slurm, folder, jobs):
         "alone": slurm.submit("#!/bin/bash\nsrun minetorch-launch trains.py alone", cwd=folder),
         "told": slurm.submit(SCRIPTS / "preemptible.sh", args=("trains.py", folder / "told"), cwd=folder),
         "requeued": slurm.submit("#!/bin/bash\nminetorch-launch trains.py requeued", cwd=folder),
+        "contained": slurm.submit(contained("trains.py contained"), cwd=folder),
     }
     for name in started:
         wait_for_lines(folder / name / "seen", 10)
-    slurm.run("scancel", "--signal=USR2", started["told"])  # what sbatch --signal=USR2@120 does
+    for name in "told", "contained":
+        slurm.run("scancel", "--signal=USR2", started[name])  # what sbatch --signal=USR2@120 does
     slurm.run("scontrol", "requeue", started["requeued"])
-    for name in "told", "requeued":
+    for name in "told", "contained", "requeued":
         slurm.wait_for(started[name], "PENDING")
     urgent = slurm.submit("#!/bin/bash\ntrue", "--partition=urgent", "--nodes=2", "--exclusive", cwd=folder)
     slurm.wait_for(urgent, "COMPLETED")
     return started
+
+
+def contained(command):
+    """The documents' script for containers, with a PATH without SLURM's programs in place of one.
+
+    On one node: only those programs know the addresses of this cluster's nodes.
+    """
+    page = (ROOT / "docs/slurm.md").read_text(encoding="utf-8")
+    (script,) = [block for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "apptainer" in block]
+    without_slurm = f"env PATH={shlex.quote(str(Path(sys.executable).parent))}"
+    for old, new in (
+        ("apptainer exec --nv image.sif", without_slurm),
+        ("train.py", command),
+        ("#SBATCH --gpus-per-node=4\n", ""),
+        ("--nodes=2", "--nodes=1"),
+    ):
+        assert old in script
+        script = script.replace(old, new)
+    return script
 
 
 def came_back(slurm, folder, interrupted, name, *, by_itself):
@@ -231,6 +254,11 @@ def test_a_job_on_one_node_hears_of_its_preemption_too(slurm, folder, interrupte
 
 def test_a_job_that_slurm_tells_to_save_requeues_itself(slurm, folder, interrupted):
     came_back(slurm, folder, interrupted, "told", by_itself=True)
+
+
+def test_a_launcher_in_a_container_is_requeued_by_the_batch_script(slurm, folder, interrupted):
+    output = came_back(slurm, folder, interrupted, "contained", by_itself=False)
+    assert "is not requeued: there is no scontrol here" in output
 
 
 def test_a_job_that_is_requeued_by_hand_saves_and_goes_on(slurm, folder, interrupted):

@@ -1,4 +1,4 @@
-"""How the workers of a launch ended -> one :class:`FailureReport`, as text and as JSON."""
+"""How the workers of a launch ended -> one `FailureReport`, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class WorkerEnd:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WorkerEnd:
-        """The reverse of :meth:`to_dict`."""
+        """The reverse of `to_dict`."""
         return cls(**{**data, "told": frozenset(data["told"])})
 
 
@@ -175,7 +175,7 @@ class FailureReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FailureReport:
-        """The reverse of :meth:`to_dict`."""
+        """The reverse of `to_dict`."""
         return cls(
             **{
                 **data,

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--allow-others",
         action="store_true",
-        help="needed for a --host that other machines can reach: there is no password",
+        help="needed for a --host that others can reach: there is no password",
     )
     parser.add_argument("--depth", metavar="N", default=str(DEPTH), help=f"folders down to look (default: {DEPTH})")
     add_storage(parser, "storage", "passed on to fsspec, such as endpoint_url=http://… or profile=lab; repeatable")

@@ -2,11 +2,18 @@
 
 import json
 import logging
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from s3fs import S3FileSystem
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -93,3 +100,77 @@ def saved(tmp_path):
         return store, manifest
 
     return save
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A real Chromium without a window, 1200 by 900."""
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("no Chromium here: scripts/setup-chromium installs it")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    profile = tmp_path_factory.mktemp("chromium")
+    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "no-proxy-server", "window-size=1200,900"):
+        options.add_argument(f"--{word}")
+    options.add_argument(f"--user-data-dir={profile}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "localhost,127.0.0.1")
+        driver = webdriver.Chrome(options, Service(programs[1]))
+        driver.set_page_load_timeout(60)
+        yield driver
+        driver.quit()
+
+
+@pytest.fixture
+def watching(tools):
+    """Runs `minetorch watch` with these arguments; gives the address that it tells. Ended as by Ctrl-C."""
+    started = []
+
+    def watch(*words, environ=None):
+        command = [
+            sys.executable,
+            "-c",
+            "from minetorch.cli import main; raise SystemExit(main())",
+            "watch",
+            *map(str, words),
+        ]
+        started.append(
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=tools | (environ or {}),
+            )
+        )
+        line = started[-1].stdout.readline()
+        found = re.search(r"is shown at (http://\S+)", line)
+        assert found, line
+        return found[1]
+
+    yield watch
+    for process in started:
+        process.send_signal(signal.SIGINT)
+        try:
+            output, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
+
+
+@pytest.fixture
+def eventually():
+    """Waits until something is true, at most a minute; returns it."""
+
+    def wait(condition, *words):
+        deadline = time.monotonic() + 60
+        while not (value := condition(*words)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return value
+
+    return wait

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 150_000
-COLUMNS, LINES = 132, 30
+COLUMNS, LINES = 150, 50
 
 TRAIN = """
 import os, signal, sys, time
@@ -103,9 +103,8 @@ def take_tensorboard(browser: Any, out: Path) -> None:
         size(browser, 1180, 760)
         browser.get(f"{url}?darkMode=false&tagFilter=loss#timeseries")
         wait(lambda: len(browser.find_elements(By.CSS_SELECTOR, "scalar-card line-chart")) >= 2, browser)
-        browser.execute_script(
-            "[...document.querySelectorAll('button')].find(b => b.innerText.includes('Settings')).click()"
-        )
+        buttons = browser.find_elements(By.TAG_NAME, "button")
+        next(button for button in buttons if "Settings" in button.text).click()
         time.sleep(3)  # its curves are drawn in a canvas, of which nothing tells when
         save(out / "tensorboard.png", browser.get_screenshot_as_png())
 
@@ -128,14 +127,14 @@ def take_watch(browser: Any, out: Path) -> None:
 
 def take_terminal(browser: Any, out: Path) -> None:
     """The run that was killed, going on on two workers, as a terminal shows it."""
-    words = ["--nproc", "2", "--device", "cpu", "train.py", "plan-c", "0.005", "6", "0", "0.02"]
+    words = ["--nproc", "2", "--device", "cpu", "train.py", "plan-c", "0.005", "4", "0", "0.02"]
     shown = terminal([str(Path(sys.executable).parent / "minetorch-launch"), *words])
     page = Path("terminal.html")
     page.write_text(as_page(" ".join(["$", "minetorch-launch", *words]), shown), encoding="utf-8")
-    size(browser, 1140, 420)
+    size(browser, 1160, 420)
     browser.get(page.absolute().as_uri())
     height = browser.execute_script("return document.querySelector('pre').offsetHeight")
-    size(browser, 1140, height + 32)
+    size(browser, 1160, height + 32)
     save(out / "terminal.png", browser.get_screenshot_as_png())
 
 
@@ -168,7 +167,7 @@ def as_page(prompt: str, screen: pyte.Screen) -> str:
     style = (
         "body{margin:0;background:#e9ecf1}i{font-style:normal}"
         "pre{margin:16px;padding:16px 18px;border-radius:10px;background:#12161d;color:#dfe5ee;overflow:hidden;"
-        "font:13px/1.5 'DejaVu Sans Mono',monospace;white-space:pre}"
+        "font:12px/1.6 'DejaVu Sans Mono',monospace;white-space:pre}"
     )
     body = "\n".join([f'<i style="color:#7fd88f">{html.escape(prompt)}</i>', *lines])
     return f"<!doctype html><meta charset=utf-8><style>{style}</style><pre>{body}</pre>"

@@ -27,6 +27,7 @@ from minetorch.deadline import JobEnd
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.elastic import Exact, check_exact
 from minetorch.errors import ConfigurationError, StoppedEarly
+from minetorch.facts import Plain, facts_of
 from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
@@ -261,7 +262,8 @@ class Trainer(TrainerState):
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
             )
-        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
+        facts = facts_of(self.settings, model, optimizer, train_dataloader)
+        checkpointer = self._checkpointer(store.child("models"), facts) if self.is_main else None
         self.files = store if checkpointer is None else self._fenced(store, checkpointer.fence)
         self.drawer = make_drawers(
             drawer,
@@ -359,7 +361,7 @@ class Trainer(TrainerState):
         self.train_dataloader = share(train, training=True)
         self.val_dataloader = None if val is None else share(val, training=False)
 
-    def _checkpointer(self, store: Store) -> Checkpointer:
+    def _checkpointer(self, store: Store, facts: Mapping[str, Plain]) -> Checkpointer:
         return Checkpointer(
             store,
             keep_last=self.settings.keep_last,
@@ -369,6 +371,7 @@ class Trainer(TrainerState):
             monitor=self.settings.monitor,
             mode=self.settings.mode,
             expected_keys=REQUIRED_KEYS,
+            settings=facts,
             logger=self.logger,
         )
 

@@ -25,7 +25,7 @@ def test_the_wheel_has_both_packages_whole_and_nothing_else(wheel):
         str(path.relative_to(folder.parent))
         for folder in (ROOT / "minetorch", ROOT / "launch/minetorch_launch")
         for path in folder.rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "templates"
     }
     assert names == sources
     assert {"minetorch/py.typed", "minetorch_launch/py.typed"} <= names

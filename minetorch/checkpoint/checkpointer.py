@@ -73,6 +73,7 @@ class Checkpointer:
         monitor: str = "val_loss",
         mode: Mode = "min",
         expected_keys: Collection[str] = (),
+        settings: Mapping[str, str | int | float | bool | None] | None = None,
         logger: logging.Logger,
         clock: Callable[[], float] = time.time,
         fence: Fence | None = None,
@@ -90,6 +91,7 @@ class Checkpointer:
             monitor: the metric that decides which is best.
             mode: whether a low ("min") or high ("max") metric is good.
             expected_keys: what a payload without a manifest must hold to pass for a checkpoint of ours.
+            settings: what the run is configured with, for the manifests.
             logger: for what the user should know but which stops nothing.
             clock: the Unix time in seconds.
             fence: this start of the run among its others; one of this process by default.
@@ -116,6 +118,7 @@ class Checkpointer:
         self._monitor = monitor
         self._mode: Mode = mode
         self._expected_keys = expected_keys
+        self._settings = dict(settings or {})
         self._logger = logger
         self._clock = clock
         self._patience = patience or Patience(logger)
@@ -255,6 +258,7 @@ class Checkpointer:
             code=self._code,
             monitor=self._monitor,
             mode=self._mode,
+            settings=self._settings,
         )
         self._drafted = Draft(manifest, best)
         return self._drafted

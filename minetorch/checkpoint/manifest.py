@@ -16,7 +16,7 @@ from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
 FORMAT = 1
 """The format that this version writes and the newest that it reads."""
 
-_SINCE_FIRST = frozenset({"monitor", "mode"})
+_SINCE_FIRST = frozenset({"monitor", "mode", "settings"})
 """Fields that manifests of this format may lack, for they were added to it."""
 
 _DIGEST = re.compile(r"crc32:[0-9a-f]{8}")
@@ -67,6 +67,8 @@ class Manifest:
     """The metric by which the run calls a checkpoint `best`; "" where the manifest is of before this was kept."""
     mode: str = ""
     """Whether a low ("min") or high ("max") value of it is good; "" as above."""
+    settings: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+    """What the run was configured with, as `facts.facts_of` gives it; empty where the manifest is of before that."""
     format: int = FORMAT
 
     @property
@@ -192,6 +194,9 @@ def _tables_problem(content: dict[str, Any]) -> str | None:
         table = content[key]
         if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
             return f"its {key} are not a table"
+    settings = content.get("settings", {})
+    if not isinstance(settings, dict) or any(isinstance(value, dict | list) for value in settings.values()):
+        return "its settings are not a table of plain values"
     aliases = content["aliases"]
     if not isinstance(aliases, dict):
         return "its aliases are not a table"

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from minetorch.cli import cp, export, ls, prove, prune, show, verify
+from minetorch.cli import compare, cp, export, ls, prove, prune, report, show, verify, watch
 from minetorch.errors import ConfigurationError, MinetorchError
 from minetorch.version import __version__
 
@@ -75,11 +75,11 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="minetorch",
-        description="Look at, check, move and drop the checkpoints of runs, and prove that they resume.",
+        description="Look at runs and compare them; check, move and drop their checkpoints; prove that they resume.",
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"minetorch {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (ls, show, verify, export, prune, cp, prove):
+    for command in (ls, show, compare, report, watch, verify, export, prune, cp, prove):
         command.add_to(commands)
     return parser

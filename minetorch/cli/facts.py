@@ -69,4 +69,5 @@ def checkpoint_facts(run: Run, item: Item) -> dict[str, Any]:
         "host": None if manifest is None else manifest.host,
         "versions": None if manifest is None else manifest.versions,
         "code": None if manifest is None else manifest.code,
+        "settings": None if manifest is None else manifest.settings,
     }

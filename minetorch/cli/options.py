@@ -21,9 +21,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_url", metavar="RUN", help="path or URL of a run: {alchemistic_directory}/{code}")
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """The options that every command has."""
-    parser.add_argument("--json", action="store_true", help="print JSON, with the keys that docs/checkpoints.md lists")
+def add_common(parser: argparse.ArgumentParser, page: str = "docs/checkpoints.md") -> None:
+    """The options that every command has; `page` lists the keys of its JSON."""
+    parser.add_argument("--json", action="store_true", help=f"print JSON, with the keys that {page} lists")
     add_storage(parser, "storage", "passed on to fsspec, such as endpoint_url=http://… or profile=lab; repeatable")
 
 

@@ -37,6 +37,7 @@ PASSED_ON = {
     "str(error)": "an error of the launcher, in a notebook",
     "refusal": "what the script was refused for, in another process",
     "f'{self.shown}: {self.hide(told)}'": "a database's own words",
+    "f'{self.url}: {known}'": "which graphs a run has",
     "'%s:%d: %s: %s'": "a warning of Python",
 }
 """What says nothing by itself, and whose words it hands on."""

@@ -118,8 +118,8 @@ def take_watch(browser: Any, out: Path) -> None:
             with serving([sys.executable, "-c", script, "watch", "runs"], r"at (http://\S+)") as url:
                 size(browser, 1180, 420)
                 browser.get(url)
-                text = lambda: browser.find_element(By.TAG_NAME, "main").text  # noqa: E731
-                wait(lambda: re.search(r"plan-c\s+running\s+\d", text()), browser)
+                told = "return document.querySelector('main').innerText"  # in one go: the page may change itself
+                wait(lambda: re.search(r"plan-c\s+running\s+\d", browser.execute_script(told)), browser)
                 save(out / "watch.png", browser.get_screenshot_as_png())
         finally:
             running.kill()

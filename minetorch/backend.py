@@ -61,7 +61,7 @@ class Backend:
         if not exchanges and world.size > 1:
             self._start_alike()
         self._ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
-        if self._ddp is not None:
+        if self._ddp is not None and not find_unused_parameters:  # with it, DDP keeps the buckets that it begins with
             settle_buckets(self._ddp)
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
         self._norm_before_clipping: torch.Tensor | None = None

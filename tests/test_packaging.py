@@ -38,6 +38,7 @@ def test_the_metadata_says_what_it_needs_and_brings(wheel):
     assert "Requires-Python: >=3.10" in text
     assert set(re.findall(r"^Provides-Extra: (\w+)", text, re.MULTILINE)) == {
         "dev",
+        "docs",
         "examples",
         "notebook",
         "s3",

@@ -78,4 +78,4 @@ def test_the_manifest_and_the_state_are_as_documented(workplace):
     assert {name for cell in re.findall(r"^\| (`.*?) \|", part, re.M) for name in re.findall(r"\w+", cell)} == fields
     part = DOCS.split("| key | what it holds |")[1].split("## The manifest")[0]
     named = {name for cell in re.findall(r"^\| (`.*?) \|", part, re.M) for name in re.findall(r"\w+", cell)}
-    assert named - {"scaler"} == set(minetorch.load("alchemistic_directory/plan-a"))
+    assert named - {"scaler", "virtual_shards"} == set(minetorch.load("alchemistic_directory/plan-a"))

@@ -5,8 +5,7 @@ What needs torch is imported when it is first used, so that the `minetorch` comm
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minetorch.errors import (
     CheckpointCorruptError,
@@ -25,6 +24,7 @@ from minetorch.errors import (
     SupersededError,
     WorkersFailedError,
 )
+from minetorch.lazy import lazily
 from minetorch.version import __version__
 
 if TYPE_CHECKING:
@@ -78,12 +78,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@ What needs torch is imported when it is first used: the process that paints pict
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minetorch.lazy import lazily
 
 if TYPE_CHECKING:
     from minetorch.drawers.curves import Curve, Curves, Mark
@@ -44,9 +45,4 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _MODULES)

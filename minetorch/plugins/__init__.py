@@ -9,8 +9,9 @@ Trainer(..., plugins=[EMA(0.999), EarlyStopping("val_loss", patience=5)])
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minetorch.lazy import lazily
 
 if TYPE_CHECKING:
     from minetorch.plugins.best_k import BestK
@@ -56,12 +57,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

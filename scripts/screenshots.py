@@ -17,7 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nbformat
 import pyte
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -79,6 +82,7 @@ def main(out: Path) -> None:
         take_tensorboard(browser, out)
         take_watch(browser, out)
         take_terminal(browser, out)
+        take_notebook(browser, out)
 
 
 def take_report(browser: Any, url: str, out: Path) -> None:
@@ -136,6 +140,19 @@ def take_terminal(browser: Any, out: Path) -> None:
     height = browser.execute_script("return document.querySelector('pre').offsetHeight")
     size(browser, 1160, height + 32)
     save(out / "terminal.png", browser.get_screenshot_as_png())
+
+
+def take_notebook(browser: Any, out: Path) -> None:
+    """The example, run by a kernel: its first training, on two workers."""
+    notebook = nbformat.read(ROOT / "examples/train.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(Path.cwd())}}).execute()
+    page = Path("notebook.html")
+    page.write_text(HTMLExporter(exclude_input_prompt=True).from_notebook_node(notebook)[0], encoding="utf-8")
+    size(browser, 1000, 1000)
+    browser.get(page.absolute().as_uri())
+    top = "document.querySelector('.jp-OutputArea-output img').closest('.jp-Cell').getBoundingClientRect().top"
+    browser.execute_script(f"window.scrollTo(0, {top} + window.scrollY)")
+    save(out / "notebook.png", browser.get_screenshot_as_png())
 
 
 def terminal(command: list[str]) -> pyte.Screen:

@@ -85,10 +85,10 @@ def make_trainer(parts):
 def launch(run_command):
     """Starts a script of the folder `worlds` on several workers."""
 
-    def launch(nproc, script, *arguments, options=()):
+    def launch(nproc, script, *arguments, options=(), timeout=150):
         path = Path(__file__).parent / "worlds" / script
         launcher = [sys.executable, "-m", "minetorch_launch", "--nproc", nproc, "--device", "cpu", *options]
-        return run_command(*launcher, path, *arguments)
+        return run_command(*launcher, path, *arguments, timeout=timeout)
 
     return launch
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import active_children, parent_process, resource_tracker, util
@@ -21,9 +22,14 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
+from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 _PR_SET_PDEATHSIG = 1
+
+_SETTLE_S = 0.01
+"""Seconds for the threads of the last collective to let go of its tensors. One that does so at the moment of a fork has
+a lock of the interpreter, which Python before 3.12 leaves taken in the child: that worker would never start."""
 
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR2, signal.SIGINT})
 """What a worker does not obey."""
@@ -70,6 +76,8 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
             # Needed by the other ways to start. It lifts the mask when it starts, and would die of SIGUSR2 without.
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        elif dist.is_available() and dist.is_initialized():
+            time.sleep(_SETTLE_S)
         return iter(loader)
     finally:
         for process in set(active_children()) - before:

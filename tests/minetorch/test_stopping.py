@@ -69,7 +69,7 @@ def test_hooks_stop_all_from_any_rank_also_main_only_ones(stops):
         assert found[case]["at"] in ([1, 4, 4], [1, 5, 5]), case
     for case in ("graceful", "graceful main only"):
         assert (found[case]["at"], found[case]["complete"]) == ([1, 6, 6], True), case
-    assert found["before it trains"]["at"] in ([1, 1, 1], [1, 2, 2])
+    assert found["before it trains"]["at"] == [0, 0, 0]
 
 
 def test_whatever_takes_long_is_cut_short_or_waited_for_and_the_notice_is_not_lost(stops):
@@ -88,7 +88,7 @@ def test_deadlines(stops):
     assert (timed["code"], timed["complete"]) == (0, False)
     assert timed["seconds"] < 15
     assert ended["code"] == 75
-    assert ended["at"] in ([1, 1, 1], [1, 2, 2])
+    assert ended["at"] in ([0, 0, 0], [1, 1, 1], [1, 2, 2])
     log = (runs / "end of the job/log.txt").read_text()
     assert "The job's time is nearly up: stopped early, with all work saved up to step" in log
 

@@ -219,20 +219,28 @@ def settle_buckets(ddp: DistributedDataParallel) -> None:
         for name, parameter in ddp.module.named_parameters()
         if parameter.requires_grad and name not in ddp.parameters_to_ignore
     ]
-    # Gradients and hooks of the user's: neither is meant for zeros.
-    put_aside = [(p, p.grad, p._backward_hooks, p._post_accumulate_grad_hooks) for p in parameters]
+    # Gradients and hooks of the user's: neither is meant for zeros. Autograd has the hooks' dicts, not the attributes.
+    gradients = [parameter.grad for parameter in parameters]
+    hooks = [
+        (held, dict(held))
+        for parameter in parameters
+        for held in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
+        if held
+    ]
     for parameter in parameters:
-        parameter.grad = parameter._backward_hooks = parameter._post_accumulate_grad_hooks = None
+        parameter.grad = None
+    for held, _ in hooks:
+        held.clear()
     ddp.reducer.prepare_for_forward()
     ddp.reducer.prepare_for_backward([])
     for parameter in reversed(parameters):
         layout = torch.sparse_coo if id(parameter) in sparse else torch.strided
         parameter.backward(torch.zeros_like(parameter, layout=layout))
     ddp.reducer._rebuild_buckets()
-    for parameter, gradient, hooks, later_hooks in put_aside:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-        parameter._backward_hooks = hooks
-        parameter._post_accumulate_grad_hooks = later_hooks
+    for held, content in hooks:
+        held.update(content)
 
 
 def placement(device: torch.device) -> Callable[[Any], Any] | None:

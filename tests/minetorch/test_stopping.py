@@ -66,7 +66,8 @@ def test_hooks_stop_all_from_any_rank_also_main_only_ones(stops):
     found = stops[0][0]
     for case in ("main only", "rank 2"):
         assert found[case]["code"] == 0
-        assert found[case]["at"] in ([1, 4, 4], [1, 5, 5]), case
+        # A round may be open already, for a checkpoint that has become durable.
+        assert found[case]["at"] in ([1, 4, 4], [1, 5, 5], [1, 6, 6]), case
     for case in ("graceful", "graceful main only"):
         assert (found[case]["at"], found[case]["complete"]) == ([1, 6, 6], True), case
     assert found["before it trains"]["at"] == [0, 0, 0]

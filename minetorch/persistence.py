@@ -377,8 +377,9 @@ class Persistence:
         if self._generators is not None:
             restore_generators(self._generators)
 
-    def forget_generators(self) -> None:
-        """From here on what is drawn is the run's own."""
+    def let_generators_go(self) -> None:
+        """Put them back for the last time: from here on what is drawn is the run's own."""
+        self.put_back_generators()
         self._generators = None
 
     def _own_generators(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -424,14 +424,12 @@ class Trainer(TrainerState):
         Hooks that run when a Trainer starts may draw random numbers, and an uninterrupted run would not have.
         """
         if self.progress.epoch_complete:
-            self._persistence.put_back_generators()
-            self._persistence.forget_generators()
+            self._persistence.let_generators_go()
         self.progress.start_epoch()
         self._take_up_epoch()
         self._heartbeat.epoch(self.current_epoch)
         self._hooks.call("before_epoch_start", epoch=self.current_epoch)
-        self._persistence.put_back_generators()
-        self._persistence.forget_generators()
+        self._persistence.let_generators_go()
 
     @property
     def history(self) -> History:

@@ -6,12 +6,12 @@ What needs torch is imported when it is first used: manifests can be listed and 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minetorch.checkpoint.manifest import Manifest
 from minetorch.checkpoint.names import check_alias, parse_resume
 from minetorch.checkpoint.store import Store
+from minetorch.lazy import lazily
 
 if TYPE_CHECKING:
     from minetorch.checkpoint.checkpointer import Checkpointer
@@ -22,8 +22,4 @@ __all__ = ["Checkpoint", "Checkpointer", "Manifest", "Store", "check_alias", "de
 
 _MODULES = {"Checkpoint": "finder", "Checkpointer": "checkpointer", "decode": "reader"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazily(__name__, _MODULES)

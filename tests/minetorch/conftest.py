@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import boto3
 import pytest
 import torch
+from s3fs import S3FileSystem
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from minetorch import Trainer
+from minetorch.cli import main
 
 
 def mean_squared_error(trainer, data):
@@ -167,3 +169,33 @@ def bucket(s3_server):
     client.create_bucket(Bucket=name)
     yield SimpleNamespace(name=name, url=f"s3://{name}", options=options, environ=environ, client=client)
     client.close()
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `minetorch` with these arguments; returns what it printed, or with `--json` the value."""
+
+    def run(*words, expect=0):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        printed = capsys.readouterr()
+        assert code == expect, printed
+        if code == 2:
+            assert printed.out == ""
+            assert printed.err.count("\n") == 1, printed.err
+        if "--json" in words and code < 2 and printed.out:
+            return json.loads(printed.out, parse_constant=pytest.fail)
+        return printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture
+def aws(bucket, monkeypatch):
+    """The bucket, with its credentials and server in the environment."""
+    for name, value in bucket.environ.items():
+        monkeypatch.setenv(name, value)
+    # A client that was made before would go on with its own.
+    S3FileSystem.clear_instance_cache()
+    yield bucket
+    S3FileSystem.clear_instance_cache()

@@ -1,6 +1,5 @@
 """Real runs to look at, some of them killed."""
 
-import json
 import logging
 import re
 import shutil
@@ -11,7 +10,6 @@ import time
 
 import pytest
 import torch
-from s3fs import S3FileSystem
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from torch import nn
@@ -19,7 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import Trainer
 from minetorch.checkpoint import Checkpointer, Store
-from minetorch.cli import main
 
 
 def mean_squared_error(trainer, data):
@@ -58,33 +55,6 @@ def trained_plans(tmp_path_factory):
 def plans(trained_plans, tmp_path):
     """A copy of these runs that a test may change."""
     return shutil.copytree(trained_plans, tmp_path / "plans", symlinks=True)
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs `minetorch` with these arguments; returns what it printed, or with `--json` the value."""
-
-    def run(*words, expect=0):
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        printed = capsys.readouterr()
-        assert code == expect, printed
-        if "--json" in words and code < 2 and printed.out:
-            return json.loads(printed.out, parse_constant=pytest.fail)
-        return printed.out + printed.err
-
-    return run
-
-
-@pytest.fixture
-def aws(bucket, monkeypatch):
-    """The bucket, with its credentials and server in the environment."""
-    for name, value in bucket.environ.items():
-        monkeypatch.setenv(name, value)
-    # A client that was made before would go on with its own.
-    S3FileSystem.clear_instance_cache()
-    yield bucket
-    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

@@ -9,30 +9,24 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minetorch.checkpoint.memory import allocate
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator
     from concurrent.futures import Future
 
     from typing_extensions import Buffer
 
 PART = 8 << 20
-"""Bytes of a part, at least (S3 takes no fewer than 5 MiB), and of a range."""
+"""Bytes of a part, at least; S3 takes no fewer than 5 MiB."""
 
 MOST_PARTS = 10_000
 """S3 takes no more parts than these."""
 
 AT_ONCE = 8
 """Parts on the way at the same time, each of which is held in memory."""
-
-_CHUNK = 1 << 18
-"""Bytes taken from a connection at a time, at most."""
 
 
 @dataclass(frozen=True)
@@ -167,32 +161,6 @@ def create(fs: Any, path: str, data: bytes) -> None:
         _create_in_parts(fs, path, data)
 
 
-def fetch(fs: Any, path: str, size: int, done: Callable[[memoryview], object]) -> memoryview:
-    """The content of a file of a known size, by several ranges at once. For any asynchronous fsspec file system.
-
-    Args:
-        fs: the file system.
-        path: the file.
-        size: its bytes.
-        done: is called on this thread with piece after piece, in order, while later ones are still on their way.
-
-    Raises:
-        EOFError: the file is shorter.
-    """
-    content = allocate(size)
-    pieces = [(start, content[start : start + PART]) for start in range(0, size, PART)]
-    client = _client_for_threads(fs) if len(pieces) > AT_ONCE else None
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="minetorch-read") as pool:
-        fetching = [pool.submit(_fetch_range, fs, client, path, start, piece) for start, piece in pieces]
-        try:
-            for fetched, (_, piece) in zip(fetching, pieces, strict=True):
-                fetched.result()
-                done(piece)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return content
-
-
 def uploads(fs: Any, folder: str) -> Iterator[Upload]:
     """The unfinished uploads of files directly in a folder."""
     bucket, prefix, _ = fs.split_path(folder)
@@ -242,60 +210,6 @@ def _is_unknown(err: OSError) -> bool:
     response = getattr(err.__cause__, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return err.errno == errno.ENOSYS or status == 501
-
-
-def _client_for_threads(fs: Any) -> Any:
-    """A client like that of an `S3FileSystem`, but one that several threads can use at once; None if there is none.
-
-    All that comes through the file system's own client passes one thread, decryption included, at half the speed.
-    """
-    try:
-        import botocore.session
-        from botocore.config import Config
-
-        own = fs.s3
-        credentials = own._request_signer._credentials
-        keys = _start(fs, credentials.get_frozen_credentials()).result() if credentials is not None else None
-        session = botocore.session.get_session()
-        # Has read the service's description, which else takes longer than a hundred megabytes do.
-        session.register_component("data_loader", fs.session.get_component("data_loader"))
-        return session.create_client(
-            "s3",
-            region_name=own.meta.region_name,
-            endpoint_url=own.meta.endpoint_url,
-            verify=fs.client_kwargs.get("verify"),
-            # What fails once is left to the file system, which has the patience.
-            config=own.meta.config.merge(Config(max_pool_connections=AT_ONCE, retries={"total_max_attempts": 1})),
-            aws_access_key_id=keys and keys.access_key,
-            aws_secret_access_key=keys and keys.secret_key,
-            aws_session_token=keys and keys.token,
-        )
-    except Exception:  # of another storage, or of a version that is made differently: it can do without
-        return None
-
-
-def _fetch_range(fs: Any, client: Any, path: str, start: int, target: memoryview) -> None:
-    if client is not None:
-        with suppress(Exception):  # whatever it is, the file system tries again, and says it in its own words
-            bucket, key, _ = fs.split_path(path)
-            _receive(client, bucket, key, start, target)
-            return
-    data = fs.cat_file(path, start=start, end=start + len(target))
-    if len(data) != len(target):
-        raise EOFError(f"{path} ends before byte {start + len(target)}")
-    target[:] = data
-
-
-def _receive(client: Any, bucket: str, key: str, start: int, target: memoryview) -> None:
-    """Read a range to where it belongs, as it comes."""
-    answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{start + len(target) - 1}")
-    with closing(answer["Body"]) as body:
-        at = 0
-        while at < len(target):
-            count = body.readinto(target[at : at + _CHUNK])
-            if not count:
-                raise EOFError("the answer is too short")
-            at += count
 
 
 def _start(fs: Any, call: Coroutine[Any, Any, Any]) -> Future[Any]:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 
-from minetorch.checkpoint import s3
+from minetorch.checkpoint import ranges, s3
 from minetorch.checkpoint.entry import Entry, Unfinished
 from minetorch.checkpoint.local_disk import LocalDisk
 from minetorch.checkpoint.urls import checked_name, hider, shown, split_protocol
@@ -342,7 +342,7 @@ class _RemoteFiles:
         """The whole file, of this size; `done` is given piece after piece."""
         fs, whole = self._at(path)
         if self.is_asynchronous:
-            return s3.fetch(fs, whole, size, done)
+            return ranges.fetch(fs, whole, size, done)
         content = memoryview(fs.cat_file(whole))
         done(content)
         return content

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from minetorch.checkpoint import Store, local_disk, s3
+from minetorch.checkpoint import Store, local_disk, ranges
 from minetorch.errors import ConfigurationError, StorageError
 
 
@@ -37,40 +37,16 @@ def test_replaces_what_was_there(store: Store) -> None:
 
 
 def test_reads_a_large_file_and_tells_of_each_piece_in_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "PART", 1000)
+    monkeypatch.setattr(ranges, "RANGE", 1000)
     monkeypatch.setattr(local_disk, "_BUFFER", 1000)
-    receive, received = s3._receive, []
-
-    def count(*arguments: Any) -> None:
-        receive(*arguments)
-        received.append(arguments)
-
-    monkeypatch.setattr(s3, "_receive", count)
     data, pieces = random.Random(1).randbytes(20_500), list[bytes]()
     store.write("x", data)
     content = store.read_large("x", len(data), lambda piece: pieces.append(bytes(piece)))
     assert content == data == b"".join(pieces)
-    assert len(received) == (21 if store.url.startswith("s3:") else 0)
-
-
-def test_what_breaks_off_on_its_way_is_fetched_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    receive = s3._receive
-
-    def break_off(client: Any, bucket: str, key: str, start: int, target: memoryview) -> None:
-        if start % 3000 == 0:
-            target[:500] = b"?" * 500
-            raise ConnectionResetError
-        receive(client, bucket, key, start, target)
-
-    monkeypatch.setattr(s3, "PART", 1000)
-    monkeypatch.setattr(s3, "_receive", break_off)
-    data = random.Random(2).randbytes(12_000)
-    store.write("x", data)
-    assert store.read_large("x", len(data), len) == data
 
 
 def test_a_large_file_that_is_shorter_than_was_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "PART", 1000)
+    monkeypatch.setattr(ranges, "RANGE", 1000)
     store.write("x", b"x" * 11_500)
     pieces: list[int] = []
     try:

@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint is ever run, wherever in it code stands and whatever reads it; and no run's file leads out."""
+"""Nothing in a checkpoint is ever run, wherever code stands in it; and no file of a run leads out of it."""
 
 import dataclasses
 import os

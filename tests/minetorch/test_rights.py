@@ -11,6 +11,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from minetorch.plugins import EMA
 
 
+@pytest.fixture(autouse=True)
+def memory():
+    yield
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
 @pytest.fixture
 def umask(request):
     before = os.umask(request.param)
@@ -58,5 +65,3 @@ def test_temporary_files_are_private(make_trainer, tmp_path, monkeypatch):
     make_trainer(alchemistic_directory=f"memory://rights-{tmp_path.name}", drawer="tensorboard").train()
     assert set(seen.values()) == {0o700}
     assert list(scratch.iterdir()) == []
-    MemoryFileSystem.store.clear()
-    MemoryFileSystem.pseudo_dirs[:] = [""]

@@ -85,7 +85,7 @@ class Store:
         """
         text = os.fspath(url)
         if not isinstance(text, str) or not text.strip() or "\0" in text:
-            raise ConfigurationError(f"a path or URL is needed, not {url!r}")
+            raise ConfigurationError(f"a path or URL is needed, not {shown(str(text))!r}")
         protocol, rest = split_protocol(text)
         if protocol is None:
             # Not resolve(): a user who reaches a disk through a link goes on calling it by the link's name.
@@ -147,6 +147,8 @@ class Store:
 
     def url_of(self, name: str = "") -> str:
         """The full path of a file in a local store, its URL in another; for display and for users to copy."""
+        if not self.is_local:
+            name = name.partition("?")[0]  # a signature, of a file that was given by a signed URL
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
     def read(self, name: str) -> bytes:
@@ -286,7 +288,7 @@ class Store:
                 return call(self._root)
             except FileNotFoundError as err:
                 if _says(err, "NoSuchBucket"):
-                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from err
+                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from None
                 return []
 
     @contextmanager
@@ -299,16 +301,17 @@ class Store:
         except _WriterError as err:
             raise err.original from None
         except Exception as err:
+            cause = err if self.is_local else None  # a remote one's words may hold secrets
             if isinstance(err, FileNotFoundError) and verb in ("read", "look at"):
-                raise FileNotFoundError(f"{self.url_of(name)} does not exist") from err
+                raise FileNotFoundError(f"{self.url_of(name)} does not exist") from cause
             if verb == "create" and _exists_already(err):
-                raise FileExistsError(f"{self.url_of(name)} exists already") from err
+                raise FileExistsError(f"{self.url_of(name)} exists already") from cause
             if verb == "create" and isinstance(err, NotImplementedError | ValueError):
-                raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from err
+                raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from cause
             words = self._hide(str(err).strip()) or "it gave no reason"
             failure = StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})")
             failure.is_lasting = isinstance(err, PermissionError | NotADirectoryError) or _says(err, "NoSuchBucket")
-            raise failure from (err if self.is_local else None)  # a remote one's words may hold secrets
+            raise failure from cause
 
 
 class _RemoteFiles:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 10
 """Seconds for a server to accept a connection, or for another writer of an SQLite file to be done."""
 
-_SECRET = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
+_SECRET = re.compile(r"pass|pwd|secret|token|key|credential|odbc_connect", re.IGNORECASE)
 _TIMEOUTS = {
     "sqlite": "timeout",
     "psycopg": "connect_timeout",

@@ -107,7 +107,9 @@ class KeepLedger:
         if self._file is None:
             path = self._store.local_path(file_name(start.generation, start.rank))
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            # Not through a link, by which a run that somebody sent would write to any file of its user's.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._file = os.open(path, flags, 0o666)
         if not self._begun:
             self._rows[:0] = start.to_line()
             self._begun = True

@@ -11,7 +11,6 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,9 +61,8 @@ class _Storage(NamedTuple):
     key: str
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that was not fetched."""
+class StoredTensor(NamedTuple):
+    """A tensor that was not fetched. A tuple, for a pickle cannot change what one holds."""
 
     storage: _Storage
     offset: int

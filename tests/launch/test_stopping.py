@@ -28,7 +28,8 @@ WORKS = """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
     try:
-        batches = iter(DataLoader(Slow(), num_workers=2 if os.environ["RANK"] == "1" else 0))
+        # No tensors: one that is just being handed over by a descriptor has its loader's worker print a traceback.
+        batches = iter(DataLoader(Slow(), num_workers=2 if os.environ["RANK"] == "1" else 0, collate_fn=list))
         next(batches)
         print("ready", os.getpid(), flush=True)
         if sys.argv[1] == "stuck":

@@ -227,7 +227,7 @@ def meet_nodes(store: Any) -> list[dict[str, Any]]:
     me, count = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
     meeting_place = socket.getaddrinfo(os.environ["MASTER_ADDR"], None, type=socket.SOCK_STREAM)[0][4][0]
     address = joining.address_towards(str(meeting_place), int(os.environ["MASTER_PORT"]))
-    with joining.listen("::" if ":" in address else "0.0.0.0", 0) as server:
+    with joining.listen(address, 0) as server:
         threading.Thread(target=answer, args=(server,), daemon=True).start()
         place = {"host": socket.gethostname(), "address": address, "interface": joining.interface_of(address)}
         _tell(store, "place", me, {**place, "port": server.getsockname()[1]})

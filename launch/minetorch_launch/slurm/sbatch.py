@@ -124,7 +124,8 @@ def write(file: Path, text: str) -> None:
     """
     try:
         file.write_text(text, encoding="utf-8")
-        file.chmod(0o755)
+        readable = file.stat().st_mode & 0o444  # as the umask has it: a command's arguments may be nobody else's
+        file.chmod(file.stat().st_mode | readable >> 2)
     except OSError as error:
         raise UsageError(f"--sbatch={file}: {error.strerror}; give a file that you may write") from None
 

@@ -34,6 +34,12 @@ LOSSES: list[float | None] = [5.0, 1.0, 3.0, 1.0, math.nan, None]
         ({"keep_last": 1, "aliases": {"best": 2, "mine": 3}}, {2, 3, 6}),
         ({"keep_last": 3, "aliases": {"best": 2}}, {2, 4, 5, 6}),
         ({"keep_best": 1, "aliases": {"latest": 6, "best": 2}}, {2, 4, 6}),
+        ({"keep_last": 1, "keep_every": 2}, {2, 4, 6}),
+        ({"keep_last": 1, "keep_every": 1}, {1, 2, 4, 5, 6}),  # 3 is no end of an epoch
+        ({"keep_last": 1, "keep_every": 7}, {6}),
+        ({"keep_last": 1, "keep_every_steps": 3}, {3, 6}),
+        ({"keep_best": 1, "keep_every": 5, "keep_every_steps": 2}, {2, 4, 5, 6}),
+        ({"keep_every": 2, "keep_every_steps": 2}, {1, 2, 3, 4, 5, 6}),  # by themselves they limit nothing
     ],
     ids=str,
 )
@@ -41,7 +47,13 @@ def test_what_is_kept(manifest: Make, options: dict[str, Any], kept: set[int]) -
     names = {n: manifest(1, n, n).name for n in range(1, 7)}
     aliases = {alias: names[n] for alias, n in options.pop("aliases", {}).items()}
     manifests = [
-        manifest(1, n, n, metrics={} if loss is None else {"val_loss": loss}, aliases=aliases if n == 6 else {})
+        manifest(
+            *(1, n, n),
+            epoch=n,
+            epoch_complete=n != 3,
+            metrics={} if loss is None else {"val_loss": loss},
+            aliases=aliases if n == 6 else {},
+        )
         for n, loss in enumerate(LOSSES, 1)
     ]
     protected = [names[n] for n in options.pop("protected", ())]

@@ -4,6 +4,8 @@ import logging
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -81,6 +83,39 @@ def test_nothing_in_it_is_run(saved, tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
     os.system(Hostile().__reduce__()[1][0])  # it would have
     assert (tmp_path / "ran").exists()
+
+
+class Tampered:
+    """A tensor whose pickle goes on to change what has been made of it."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def __reduce__(self):
+        storage = torch.UntypedStorage(48)
+        return torch._utils._rebuild_tensor_v2, (storage, 0, (2, 3), (3, 1), False, OrderedDict()), self.change
+
+
+@pytest.mark.parametrize("change", [{"shape": "xx"}, (None, {"stride": Hostile()}), {"is_contiguous": True}])
+def test_a_pickle_cannot_change_what_stands_for_a_tensor(saved, monkeypatch, change):
+    monkeypatch.setenv("HOSTILE", "/nowhere/at/all")
+    store, manifest = saved({"drawer": curves_of(3).state_dict()})
+    path = store.child("models").local_path(manifest.payload)
+    with zipfile.ZipFile(path) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist()}
+    (name,) = [name for name in files if name.endswith("data.pkl")]
+    content = BytesIO()
+    pickler = pickle.Pickler(content, protocol=2)
+    pickler.persistent_id = lambda value: (
+        ("storage", torch.DoubleStorage, "0", "cpu", 6) if isinstance(value, torch.UntypedStorage) else None
+    )
+    pickler.dump({"drawer": {"graphs": {"loss": {"train": Tampered(change)}}}})
+    files[name] = content.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, data in files.items():
+            archive.writestr(file, data)
+    with pytest.raises(CheckpointCorruptError, match=manifest.payload):
+        Payload(store.child("models"), manifest)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from minetorch_launch import torchrun
-from minetorch_launch.errors import UsageError
+from minetorch_launch.errors import UsageError, shown
 from minetorch_launch.plan import DEVICES, SHOWS, START_METHODS, LaunchOptions
 from minetorch_launch.target import Module, Script
 
@@ -117,7 +117,7 @@ def _nodes(text: str | None) -> tuple[int, int] | None:
     try:
         return int(least), int(most) if colon else int(least)
     except ValueError:
-        raise UsageError(f"--nodes {text!r} is no number of nodes: type e.g. --nodes 4, or --nodes 2:4") from None
+        raise UsageError(f"--nodes {shown(text)} is no number of nodes: type e.g. --nodes 4, or --nodes 2:4") from None
 
 
 def _signal_names(text: str) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def _signal_names(text: str) -> tuple[str, ...]:
 
 def _signal_name(word: str) -> str:
     """``SIGUSR2`` for ``USR2``, ``usr2`` or ``12``."""
-    if word.isdecimal() and int(word) in {int(member) for member in signal.Signals}:
+    if word.isdecimal() and len(word) < 4 and int(word) in {int(member) for member in signal.Signals}:
         return signal.Signals(int(word)).name
     return "SIG" + word.upper().removeprefix("SIG")
 
@@ -135,14 +135,14 @@ def _whole(option: str, text: str, else_: str = "") -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"{option} {text!r} is not a whole number: type e.g. {option} 2{else_}") from None
+        raise UsageError(f"{option} {shown(text)} is not a whole number: type e.g. {option} 2{else_}") from None
 
 
 def _seconds(option: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{option} {text!r} is not a number of seconds: type e.g. {option} 30") from None
+        raise UsageError(f"{option} {shown(text)} is not a number of seconds: type e.g. {option} 30") from None
 
 
 class _Parser(argparse.ArgumentParser):

@@ -218,6 +218,7 @@ class Trainer(TrainerState):
             if_running=if_running,
             ledger=ledger,
         )
+        arguments.check_place(alchemistic_directory, storage_options)
         self._proof = Orders.from_environ(os.environ)
         if self._proof is not None:
             self.settings = self._proof.settings(self.settings)
@@ -242,8 +243,8 @@ class Trainer(TrainerState):
         self._accumulating = False
         self._persist_later: list[tuple[tuple[str, ...], bool]] = []
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
-        plugins = list(plugins)
-        states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
+        plugins = arguments.check_plugins(plugins)
+        states = arguments.check_statable(statable), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
         self._log = RunLog(
@@ -257,7 +258,7 @@ class Trainer(TrainerState):
         )
         self.logger = self._log.logger
         self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
-        self._hooks = self._gather_hooks(plugins, hooks or {})
+        self._hooks = self._gather_hooks(plugins, arguments.check_hooks(hooks))
         if self._proof is not None:
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
@@ -303,6 +304,7 @@ class Trainer(TrainerState):
                 self._take_up_epoch()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
+                self._persistence.check_state()
                 if self._is_noticed():
                     raise StoppedEarly
         except BaseException:
@@ -360,6 +362,9 @@ class Trainer(TrainerState):
         share = partial(share, world=self.world, seed=settings.seed, place=placement(self.device))
         self.train_dataloader = share(train, training=True)
         self.val_dataloader = None if val is None else share(val, training=False)
+        arguments.check_length("train_dataloader", self.train_dataloader)
+        if val is not None:
+            arguments.check_length("val_dataloader", self.val_dataloader)
 
     def _checkpointer(self, store: Store, facts: Mapping[str, Plain]) -> Checkpointer:
         return Checkpointer(
@@ -664,7 +669,9 @@ class Trainer(TrainerState):
                 raise
             raise explained from None
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or (training and not loss.requires_grad):
-            arguments.refuse_loss(loss)
+            arguments.refuse_loss(loss, self._loss_sum.device)
+        if loss.device != self._loss_sum.device or loss.is_complex():
+            arguments.refuse_loss(loss, self._loss_sum.device)
         return loss if loss.ndim == 0 else loss.reshape(())
 
     def _is_validation_due(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from minetorch_launch.errors import UsageError, shown
+from minetorch_launch.errors import UsageError, in_brief
 
 __all__ = ["name", "names", "one_of", "pair", "path", "seconds", "whole"]
 
@@ -22,7 +22,7 @@ def whole(
     if value is None and optional:
         return
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{option} {shown(value)} is not a whole number: type e.g. {option} 2")
+        raise UsageError(f"{option} {in_brief(value)} is not a whole number: type e.g. {option} 2")
     _within(option, value, least, most, instead)
 
 
@@ -39,7 +39,7 @@ def seconds(
     if value is None and optional:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UsageError(f"{option} {shown(value)} is not a number of seconds: type e.g. {option} 30")
+        raise UsageError(f"{option} {in_brief(value)} is not a number of seconds: type e.g. {option} 30")
     if above_zero and not value > 0:
         raise UsageError(f"{option} {value:g} is too small: type a number above 0, {meaning}")
     _within(option, value, 0, None if may_be_endless else _SECONDS_MOST, meaning)
@@ -48,7 +48,7 @@ def seconds(
 def one_of(option: str, value: object, allowed: tuple[str, ...]) -> None:
     """One of a few words."""
     if value not in allowed:
-        raise UsageError(f"{option} {shown(value)} is unknown: type {option} {'|'.join(allowed)}")
+        raise UsageError(f"{option} {in_brief(value)} is unknown: type {option} {'|'.join(allowed)}")
 
 
 def pair(option: str, value: object) -> None:
@@ -56,29 +56,29 @@ def pair(option: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, tuple) or len(value) != 2 or not all(type(number) is int for number in value):
-        raise UsageError(f"{option} {shown(value)} is no number of nodes: type e.g. {option} 2:4, which is (2, 4)")
+        raise UsageError(f"{option} {in_brief(value)} is no number of nodes: type e.g. {option} 2:4, which is (2, 4)")
 
 
 def path(option: str, value: object) -> None:
     """A path, or None."""
     if not isinstance(value, os.PathLike | None):
-        raise UsageError(f"{option} {shown(value)} is not a path: give a pathlib.Path, or None")
+        raise UsageError(f"{option} {in_brief(value)} is not a path: give a pathlib.Path, or None")
 
 
 def name(option: str, value: object) -> None:
     """A name, or None."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise UsageError(f"{option} {shown(value)} is not a name: type one, or leave {option} out")
+        raise UsageError(f"{option} {in_brief(value)} is not a name: type one, or leave {option} out")
 
 
 def names(option: str, value: object) -> None:
     """A tuple of names."""
     if not isinstance(value, tuple) or not all(isinstance(one, str) for one in value):
-        raise UsageError(f"{option} {shown(value)} is not a tuple of names: give one of strings")
+        raise UsageError(f"{option} {in_brief(value)} is not a tuple of names: give one of strings")
 
 
 def _within(option: str, value: float, least: int, most: int | None, instead: str) -> None:
     if not value >= least:
-        raise UsageError(f"{option} {shown(value)} is too small: type a number from {least} up, {instead}")
+        raise UsageError(f"{option} {in_brief(value)} is too small: type a number from {least} up, {instead}")
     if most is not None and value > most:
-        raise UsageError(f"{option} {shown(value)} is too large: type a number up to {most}")
+        raise UsageError(f"{option} {in_brief(value)} is too large: type a number up to {most}")

@@ -32,7 +32,7 @@ __all__ = [
     "StoppedError",
     "UsageError",
     "WorkerFailedError",
-    "shown",
+    "in_brief",
 ]
 
 EXIT_STOPPED_EARLY = 75
@@ -106,7 +106,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 400
 
 
-def shown(value: object) -> str:
+def in_brief(value: object) -> str:
     """A value that somebody else gave, for a message: as Python writes it, cut where it is long."""
     try:
         return _SHORT.repr(value)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import JoinError, UsageError, shown
+from minetorch_launch.errors import JoinError, UsageError, in_brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def parse_endpoint(text: str) -> Endpoint:
     well_formed = host and not host.isspace() and (closed or not bracketed) and (not rest or rest[0] == ":")
     is_port = number.isdecimal() and len(number) < 10 and 0 < int(number) < 65536
     if not well_formed or rest == ":" or not is_port:
-        raise UsageError(f"--rdzv {shown(text)} is no place to meet: type HOST or HOST:PORT (port 1 to 65535)")
+        raise UsageError(f"--rdzv {in_brief(text)} is no place to meet: type HOST or HOST:PORT (port 1 to 65535)")
     return Endpoint(host, int(number))
 
 

@@ -126,7 +126,8 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         instead = "or auto, for one worker per visible GPU"
         checks.whole("--nproc", self.nproc, 1, instead, most=_WORKERS_MOST)
-        checks.whole("--threads", self.threads, 1, "or leave it out to share the usable cores out")
+        instead = "or leave it out to share the usable cores out"
+        checks.whole("--threads", self.threads, 1, instead, most=_WORKERS_MOST)
         checks.whole("--max-restarts", self.max_restarts, 0, "0 ends the launch at the first failure", optional=False)
         checks.whole("--node-rank", self.node_rank, 0, "this node's place in the order of ranks")
         checks.seconds("--grace", self.grace, "the seconds a worker has to end by itself", optional=False)
@@ -359,7 +360,7 @@ def _notices(options: LaunchOptions, in_job: bool) -> tuple[str, ...]:
 
 def _derived_run_id(target: Target, options: LaunchOptions) -> str:
     """The same on all nodes of one job, and another for another command: two jobs at one endpoint never merge."""
-    return f"run-{zlib.crc32(f'{target} {options.nodes}'.encode()):08x}"
+    return f"run-{zlib.crc32(f'{target} {options.nodes}'.encode(errors='surrogateescape')):08x}"
 
 
 def _range(nodes: tuple[int, int]) -> str:

@@ -2,16 +2,13 @@
 
 import json
 import math
-import socket
 import string
-import sys
 from contextlib import suppress
 
-import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minetorch_launch.arguments import _parser, help_text, read
+from minetorch_launch.arguments import _parser, read
 from minetorch_launch.console.collapse import Collapse
 from minetorch_launch.console.lines import Lines
 from minetorch_launch.errors import UsageError
@@ -93,9 +90,7 @@ def compressed(numbers, width):
             runs[-1].append(number)
         else:
             runs.append([number])
-    return ",".join(
-        f"{run[0]:0{width}}-{run[-1]:0{width}}" if len(run) > 1 else f"{run[0]:0{width}}" for run in runs
-    )
+    return ",".join(f"{run[0]:0{width}}-{run[-1]:0{width}}" if len(run) > 1 else f"{run[0]:0{width}}" for run in runs)
 
 
 names = st.text(string.ascii_letters + string.digits + "-.", min_size=1, max_size=6)
@@ -176,7 +171,9 @@ variables = st.one_of(numbers, odd_lists, anything, batch_words, st.sampled_from
 @example({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_STEP_ID": HUGE}, None, None)
 @example({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", BATCH_VARIABLE: "[" * 100_000}, "7.0", None)
 @example({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", BATCH_VARIABLE: '{"workers": "2", "times": {}}'}, "7.0", None)
-@example({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_START_TIME": "9", "SLURM_JOB_END_TIME": "5"}, None, 1)
+@example(
+    {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_JOB_START_TIME": "9", "SLURM_JOB_END_TIME": "5"}, None, 1
+)
 def test_slurms_variables_make_a_job_or_are_refused(environ, own_step, asked):
     try:
         job = SlurmJob.from_env(environ, own_step)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from minetorch import arguments
 from minetorch.agreement import NOTHING, Request
 from minetorch.backend import Backend, placement
-from minetorch.bars import ViewDisplay, make_display
+from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.data import Batch, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
@@ -39,6 +39,7 @@ from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.inline_epochs import InlineEpochs
 from minetorch.plugins.ledger import KeepLedger
+from minetorch.plugins.loss_watch import LossWatch
 from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
@@ -257,6 +258,7 @@ class Trainer(TrainerState):
             held=True,
         )
         self.logger = self._log.logger
+        self._loss_watch = LossWatch(self.logger)
         self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
         self._hooks = self._gather_hooks(plugins, arguments.check_hooks(hooks))
         if self._proof is not None:
@@ -316,8 +318,9 @@ class Trainer(TrainerState):
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
-            display = ViewDisplay(self._view) if self._view is not None else None
-            self._progress_bar = ProgressBar(display or make_display(os.environ, in_notebook=settings.in_notebook))
+            display: Display | None = ViewDisplay(self._view) if self._view is not None else None
+            display = display or make_display(os.environ, in_notebook=settings.in_notebook)
+            self._progress_bar = ProgressBar(display, watch=self._loss_watch)
             built_in.append(self._progress_bar)
         if settings.persist_minutes is not None:
             built_in.append(SaveByTime(settings.persist_minutes))
@@ -683,6 +686,7 @@ class Trainer(TrainerState):
         self.lowest_train_loss = min(self.lowest_train_loss, train_loss)
         if val_loss is not None:
             self.metrics["val_loss"] = val_loss
+            self._watch_loss(val_loss, "validation")
             self.lowest_val_loss = min(self.lowest_val_loss, val_loss)
         self._hooks.call("after_epoch_end", epoch=self.current_epoch, train_loss=train_loss, val_loss=val_loss)
         self.drawer.flush()
@@ -754,6 +758,11 @@ class Trainer(TrainerState):
         sums[self.rank] = self._loss_sum
         self.progress.loss_sums = self.world.reduce(sums, "sum").tolist()
         self.progress.loss_sum = sum(self.progress.loss_sums)
+        self._watch_loss(self.progress.loss_sum, "training")
+
+    def _watch_loss(self, loss: float, which: str) -> None:
+        if self.is_main:
+            self._loss_watch.look(loss, step=self.progress.step, epoch=self.current_epoch, which=which)
 
     def _take_up_epoch(self) -> None:
         """Go on with the epoch's sum of losses (rank 0 has it all at another world size than before) and its stream."""

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import socket
 import string
 from contextlib import suppress
 
@@ -9,9 +11,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from minetorch_launch.arguments import _parser, read
+from minetorch_launch.channel import Channel, parse_message
+from minetorch_launch.console import Console
 from minetorch_launch.console.collapse import Collapse
 from minetorch_launch.console.lines import Lines
 from minetorch_launch.errors import UsageError
+from minetorch_launch.guard import Guard
 from minetorch_launch.hangs.watch import HEARTBEAT_BYTES, PHASES, Heartbeat, first_heartbeat
 from minetorch_launch.joining import parse_endpoint
 from minetorch_launch.plan import LaunchOptions, make_plan
@@ -44,6 +49,14 @@ numbers = st.one_of(
 )
 anything = st.text(st.characters(blacklist_characters="\0"), max_size=12)
 values = st.one_of(numbers, anything, st.sampled_from(["cpu", "cuda", "spawn", "h:5", "[::1]:7", "usr1,12", "c10d"]))
+
+
+def check(error):
+    """A refusal fits on a screen; one with line breaks would have them from what was given."""
+    assert len(str(error).splitlines()) == 1, str(error)
+    assert len(str(error)) < 2000
+
+
 words = st.one_of(
     st.sampled_from(OWN + TORCHRUNS + ["-m", "--", "--module", "-", "train.py"]),
     st.tuples(st.sampled_from(OWN + TORCHRUNS), values).map("=".join),
@@ -65,8 +78,7 @@ def test_a_command_line_is_understood_or_refused_in_one_line(line, node):
             assert plan.text()
             assert math.isfinite(plan.grace)
     except UsageError as error:
-        assert len(str(error).splitlines()) == 1, str(error)
-        assert len(str(error)) < 1000
+        check(error)
 
 
 @fuzzed
@@ -188,7 +200,7 @@ def test_slurms_variables_make_a_job_or_are_refused(environ, own_step, asked):
         assert make_plan_of(filled).text()
         assert all(isinstance(word, str) for word in srun_command(job, LaunchOptions(), ["x"], name="n"))
     except UsageError as error:
-        assert len(str(error)) < 2000
+        check(error)
 
 
 def make_plan_of(options):
@@ -225,6 +237,60 @@ def test_whatever_is_in_a_heartbeats_memory(data, pid):
     # From a worker's own start on: every field but the first two may be anything.
     beat = Heartbeat.from_bytes(first_heartbeat(pid)[:16] + data.ljust(HEARTBEAT_BYTES, b"\xff"), pid)
     assert beat is None or beat.phase in PHASES
+
+
+messages = st.fixed_dictionaries(
+    {"event": st.sampled_from(["failed", "result", "stacks", "x"]) | plain},
+    optional=dict.fromkeys(["time", "code", "summary", "traceback", "uses_trainer", "pickle", "number"], plain),
+).map(lambda message: json.dumps(message).encode())
+
+
+@fuzzed
+@given(st.binary(max_size=40) | plain.map(lambda value: json.dumps(value).encode()) | messages)
+@example(b"[" * 100_000)
+@example(b'{"event": ["failed"]}')
+@example(b'{"event": "stacks", "number": Infinity}')
+@example(b'{"event": "result", "pickle": "a"}')
+@example(b'{"event": "failed", "time": NaN, "code": 1, "summary": "", "traceback": "", "uses_trainer": false}')
+def test_a_workers_line_is_a_message_or_nothing(line):
+    message = parse_message(line)
+    if message is not None:
+        kinds = {"failed": (float, int), "result": bytes, "stacks": int}[message["event"]]
+        assert isinstance(message[{"failed": "time", "result": "pickle", "stacks": "number"}[message["event"]]], kinds)
+
+
+def test_what_workers_say_is_understood():
+    failed = {"event": "failed", "time": 1.5, "code": -2, "summary": "é", "traceback": "\n", "uses_trainer": True}
+    assert parse_message(json.dumps(failed).encode()) == failed
+    assert parse_message(b'{"event": "result", "pickle": "AAE="}') == {"event": "result", "pickle": b"\0\1"}
+
+
+def test_strangers_at_the_channel_are_hung_up_on():
+    """Also those that know the token, but do not bring what a worker brings."""
+    out, err = os.pipe(), os.pipe()
+    with Guard() as guard, Channel(Console(out[1], err[1]), guard) as channel:
+        channel.begin_attempt(0)
+
+        @settings(fuzzed, max_examples=40)
+        @given(st.binary(max_size=40) | plain.map(lambda value: json.dumps(value).encode()), st.booleans())
+        @example(b"[" * 100_000, False)
+        @example(b'{"rank": Infinity}', True)
+        def call(words, knows):
+            if knows:
+                words = json.dumps({"token": channel.token, "rank": words.decode(errors="replace")}).encode()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+                stranger.settimeout(30)
+                stranger.connect("\0" + channel.address)
+                with suppress(OSError):
+                    stranger.sendall(words + b"\n")
+                    assert stranger.recv(1) == b""
+
+        call()
+        channel.settle()
+        assert channel.heard() == {}
+        assert channel._thread.is_alive()
+    for fd in (*out, *err):
+        os.close(fd)
 
 
 pieces = st.lists(st.binary(max_size=40) | st.sampled_from([b"\n", b"\r", b"\r\n", b"a\rb", b"\n\n", b"\xff"]))

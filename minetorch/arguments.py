@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, in_brief
 from minetorch.stateful import Stateful
 
 
@@ -18,9 +19,32 @@ def either(trival: bool, trivial: bool | None) -> bool:
     """The one option that has two spellings."""
     if trivial is None:
         return trival
+    if not isinstance(trivial, bool):
+        raise ConfigurationError(f"trivial={in_brief(trivial)} is not allowed: trivial must be True, False or None.")
     if trival and not trivial:
         raise ConfigurationError("trival=True and trivial=False are the same option with two values: give one of them.")
     return trivial
+
+
+def check_place(alchemistic_directory: Any, storage_options: Any) -> None:
+    """Refuse what cannot be where a run is kept.
+
+    Raises:
+        ConfigurationError: and says which argument it is.
+    """
+    if not isinstance(alchemistic_directory, str | os.PathLike) or not str(alchemistic_directory).strip():
+        raise ConfigurationError(
+            "alchemistic_directory must be a path, or a URL such as 's3://bucket/runs'; "
+            f"{in_brief(alchemistic_directory)} was given."
+        )
+    if storage_options is None:
+        return
+    if not isinstance(storage_options, Mapping) or not all(isinstance(key, str) for key in storage_options):
+        # Not shown: there may be a secret in it.
+        raise ConfigurationError(
+            "storage_options must be a dict of what fsspec takes, such as {'endpoint_url': 'http://127.0.0.1:9000'}, "
+            f"or None; {type(storage_options).__name__} was given, or a key that is no string."
+        )
 
 
 def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloader: Any) -> None:
@@ -34,6 +58,7 @@ def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloa
     _check_kind("train_dataloader", train_dataloader, DataLoader, "a torch.utils.data.DataLoader")
     if val_dataloader is not None:
         _check_kind("val_dataloader", val_dataloader, DataLoader, "a torch.utils.data.DataLoader, or None")
+    _check_parameters(model)
     own = {id(parameter) for parameter in model.parameters()}
     optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(id(parameter) in own for parameter in optimized):
@@ -43,15 +68,63 @@ def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloa
         )
 
 
+def check_length(name: str, loader: Any) -> None:
+    """Refuse a loader of which it is known that it gives nothing.
+
+    Raises:
+        ConfigurationError: an epoch has no batch.
+    """
+    try:
+        batches = len(loader)
+    except (TypeError, NotImplementedError):  # a stream, or a sampler that does not say
+        return
+    if batches == 0:
+        raise ConfigurationError(
+            f"{name} has no batch: its dataset is empty, or smaller than a batch of all workers, with drop_last=True."
+        )
+
+
+def check_hooks(hooks: Any) -> Mapping[str, Any]:
+    """The `hooks` argument, none for None.
+
+    Raises:
+        ConfigurationError: it is no mapping of hook points.
+    """
+    if hooks is None:
+        return {}
+    if not isinstance(hooks, Mapping):
+        raise ConfigurationError(
+            "hooks must be a dict of functions by their hook points, such as {'after_epoch_end': my_hook}; "
+            f"{in_brief(hooks)} was given."
+        )
+    return hooks
+
+
+def check_plugins(plugins: Any) -> list[Any]:
+    """The `plugins` argument as a list of its own.
+
+    Raises:
+        ConfigurationError: it is no list, but perhaps a single plugin.
+    """
+    if isinstance(plugins, str | bytes | Mapping | torch.Tensor) or not isinstance(plugins, Iterable):
+        raise ConfigurationError(
+            f"plugins must be a list of objects, such as [NaNGuard()]; {in_brief(plugins)} was given."
+        )
+    return list(plugins)
+
+
 def check_statable(statable: Any) -> dict[str, Stateful]:
     """The `statable` argument as a dict of its own.
 
     Raises:
         ConfigurationError: it is no mapping of names to objects that can be saved.
     """
-    if not isinstance(statable, Mapping):
+    if statable is None:
+        return {}
+    if not isinstance(statable, Mapping) or not all(isinstance(name, str) for name in statable):
         raise ConfigurationError(
-            f"statable must be a dict of named objects, such as {{'scheduler': scheduler}}; {statable!r} was given."
+            "statable must be a dict of named objects, such as {'scheduler': scheduler}; "
+            f"{in_brief(statable)} was given."
         )
     for name, member in statable.items():
         if isinstance(member, nn.Module | torch.optim.Optimizer) and name in ("model", "optimizer"):
@@ -88,7 +161,7 @@ def loss_caller(loss_func: Any) -> Callable[[Any, Any], Any]:
         ConfigurationError: it is no function of two arguments.
     """
     if not callable(loss_func):
-        raise ConfigurationError(f"loss_func must be a function of (trainer, data); {loss_func!r} was given.")
+        raise ConfigurationError(f"loss_func must be a function of (trainer, data); {in_brief(loss_func)} was given.")
     if isinstance(loss_func, nn.Module):
         raise ConfigurationError(
             f"loss_func must be a function of (trainer, data) that calls the model; {type(loss_func).__name__} is "
@@ -110,16 +183,23 @@ def loss_caller(loss_func: Any) -> Callable[[Any, Any], Any]:
     return loss_func  # type: ignore[no-any-return]
 
 
-def refuse_loss(loss: Any) -> NoReturn:
-    """Say what is wrong with what the loss function returned.
+def refuse_loss(loss: Any, device: torch.device) -> NoReturn:
+    """Say what is wrong with what the loss function returned, which is to be on `device`.
 
     Raises:
         ConfigurationError: always.
     """
     if not isinstance(loss, torch.Tensor):
-        given = f"{type(loss).__name__} ({loss!r})"
+        given = f"{type(loss).__name__} ({in_brief(loss)})"
     elif loss.numel() != 1:
         given = f"a tensor of shape {tuple(loss.shape)}; take its mean, as with loss.mean()"
+    elif loss.device != device:
+        given = (
+            f"one on {loss.device}, and this worker computes on {device}; leave out .cpu() and the like: data and "
+            "model are on trainer.device"
+        )
+    elif loss.is_complex():
+        given = f"a complex one ({loss.dtype}), which has no least value; take its .abs() or .real"
     else:
         given = (
             "a loss without a gradient; compute it from trainer.model's output, without .item(), .detach() or "
@@ -128,6 +208,23 @@ def refuse_loss(loss: Any) -> NoReturn:
     raise ConfigurationError(
         f"loss_func must return a tensor with one element that has a gradient; it returned {given}."
     )
+
+
+def _check_parameters(model: nn.Module) -> None:
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ConfigurationError(f"The model ({type(model).__name__}) has no parameters, so there is nothing to train.")
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigurationError(
+            f"All parameters of the model ({type(model).__name__}) are frozen, so there is nothing to train. Call "
+            "requires_grad_() on those that are to learn, before the Trainer is made."
+        )
+    meta = next((name for name, parameter in parameters.items() if parameter.is_meta), None)
+    if meta is not None:
+        raise ConfigurationError(
+            f"The model's parameter {meta} is on the meta device, and has no values. Make the model on the CPU, or "
+            "call its to_empty(device='cpu') and give it its weights."
+        )
 
 
 def _check_kind(name: str, value: Any, kind: type, description: str) -> None:

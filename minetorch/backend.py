@@ -18,11 +18,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
 from minetorch.world import World
 
 Amp = Literal[False, "bf16", "fp16"]
+
+_UNFIT = RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError
+"""What torch's own classes raise for another's state."""
 
 
 class Backend:
@@ -49,10 +53,16 @@ class Backend:
             find_unused_parameters: have DDP look in every step for the parameters that the loss does not depend on.
 
         Raises:
-            ConfigurationError: fp16 on a CPU, or bf16 where the device has none.
+            ConfigurationError: fp16 on a CPU, bf16 where the device has none, lazy parameters with several workers.
         """
         if amp == "fp16" and world.device.type == "cpu":
             raise ConfigurationError('amp="fp16" needs a GPU. On a CPU use amp="bf16", or amp=False.')
+        lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+        if lazy is not None and world.size > 1:
+            raise ConfigurationError(
+                f"The model's parameter {lazy} has no shape before the first batch, and with several workers it must "
+                "have one. Call the model once with a batch before the Trainer is made."
+            )
         self.world = world
         self.optimizer = optimizer
         self.unwrapped_model = model
@@ -185,14 +195,14 @@ class Backend:
         """
         try:
             self.unwrapped_model.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
+        except _UNFIT as error:
             raise CheckpointMismatchError(
                 f"The checkpoint does not fit this model: {error}\n"
                 "Use the model it was made with, another `code`, or resume=False to start afresh."
             ) from None
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError) as error:
+        except _UNFIT as error:
             raise CheckpointMismatchError(
                 f"The checkpoint does not fit this {type(self.optimizer).__name__}: {error}. "
                 "Use the optimizer it was made with, another `code`, or resume=False to start afresh."

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable
 
 
@@ -100,9 +101,21 @@ class StoppedEarly(SystemExit):
         super().__init__(os.EX_TEMPFAIL)
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 400
+
+
+def in_brief(value: object) -> str:
+    """A value that somebody else gave, for a message: as Python writes it, cut where it is long."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an int of more digits than Python puts into words
+        return f"{type(value).__name__}(…)"
+
+
 def unknown_name(kind: str, given: object, known: Iterable[str]) -> str:
     """A sentence for a name that is none of `known`, with the nearest one suggested."""
     known = list(known)
     near = difflib.get_close_matches(str(given), known, n=1)
     suggestion = f" Did you mean {near[0]!r}?" if near else ""
-    return f"There is no {kind} {given!r}.{suggestion} Known are {', '.join(map(repr, known))}."
+    return f"There is no {kind} {in_brief(given)}.{suggestion} Known are {', '.join(map(repr, known))}."

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from minetorch.errors import ConfigurationError, unknown_name
+from minetorch.errors import ConfigurationError, in_brief, unknown_name
 from minetorch.heartbeat import Heartbeat, Phase
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Hooks:
             raise ConfigurationError(unknown_name("hook point", point, HOOK_POINTS))
         if not callable(function):
             raise ConfigurationError(
-                f"The hook for {point!r} must be a function or a list of functions; {function!r} was given."
+                f"The hook for {point!r} must be a function or a list of functions; {in_brief(function)} was given."
             )
         label = f"hook {owner or getattr(function, '__qualname__', function)!r} at {point!r}"
         wanted = _wanted(function, point, label)
@@ -114,7 +114,7 @@ class Hooks:
         points = [point for point in HOOK_POINTS if callable(getattr(plugin, point, None))]
         if not points:
             raise ConfigurationError(
-                f"Plugin {plugin!r} has no method named as a hook point, so it would never be called. "
+                f"Plugin {in_brief(plugin)} has no method named as a hook point, so it would never be called. "
                 f"The hook points are {', '.join(HOOK_POINTS)}."
             )
         for point in points:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, decode
 from minetorch.checkpoint.names import LATEST, epoch_alias
+from minetorch.checkpoint.plain import plain_state
 from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.data.order import derive_seed
-from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError, SupersededError
+from minetorch.errors import (
+    CheckpointMismatchError,
+    ConfigurationError,
+    MinetorchError,
+    StorageError,
+    SupersededError,
+)
 from minetorch.history import Ended, History, Start
 from minetorch.log import RunLog
 from minetorch.randomness import generator_states, restore_generators, seed_generators
@@ -26,6 +34,20 @@ REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
 
 CLAIM_TURN_S = 60.0
 """Seconds for which rank 0 waits for another process before it lets the other ranks know that it still does."""
+
+
+@contextmanager
+def _taken_over(what: str, path: str) -> Iterator[None]:
+    """Say of which part of a checkpoint it is that cannot be taken over."""
+    try:
+        yield
+    except MinetorchError:
+        raise
+    except Exception as error:
+        raise CheckpointMismatchError(
+            f"The {what} in {path} cannot be taken over ({type(error).__name__}: {error}). Use what the checkpoint was "
+            "made with, another `code`, or resume=False to start afresh."
+        ) from error
 
 
 class Persistence:
@@ -122,6 +144,24 @@ class Persistence:
             )
 
         return world.on_main(start)
+
+    def check_state(self) -> None:
+        """Look whether a checkpoint could hold the state, before hours of work depend on it. Every rank calls it.
+
+        Raises:
+            ConfigurationError: it could not.
+        """
+        self._trainer.world.on_main(self._check_state)
+
+    def _check_state(self) -> None:
+        plain_state(self._trainer.backend.state_dict())
+        for group, members in self._groups.items():
+            for name, member in members.items():
+                try:
+                    state = member.state_dict()
+                except Exception:  # one that has no state before its first epoch
+                    continue
+                plain_state({group: {name: state}})
 
     def fence(self) -> None:
         """Return when the model and all else may be changed, as far as a save that is under way goes."""
@@ -332,21 +372,24 @@ class Persistence:
             )
         self._check_shards(state.get("virtual_shards"), path)
         trainer.backend.load_state_dict(state)
-        trainer.progress.load_state_dict(state["progress"])
-        trainer.drawer.load_state_dict(state.get("drawer", {}))
-        trainer.metrics.update(state.get("metrics", {}))
-        trainer.lowest_train_loss = state.get("lowest_train_loss", trainer.lowest_train_loss)
-        trainer.lowest_val_loss = state.get("lowest_val_loss", trainer.lowest_val_loss)
+        with _taken_over("counters", path):
+            trainer.progress.load_state_dict(state["progress"])
+            trainer.metrics.update(state.get("metrics", {}))
+            trainer.lowest_train_loss = float(state.get("lowest_train_loss", trainer.lowest_train_loss))
+            trainer.lowest_val_loss = float(state.get("lowest_val_loss", trainer.lowest_val_loss))
+            self.history.load_state_dict(state.get("history", []))
+        with _taken_over("curves", path):
+            trainer.drawer.load_state_dict(state.get("drawer", {}))
         for group, members in self._groups.items():
-            self._load_group(group, members, state.get(group, {}))
-        self._generators = self._own_generators(state.get("random", []))
-        self.put_back_generators()
-        self.history.load_state_dict(state.get("history", []))
+            self._load_group(group, members, state.get(group, {}), path)
+        with _taken_over("random generators", path):
+            self._generators = self._own_generators(state.get("random", []))
+            self.put_back_generators()
         self._resumed_from = path
         progress = trainer.progress
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
         logs = state.get("logs", [])
-        if trainer.rank < len(logs):
+        if isinstance(logs, list) and trainer.rank < len(logs):
             self._log.heal(logs[trainer.rank], progress.step)
 
     def _check_shards(self, before: int | None, path: str) -> None:
@@ -363,10 +406,13 @@ class Persistence:
             path,
         )
 
-    def _load_group(self, group: str, members: Mapping[str, Stateful], states: Mapping[str, Any]) -> None:
+    def _load_group(self, group: str, members: Mapping[str, Stateful], states: Any, path: str) -> None:
+        if not isinstance(states, Mapping):
+            raise CheckpointMismatchError(f"{path} is no checkpoint of a Trainer: its {group} are no table by name.")
         for name, member in members.items():
             if name in states:
-                member.load_state_dict(states[name])
+                with _taken_over(f"state of {group} {name!r}", path):
+                    member.load_state_dict(states[name])
             else:
                 self._trainer.logger.warning("The checkpoint has no state of %s %r: it starts afresh.", group, name)
         for name in states.keys() - members.keys():

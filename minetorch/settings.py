@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from minetorch.errors import ConfigurationError
+from minetorch.checkpoint.names import parse_resume
+from minetorch.errors import ConfigurationError, in_brief
 from minetorch.log import LOGGING_FORMAT
+
+_MOST_BITS = 63
+_LONGEST_NAME = 255
+"""Bytes, as Linux's file systems have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +83,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_code()
-        if not isinstance(self.resume, bool | str | int) or self.resume == "":
-            self._refuse("resume", "True, False, an epoch's number, or a checkpoint's name, file name, path or URL")
+        parse_resume(self.resume)
         for name in ("eval_stride", "accumulated_iter", "virtual_shards"):
             self._check_count(name)
         for name in ("persist_stride", "persist_steps", "max_epochs"):
@@ -89,8 +93,8 @@ class Settings:
         for name in ("persist_minutes", "clip_grad_norm"):
             self._check_positive(name, getattr(self, name))
         self._check_positive("max_time", self.max_seconds)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            self._refuse("seed", "a whole number")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed.bit_length() > _MOST_BITS:
+            self._refuse("seed", f"a whole number of up to {_MOST_BITS} bits")
         self._check_choice("mode", ("min", "max"))
         self._check_choice("amp", (False, "bf16", "fp16"))
         self._check_choice("elastic", (False, "exact"))
@@ -98,7 +102,7 @@ class Settings:
         self._check_choice("if_running", ("refuse", "wait", "replace"))
         for name in ("trival", "in_notebook", "split_batches", "find_unused_parameters", "ledger"):
             self._check_choice(name, (True, False))
-        if not isinstance(self.monitor, str) or not self.monitor:
+        if not isinstance(self.monitor, str) or not self.monitor.strip() or not self.monitor.isprintable():
             self._refuse("monitor", "the name of a metric, such as 'val_loss' or 'train_loss'")
 
     @property
@@ -108,7 +112,7 @@ class Settings:
 
     def _check_code(self) -> None:
         parts = self.code.split("/") if isinstance(self.code, str) else [""]
-        if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+        if not all(map(_is_directory_name, parts)):
             self._refuse(
                 "code", "the name of a directory below alchemistic_directory, such as 'plan-a' or 'mnist/plan-a'"
             )
@@ -117,14 +121,14 @@ class Settings:
         value = getattr(self, name)
         if optional and value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value.bit_length() > _MOST_BITS:
             self._refuse(name, "a whole number from 1" + (", or None" if optional else ""))
 
     def _check_positive(self, name: str, value: Any) -> None:
         if value is None:
             return
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not value > 0 or math.isinf(value):
+        if not number or not 0 < value <= sys.float_info.max:
             self._refuse(name, "a number above 0, or None")
 
     def _check_choice(self, name: str, choices: tuple[Any, ...]) -> None:
@@ -133,4 +137,10 @@ class Settings:
             self._refuse(name, " or ".join(map(repr, choices)))
 
     def _refuse(self, name: str, allowed: str) -> None:
-        raise ConfigurationError(f"{name}={getattr(self, name)!r} is not allowed: {name} must be {allowed}.")
+        raise ConfigurationError(f"{name}={in_brief(getattr(self, name))} is not allowed: {name} must be {allowed}.")
+
+
+def _is_directory_name(part: str) -> bool:
+    """Whether every storage takes it."""
+    is_plain = part not in ("", ".", "..") and "\\" not in part and part.isprintable()
+    return is_plain and len(part.encode()) <= _LONGEST_NAME

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from minetorch import arguments
 from minetorch.agreement import NOTHING, Request
 from minetorch.backend import Backend, placement
-from minetorch.bars import ViewDisplay, make_display
+from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.data import Batch, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
@@ -39,6 +39,7 @@ from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.inline_epochs import InlineEpochs
 from minetorch.plugins.ledger import KeepLedger
+from minetorch.plugins.loss_watch import LossWatch
 from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
@@ -218,6 +219,7 @@ class Trainer(TrainerState):
             if_running=if_running,
             ledger=ledger,
         )
+        arguments.check_place(alchemistic_directory, storage_options)
         self._proof = Orders.from_environ(os.environ)
         if self._proof is not None:
             self.settings = self._proof.settings(self.settings)
@@ -242,8 +244,8 @@ class Trainer(TrainerState):
         self._accumulating = False
         self._persist_later: list[tuple[tuple[str, ...], bool]] = []
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
-        plugins = list(plugins)
-        states = arguments.check_statable(statable or {}), arguments.stateful_plugins(plugins)
+        plugins = arguments.check_plugins(plugins)
+        states = arguments.check_statable(statable), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
         self._log = RunLog(
@@ -256,8 +258,9 @@ class Trainer(TrainerState):
             held=True,
         )
         self.logger = self._log.logger
+        self._loss_watch = LossWatch(self.logger)
         self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
-        self._hooks = self._gather_hooks(plugins, hooks or {})
+        self._hooks = self._gather_hooks(plugins, arguments.check_hooks(hooks))
         if self._proof is not None:
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
@@ -303,6 +306,7 @@ class Trainer(TrainerState):
                 self._take_up_epoch()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
+                self._persistence.check_state()
                 if self._is_noticed():
                     raise StoppedEarly
         except BaseException:
@@ -314,8 +318,9 @@ class Trainer(TrainerState):
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
-            display = ViewDisplay(self._view) if self._view is not None else None
-            self._progress_bar = ProgressBar(display or make_display(os.environ, in_notebook=settings.in_notebook))
+            display: Display | None = ViewDisplay(self._view) if self._view is not None else None
+            display = display or make_display(os.environ, in_notebook=settings.in_notebook)
+            self._progress_bar = ProgressBar(display, watch=self._loss_watch)
             built_in.append(self._progress_bar)
         if settings.persist_minutes is not None:
             built_in.append(SaveByTime(settings.persist_minutes))
@@ -360,6 +365,9 @@ class Trainer(TrainerState):
         share = partial(share, world=self.world, seed=settings.seed, place=placement(self.device))
         self.train_dataloader = share(train, training=True)
         self.val_dataloader = None if val is None else share(val, training=False)
+        arguments.check_length("train_dataloader", self.train_dataloader)
+        if val is not None:
+            arguments.check_length("val_dataloader", self.val_dataloader)
 
     def _checkpointer(self, store: Store, facts: Mapping[str, Plain]) -> Checkpointer:
         return Checkpointer(
@@ -664,7 +672,9 @@ class Trainer(TrainerState):
                 raise
             raise explained from None
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or (training and not loss.requires_grad):
-            arguments.refuse_loss(loss)
+            arguments.refuse_loss(loss, self._loss_sum.device)
+        if loss.device != self._loss_sum.device or loss.is_complex():
+            arguments.refuse_loss(loss, self._loss_sum.device)
         return loss if loss.ndim == 0 else loss.reshape(())
 
     def _is_validation_due(self) -> bool:
@@ -676,6 +686,7 @@ class Trainer(TrainerState):
         self.lowest_train_loss = min(self.lowest_train_loss, train_loss)
         if val_loss is not None:
             self.metrics["val_loss"] = val_loss
+            self._watch_loss(val_loss, "validation")
             self.lowest_val_loss = min(self.lowest_val_loss, val_loss)
         self._hooks.call("after_epoch_end", epoch=self.current_epoch, train_loss=train_loss, val_loss=val_loss)
         self.drawer.flush()
@@ -747,6 +758,11 @@ class Trainer(TrainerState):
         sums[self.rank] = self._loss_sum
         self.progress.loss_sums = self.world.reduce(sums, "sum").tolist()
         self.progress.loss_sum = sum(self.progress.loss_sums)
+        self._watch_loss(self.progress.loss_sum, "training")
+
+    def _watch_loss(self, loss: float, which: str) -> None:
+        if self.is_main:
+            self._loss_watch.look(loss, step=self.progress.step, epoch=self.current_epoch, which=which)
 
     def _take_up_epoch(self) -> None:
         """Go on with the epoch's sum of losses (rank 0 has it all at another world size than before) and its stream."""

@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+# For pytest --hypothesis-profile=deep, which looks for minutes where the suite looks for seconds.
+settings.register_profile("deep", max_examples=2_000)
 
 
 @pytest.fixture(scope="session")

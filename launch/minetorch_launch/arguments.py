@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from minetorch_launch import torchrun
-from minetorch_launch.errors import UsageError
+from minetorch_launch import checks, torchrun
+from minetorch_launch.errors import UsageError, in_brief
 from minetorch_launch.plan import DEVICES, SHOWS, START_METHODS, LaunchOptions
 from minetorch_launch.target import Module, Script
 
@@ -64,6 +64,8 @@ def read(argv: Sequence[str]) -> Request:
     if words.rest:
         target = (Module if words.is_module else Script)(words.rest[0], words.rest[1:])
     given = _parser().parse_args(words.own)
+    if given.slurm and given.sbatch is None:
+        raise UsageError("--slurm is for sbatch: type --sbatch as well, or leave it out")
     rest = ("-m", *words.rest) if words.is_module else words.rest
     return Request(words.own, rest, target, _options(given), given, words.ignored)
 
@@ -93,7 +95,7 @@ def _options(given: argparse.Namespace) -> LaunchOptions:
         nproc=None if given.nproc == "auto" else _whole("--nproc", given.nproc, " or auto"),
         device=given.device,
         max_restarts=_whole("--max-restarts", given.max_restarts),
-        log_dir=Path(given.log_dir) if given.log_dir else None,
+        log_dir=None if given.log_dir is None else _folder("--log-dir", given.log_dir),
         threads=None if given.threads is None else _whole("--threads", given.threads),
         start_method=given.start_method,
         preload=tuple(given.preload),
@@ -110,6 +112,11 @@ def _options(given: argparse.Namespace) -> LaunchOptions:
     )
 
 
+def _folder(option: str, text: str) -> Path:
+    checks.name(option, text)
+    return Path(text)
+
+
 def _nodes(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -117,7 +124,9 @@ def _nodes(text: str | None) -> tuple[int, int] | None:
     try:
         return int(least), int(most) if colon else int(least)
     except ValueError:
-        raise UsageError(f"--nodes {text!r} is no number of nodes: type e.g. --nodes 4, or --nodes 2:4") from None
+        raise UsageError(
+            f"--nodes {in_brief(text)} is no number of nodes: type e.g. --nodes 4, or --nodes 2:4"
+        ) from None
 
 
 def _signal_names(text: str) -> tuple[str, ...]:
@@ -126,7 +135,7 @@ def _signal_names(text: str) -> tuple[str, ...]:
 
 def _signal_name(word: str) -> str:
     """``SIGUSR2`` for ``USR2``, ``usr2`` or ``12``."""
-    if word.isdecimal() and int(word) in {int(member) for member in signal.Signals}:
+    if word.isdecimal() and len(word) < 4 and int(word) in {int(member) for member in signal.Signals}:
         return signal.Signals(int(word)).name
     return "SIG" + word.upper().removeprefix("SIG")
 
@@ -135,14 +144,14 @@ def _whole(option: str, text: str, else_: str = "") -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"{option} {text!r} is not a whole number: type e.g. {option} 2{else_}") from None
+        raise UsageError(f"{option} {in_brief(text)} is not a whole number: type e.g. {option} 2{else_}") from None
 
 
 def _seconds(option: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{option} {text!r} is not a number of seconds: type e.g. {option} 30") from None
+        raise UsageError(f"{option} {in_brief(text)} is not a number of seconds: type e.g. {option} 30") from None
 
 
 class _Parser(argparse.ArgumentParser):

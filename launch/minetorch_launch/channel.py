@@ -10,6 +10,7 @@ import base64
 import fcntl
 import hmac
 import json
+import math
 import os
 import secrets
 import selectors
@@ -31,11 +32,19 @@ if TYPE_CHECKING:
     from minetorch_launch.guard import Guard
     from minetorch_launch.hangs.watch import Heartbeat
 
-__all__ = ["Channel", "Heard"]
+__all__ = ["Channel", "Heard", "parse_message"]
 
 _CHUNK = 1 << 18
 _PIPE_SIZE = 1 << 20
 _SETTLE_SECONDS = 2.0
+
+# By event, what a message has, and of which kind.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "failed": {"time": (int, float), "code": int, "summary": str, "traceback": str, "uses_trainer": bool},
+    "result": {"pickle": str},
+    "stacks": {"number": int},
+}
+
 Handler: TypeAlias = "Callable[[], None]"
 
 
@@ -211,7 +220,7 @@ class Channel:
                 connection,
             )
             rank, attempt = int(hello["rank"]), int(hello["attempt"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             for fd in fds:
                 os.close(fd)
             self.hang_up(connection)
@@ -283,9 +292,9 @@ class Channel:
                 heard.failure = message
                 os.write(self._wakeup_write, b".")
             elif message["event"] == "result":
-                heard.result = base64.b64decode(message["pickle"])
+                heard.result = message["pickle"]
             elif message["event"] == "stacks":
-                heard.answered = int(message["number"])
+                heard.answered = message["number"]
 
     def hang_up(self, connection: socket.socket) -> None:
         """Listen to a worker's socket no more."""
@@ -316,8 +325,24 @@ class _Messages:
     def take(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            with suppress(ValueError, KeyError):
-                self._channel.note(self._rank, self._attempt, json.loads(line))
+            if (message := parse_message(line)) is not None:
+                self._channel.note(self._rank, self._attempt, message)
+
+
+def parse_message(line: bytes) -> dict[str, Any] | None:
+    """A worker's message, or None: its script has the socket, too, and may write anything. Pure."""
+    try:
+        message = json.loads(line)
+        kinds = _FIELDS[message["event"]]
+        if not all(isinstance(message[name], kind) for name, kind in kinds.items()):
+            return None
+        if message["event"] == "result":
+            message["pickle"] = base64.b64decode(message["pickle"])
+        if not math.isfinite(message.get("time", 0.0)):
+            return None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return dict(message)
 
 
 def _peer_pid(connection: socket.socket) -> int:

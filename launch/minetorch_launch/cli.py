@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Without ``argv``, the process's own is run, and the process ended at once when its job is done: Python
     would spend 0.3 s on taking apart the torch that the launcher had to import.
     """
+    if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # paths and arguments need not be text
     code = _exit_code(sys.argv[1:] if argv is None else list(argv))
     if argv is None and "torch" in sys.modules:
         atexit._run_exitfuncs()
@@ -54,6 +57,10 @@ def _run(argv: list[str]) -> int:
         from minetorch_launch import doctor
 
         return doctor.main(argv[1:])
+    try:
+        Path.cwd()
+    except OSError:
+        raise UsageError("the folder that you are in is gone: cd to one that is there") from None
     request = arguments.read(argv)
     wants, options, target = request.wants, request.options, request.target
     if wants.help:

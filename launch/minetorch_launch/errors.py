@@ -14,6 +14,7 @@ LaunchError
 
 from __future__ import annotations
 
+import reprlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ __all__ = [
     "StoppedError",
     "UsageError",
     "WorkerFailedError",
+    "in_brief",
 ]
 
 EXIT_STOPPED_EARLY = 75
@@ -98,3 +100,15 @@ class StoppedEarlyError(LaunchError):
 
     def __init__(self, message: str = "stopped early with all work saved; run the same command again to go on") -> None:
         super().__init__(message)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 400
+
+
+def in_brief(value: object) -> str:
+    """A value that somebody else gave, for a message: as Python writes it, cut where it is long."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an int of more digits than Python puts into words
+        return f"{type(value).__name__}(…)"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import JoinError, UsageError
+from minetorch_launch.errors import JoinError, UsageError, in_brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,8 +67,9 @@ def parse_endpoint(text: str) -> Endpoint:
         rest = colon + port
     number = rest.removeprefix(":") or str(DEFAULT_PORT)
     well_formed = host and not host.isspace() and (closed or not bracketed) and (not rest or rest[0] == ":")
-    if not well_formed or rest == ":" or not number.isdecimal() or not 0 < int(number) < 65536:
-        raise UsageError(f"--rdzv {text!r} is no place to meet: type HOST or HOST:PORT (port 1 to 65535)")
+    is_port = number.isdecimal() and len(number) < 10 and 0 < int(number) < 65536
+    if not well_formed or rest == ":" or not is_port:
+        raise UsageError(f"--rdzv {in_brief(text)} is no place to meet: type HOST or HOST:PORT (port 1 to 65535)")
     return Endpoint(host, int(number))
 
 

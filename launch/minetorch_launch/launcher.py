@@ -223,7 +223,10 @@ def _failure_file(log_dir: Path) -> Path:
 
 def _check_log_dir(log_dir: Path) -> None:
     """Raise unless ``log_dir`` can be made or written to; make nothing yet."""
-    nearest = next((place for place in (log_dir, *log_dir.absolute().parents) if place.exists()), Path("/"))
+    try:
+        nearest = next((place for place in (log_dir, *log_dir.absolute().parents) if place.exists()), Path("/"))
+    except OSError as error:
+        raise UsageError(f"--log-dir {log_dir}: {error.strerror}; give a folder that you may write to") from None
     if not nearest.is_dir():
         raise UsageError(f"--log-dir {log_dir}: {nearest} is a file; give the path of a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):

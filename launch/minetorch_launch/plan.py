@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from minetorch_launch import checks
 from minetorch_launch.errors import UsageError
 from minetorch_launch.joining import Endpoint, parse_endpoint
 
@@ -57,6 +58,8 @@ _NOTICES = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGHUP", "SIGINT", "SIGCONT", "SIG
 
 # Torch hands each worker two descriptors for every worker, and multiprocessing passes on 256 at most.
 _FORK_SERVERS_MOST = 125
+
+_WORKERS_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -121,24 +124,34 @@ class LaunchOptions:
     """Seconds to wait for the least number of machines, at the start and after one is lost."""
 
     def __post_init__(self) -> None:
-        _at_least("--nproc", self.nproc, 1, "or auto, for one worker per visible GPU")
-        _at_least("--threads", self.threads, 1, "or leave it out to share the usable cores out")
-        _at_least("--max-restarts", self.max_restarts, 0, "0 ends the launch at the first failure")
-        _at_least("--grace", self.grace, 0, "the seconds a worker has to end by itself")
-        _above_zero("--hang-timeout", self.hang_timeout, "the seconds without a step that make a hang")
-        _above_zero("--join-timeout", self.join_timeout, "the seconds to wait for the other nodes")
-        _at_least("--notice-before", self.notice_before, 0, "the seconds before the end of the job")
-        _at_least("--node-rank", self.node_rank, 0, "this node's place in the order of ranks")
-        _one_of("--device", self.device, DEVICES)
-        _one_of("--start-method", self.start_method, START_METHODS)
-        _one_of("--show", self.show, SHOWS)
+        instead = "or auto, for one worker per visible GPU"
+        checks.whole("--nproc", self.nproc, 1, instead, most=_WORKERS_MOST)
+        instead = "or leave it out to share the usable cores out"
+        checks.whole("--threads", self.threads, 1, instead, most=_WORKERS_MOST)
+        checks.whole("--max-restarts", self.max_restarts, 0, "0 ends the launch at the first failure", optional=False)
+        checks.whole("--node-rank", self.node_rank, 0, "this node's place in the order of ranks")
+        checks.seconds("--grace", self.grace, "the seconds a worker has to end by itself", optional=False)
+        checks.seconds("--notice-before", self.notice_before, "the seconds before the end of the job")
+        meaning = "the seconds without a step that make a hang"
+        checks.seconds("--hang-timeout", self.hang_timeout, meaning, above_zero=True, may_be_endless=True)
+        meaning = "the seconds to wait for the other nodes"
+        checks.seconds("--join-timeout", self.join_timeout, meaning, above_zero=True, optional=False)
+        checks.one_of("--device", self.device, DEVICES)
+        checks.one_of("--start-method", self.start_method, START_METHODS)
+        checks.one_of("--show", self.show, SHOWS)
+        checks.path("--log-dir", self.log_dir)
+        checks.name("--rdzv", self.rdzv)
+        checks.name("--run-id", self.run_id)
+        checks.names("--preload", self.preload)
+        checks.names("--notice-signals", self.notice_signals or ())
         for name in self.notice_signals or ():
-            _one_of("--notice-signals", name, _NOTICES)
+            checks.one_of("--notice-signals", name, _NOTICES)
         self._check_nodes()
         if self.preload and self.start_method == "spawn":
             raise UsageError("--preload is for the fork server, which --start-method spawn does without: drop one")
 
     def _check_nodes(self) -> None:
+        checks.pair("--nodes", self.nodes)
         least, most = self.nodes or (1, 1)
         if not 1 <= least <= most:
             raise UsageError(f"--nodes {least}:{most} is no range: type e.g. --nodes 4, or --nodes 2:4 for 2 to 4")
@@ -322,7 +335,7 @@ def _own_threads(environ: Mapping[str, str]) -> dict[str, str]:
     """The user's own setting. OpenMP allows a list, one number per nesting level; nonsense counts as unset."""
     own = environ.get("OMP_NUM_THREADS", "")
     first = own.split(",")[0].strip()
-    return {"OMP_NUM_THREADS": own} if first.isdecimal() and int(first) > 0 else {}
+    return {"OMP_NUM_THREADS": own} if first.isdecimal() and len(first) < 10 and int(first) > 0 else {}
 
 
 def _widest_label(node: Node, nproc: int, most_nodes: int) -> int:
@@ -347,7 +360,7 @@ def _notices(options: LaunchOptions, in_job: bool) -> tuple[str, ...]:
 
 def _derived_run_id(target: Target, options: LaunchOptions) -> str:
     """The same on all nodes of one job, and another for another command: two jobs at one endpoint never merge."""
-    return f"run-{zlib.crc32(f'{target} {options.nodes}'.encode()):08x}"
+    return f"run-{zlib.crc32(f'{target} {options.nodes}'.encode(errors='surrogateescape')):08x}"
 
 
 def _range(nodes: tuple[int, int]) -> str:
@@ -362,18 +375,3 @@ def _seconds_text(hang_timeout: float | None) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _at_least(option: str, value: float | None, least: int, instead: str) -> None:
-    if value is not None and not value >= least:
-        raise UsageError(f"{option} {value} is too small: type a number from {least} up, {instead}")
-
-
-def _above_zero(option: str, value: float | None, meaning: str) -> None:
-    if value is not None and not value > 0:
-        raise UsageError(f"{option} {value:g} is too small: type a number above 0, {meaning}")
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{option} {value} is unknown: type {option} {'|'.join(allowed)}")

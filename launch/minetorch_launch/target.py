@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from minetorch_launch.errors import UsageError
+from minetorch_launch.errors import UsageError, in_brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +81,7 @@ def check_target(target: Target) -> None:
         _check_script(target.path)
     elif isinstance(target, Module) and not find_module(target.name, target.import_root):
         raise UsageError(
-            f"no module named {target.name!r} in {target.import_root} or the installed packages: "
+            f"no module named {in_brief(target.name)} in {target.import_root} or the installed packages: "
             "give -m a name that `python -m` would run"
         )
 
@@ -102,6 +102,8 @@ def find_module(name: str, import_root: str | None) -> bool:
     as files beside it: packages may print, take seconds, or start threads when imported.
     """
     first, *rest = name.split(".")
+    if not all(rest) or "/" in name:
+        return False
     with _first_on_path(import_root):
         try:
             spec = importlib.util.find_spec(first) if first else None
@@ -116,7 +118,9 @@ def find_module(name: str, import_root: str | None) -> bool:
 
 
 def _is_module(place: Path) -> bool:
-    return place.is_dir() or any(place.parent.glob(f"{place.name}.*"))
+    with suppress(OSError, ValueError):  # a name that no file can have
+        return place.is_dir() or any(other.name.startswith(f"{place.name}.") for other in place.parent.iterdir())
+    return False
 
 
 @contextmanager
@@ -132,13 +136,20 @@ def _first_on_path(folder: str | None) -> Iterator[None]:
 
 def _check_script(path: str) -> None:
     script = Path(path)
+    try:
+        there = bool(path) and (script.is_dir() or script.exists())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{in_brief(path)} is not the path of a script: {reason}; give that of a Python file"
+        ) from None
+    if not there:
+        hint = f"type -m {path}" if find_module(path, str(Path.cwd())) else "give the path of a Python file"
+        raise UsageError(f"there is no script {in_brief(path)} in {Path.cwd()}: {hint}")
     if script.is_dir():
         entry = script / "__main__.py"
         instead = f"type {entry}" if entry.is_file() else "give the path of a Python file in it"
         raise UsageError(f"{path!r} is a directory: {instead}")
-    if not script.exists():
-        hint = f"type -m {path}" if find_module(path, str(Path.cwd())) else "give the path of a Python file"
-        raise UsageError(f"there is no script {path!r} in {Path.cwd()}: {hint}")
     try:
         with script.open("rb"):
             pass

@@ -28,8 +28,9 @@ CLAIMS = "writers"
 
 Standing = Literal["gone", "running", "unknown"]
 
-_CLAIM = re.compile(r"g(\d{4,})\.json")
-_AFTER = re.compile(r"g(\d{4,})\.after\.(.+)")
+_CLAIM = re.compile(r"g([0-9]{4,18})\.json")
+_AFTER = re.compile(r"g([0-9]{4,18})\.after\.(.+)")
+_YEAR_9999 = 253_370_764_800.0  # seconds of the Unix clock
 _NOTHING = "nothing"
 
 
@@ -142,9 +143,16 @@ class Claim:
                 step=None if content.get("step") is None else int(content["step"]),
                 start=content["start"] if isinstance(content.get("start"), dict) else None,
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
-        return claim
+        return claim if claim._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        """Whether its parts are of their kinds, and its times are ones that a calendar has."""
+        process = self.process
+        texts = (process.host, process.started, process.machine)
+        whole = isinstance(process.pid, int) and self.generation > 0
+        return whole and all(isinstance(text, str) for text in texts) and 0 <= self.claimed < _YEAR_9999
 
     def describe(self) -> str:
         """Who it is, for messages."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minetorch.checkpoint.names import BEST, LATEST, CheckpointName, alias_problem
-from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError
+from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, in_brief
 
 FORMAT = 1
 """The format that this version writes and the newest that it reads."""
@@ -87,7 +87,9 @@ class Manifest:
         content = dataclasses.asdict(self)
         content["metrics"] = {key: _to_json_number(value) for key, value in self.metrics.items()}
         content[_SEAL] = _seal(content)
-        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # A file's name need not be text: what has no UTF-8 becomes \udcff, as JSON writes it, too.
+        return text.encode(errors="backslashreplace")
 
     @classmethod
     def from_json(cls, data: bytes, origin: str = "the manifest") -> Manifest:
@@ -107,8 +109,11 @@ class Manifest:
         problem = f"it lacks {', '.join(missing)}" if missing else _problem(known)
         if problem is not None:
             raise CheckpointCorruptError(f"{origin} is not a manifest: {problem}")
-        known["metrics"] = {key: float(value) for key, value in known["metrics"].items()}
-        known["created"] = float(known["created"])
+        try:
+            known["metrics"] = {key: float(value) for key, value in known["metrics"].items()}
+            known["created"] = float(known["created"])
+        except OverflowError as err:
+            raise CheckpointCorruptError(f"{origin} is not a manifest: {err}") from None
         return cls(**known)
 
 
@@ -135,7 +140,7 @@ def _parse(data: bytes, origin: str) -> dict[str, Any]:
 def _check_format(content: dict[str, Any], origin: str) -> None:
     version = content.get("format")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointCorruptError(f"{origin} is not a manifest: its format is {version!r}, not a number")
+        raise CheckpointCorruptError(f"{origin} is not a manifest: its format is {in_brief(version)}, not a number")
     if version > FORMAT:
         raise CheckpointMismatchError(
             f"{origin} has format {version}, and this Minetorch reads up to {FORMAT}: upgrade Minetorch to use it"
@@ -154,25 +159,29 @@ def _problem(content: dict[str, Any]) -> str | None:
     """What is wrong with a manifest's fields, or None."""
     name = CheckpointName.parse(content["name"]) if isinstance(content["name"], str) else None
     if name is None:
-        return f"its name is {content['name']!r}"
+        return f"its name is {in_brief(content['name'])}"
     if content["payload"] != name.payload:
-        return f"its payload must be {name.payload!r} beside it, not {content['payload']!r}"
+        return f"its payload must be {name.payload!r} beside it, not {in_brief(content['payload'])}"
     for key in ("generation", "sequence", "step"):
         if not _is_int(content[key]) or content[key] != getattr(name, key):
-            return f"its {key} is {content[key]!r}, which its name {content['name']!r} contradicts"
+            return f"its {key} is {in_brief(content[key])}, which its name {in_brief(content['name'])} contradicts"
     for key, minimum in {"epoch": 0, "position": 0, "world_size": 1, "size": 0}.items():
         if not _is_int(content[key], minimum):
-            return f"its {key} is {content[key]!r}"
+            return f"its {key} is {in_brief(content[key])}"
     if not isinstance(content["epoch_complete"], bool):
-        return f"its epoch_complete is {content['epoch_complete']!r}"
+        return f"its epoch_complete is {in_brief(content['epoch_complete'])}"
     if not isinstance(content["digest"], str) or not _DIGEST.fullmatch(content["digest"]):
-        return f"its digest is {content['digest']!r}"
-    if not _is_number(content["created"]) or not isinstance(content["host"], str):
+        return f"its digest is {in_brief(content['digest'])}"
+    if (
+        not _is_number(content["created"])
+        or not 0 <= content["created"] < math.inf
+        or not isinstance(content["host"], str)
+    ):
         return "its time or host is not one"
     if not isinstance(content.get("monitor", ""), str) or content.get("mode", "") not in ("", "min", "max"):
-        return f"its monitor is {content.get('monitor')!r}, in mode {content.get('mode')!r}"
+        return f"its monitor is {in_brief(content.get('monitor'))}, in mode {in_brief(content.get('mode'))}"
     if not _are_names(content["dropped"]):
-        return f"its dropped checkpoints are {content['dropped']!r}"
+        return f"its dropped checkpoints are {in_brief(content['dropped'])}"
     return _metrics_problem(content["metrics"]) or _tables_problem(content)
 
 
@@ -180,9 +189,13 @@ def _metrics_problem(metrics: Any) -> str | None:
     if not isinstance(metrics, dict):
         return "its metrics are not a table"
     for key, value in metrics.items():
-        if not _is_number(value) and value not in ("nan", "inf", "-inf"):
-            return f"its metric {key!r} is {value!r}"
+        if not _is_number(value) and not (isinstance(value, str) and value in ("nan", "inf", "-inf")):
+            return f"its metric {in_brief(key)} is {in_brief(value)}"
     return None
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, dict | list) and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _are_names(names: Any) -> bool:
@@ -195,14 +208,14 @@ def _tables_problem(content: dict[str, Any]) -> str | None:
         if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
             return f"its {key} are not a table"
     settings = content.get("settings", {})
-    if not isinstance(settings, dict) or any(isinstance(value, dict | list) for value in settings.values()):
+    if not isinstance(settings, dict) or not all(map(_is_plain, settings.values())):
         return "its settings are not a table of plain values"
     aliases = content["aliases"]
     if not isinstance(aliases, dict):
         return "its aliases are not a table"
     for alias, target in aliases.items():
         if alias not in (LATEST, BEST) and alias_problem(alias) is not None:
-            return f"it has an alias {alias!r}"
+            return f"it has an alias {in_brief(alias)}"
         if not isinstance(target, str) or CheckpointName.parse(target) is None:
-            return f"its alias {alias!r} points to {target!r}"
+            return f"its alias {in_brief(alias)} points to {in_brief(target)}"
     return None

@@ -15,16 +15,16 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal
 
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, in_brief
 
 PAYLOAD_SUFFIX = ".pth.tar"
 MANIFEST_SUFFIX = ".json"
 LATEST = "latest"
 BEST = "best"
 
-_NAME = re.compile(r"g(\d{4,})-(\d{6,})-s(\d{9,})-([0-9a-f]{6})")
+_NAME = re.compile(r"g([0-9]{4,18})-([0-9]{6,18})-s([0-9]{9,18})-([0-9a-f]{6})")
 _ALIAS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-EPOCH = re.compile(r"epoch_(\d+)")
+EPOCH = re.compile(r"epoch_([0-9]{1,18})")
 """The name of the checkpoint at the end of an epoch."""
 
 
@@ -142,26 +142,28 @@ def parse_resume(resume: bool | int | str | os.PathLike[str]) -> Wanted:
     if isinstance(resume, bool):  # before int, because True is an int
         return Wanted("newest" if resume else "fresh")
     if isinstance(resume, os.PathLike):
-        return Wanted("elsewhere", text=os.fspath(resume))
+        return Wanted("elsewhere", text=os.fsdecode(resume))
     if isinstance(resume, str):
         return _parse_text(resume)
     try:
-        return Wanted("epoch", epoch=operator.index(resume))  # NumPy's integers too
-    except TypeError:
-        pass
-    raise ConfigurationError(f"resume={resume!r}: {_RESUME_FORMS}")
+        epoch = operator.index(resume)  # NumPy's integers too
+    except (TypeError, ValueError, RuntimeError):  # a tensor with several elements
+        epoch = -1
+    if epoch < 0 or epoch.bit_length() > 63:
+        raise ConfigurationError(f"resume={in_brief(resume)}: {_RESUME_FORMS}")
+    return Wanted("epoch", epoch=epoch)
 
 
 def _parse_text(text: str) -> Wanted:
     if not text.strip() or "\0" in text:
-        raise ConfigurationError(f"resume={text!r}: {_RESUME_FORMS}")
+        raise ConfigurationError(f"resume={in_brief(text)}: {_RESUME_FORMS}")
     if "/" in text or text.startswith("~"):
         return Wanted("elsewhere", text=text)
     stem = text.removesuffix(PAYLOAD_SUFFIX)
     match = EPOCH.fullmatch(stem)
     if match is not None:
         return Wanted("epoch", epoch=int(match[1]))
-    if text.isascii() and text.isdigit():
+    if re.fullmatch(r"[0-9]{1,18}", text):
         return Wanted("epoch", epoch=int(text))
     return Wanted("name", text=text)
 

@@ -14,7 +14,7 @@ from minetorch.checkpoint import ranges, s3
 from minetorch.checkpoint.entry import Entry, Unfinished
 from minetorch.checkpoint.local_disk import LocalDisk
 from minetorch.checkpoint.urls import checked_name, hider, shown, split_protocol
-from minetorch.errors import ConfigurationError, StorageError
+from minetorch.errors import ConfigurationError, StorageError, in_brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,13 +83,13 @@ class Store:
         Raises:
             ConfigurationError: the URL is not one, or the package for its protocol is not installed.
         """
-        text = os.fspath(url)
-        if not isinstance(text, str) or not text.strip() or "\0" in text:
-            raise ConfigurationError(f"a path or URL is needed, not {shown(str(text))!r}")
+        text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
+        if not isinstance(text, str) or not text.strip() or "\0" in text or not _is_encodable(text):
+            raise ConfigurationError(f"a path or URL is needed, not {in_brief(shown(text) if isinstance(text, str) else url)}")
         protocol, rest = split_protocol(text)
         if protocol is None:
             # Not resolve(): a user who reaches a disk through a link goes on calling it by the link's name.
-            path = os.path.normpath(Path(rest).expanduser().absolute())
+            path = os.path.normpath(_absolute(rest))
             return cls(LocalDisk(), path, path, True, str)
         options = dict(storage_options or {})
         _check_protocol(protocol, text)
@@ -131,7 +131,7 @@ class Store:
         """
         protocol, rest = split_protocol(url)
         if protocol is None:
-            path = Path(rest).expanduser().resolve()
+            path = _absolute(rest).resolve()
             return Store.open(path.parent), path.name
         folder, _, name = url.rstrip("/").rpartition("/")
         files = self._files
@@ -247,7 +247,8 @@ class Store:
 
     def is_link(self, name: str) -> bool:
         """Whether the name is a symbolic link, which only a local disk has."""
-        return self.is_local and self.local_path(name).is_symlink()
+        with self._translated("look at", name):
+            return self.is_local and self.local_path(name).is_symlink()
 
     @property
     def is_parallel(self) -> bool:
@@ -508,6 +509,24 @@ def _unharmed(write: Callable[[BinaryIO], object]) -> Callable[[BinaryIO], None]
             raise _WriterError(err) from err
 
     return guarded
+
+
+def _is_encodable(path: str) -> bool:
+    """Whether the system has bytes for it: not for lone surrogates, as a JSON file may have."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _absolute(path: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigurationError(f"{path}: there is no such user, or no home folder; give the whole path") from None
+    except OSError:
+        raise ConfigurationError(f"{path}: the folder that you are in is gone; cd to one that is there") from None
 
 
 def _check_protocol(protocol: str, url: str) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minetorch.checkpoint.store import Store
-from minetorch.cli.options import add_common, add_run, storage_options
+from minetorch.cli.options import add_common, add_run, local_path, storage_options
 from minetorch.cli.output import bytes_text, plural, write, write_json
 from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     import torch
 
@@ -43,11 +44,11 @@ def add_to(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Write the file, and print what is in it."""
-    out = Path(given.out).expanduser()
+    out = local_path(given.out)
     as_safetensors = out.suffix == _SAFETENSORS
     if as_safetensors and given.all:
         raise ConfigurationError("--all: a safetensors file holds tensors only; give OUT a name that ends in .pth")
-    if out.exists() and not given.force:
+    if os.path.lexists(out) and not given.force:
         raise ConfigurationError(f"{out} exists already: give --force to replace it, or another name")
     library = _safetensors() if as_safetensors else None
     found, manifest, state = _read(given)

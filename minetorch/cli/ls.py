@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.run import DEPTH, Item, Run, find_runs
 from minetorch.checkpoint.store import Store
 from minetorch.cli.facts import best_of, checkpoint_facts, rule_of, run_facts
-from minetorch.cli.options import add_common, storage_options
+from minetorch.cli.options import add_common, is_count, storage_options
 from minetorch.cli.output import age, bytes_text, metrics_text, table, warn, write, write_json
 from minetorch.errors import ConfigurationError, StorageError
 
@@ -32,7 +32,7 @@ def add_to(commands: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Print the list."""
-    if not given.depth.isdigit():
+    if not is_count(given.depth):
         raise ConfigurationError(f"--depth {given.depth}: give a whole number, 0 or more")
     now = time.time()
     store = Store.open(given.url, storage_options(given))

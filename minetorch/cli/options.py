@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+_DIGITS = re.compile(r"[0-9]{1,18}")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 
 
@@ -48,6 +49,23 @@ def storage_options(given: argparse.Namespace, name: str = "storage") -> dict[st
     return from_file | _from_pairs(getattr(given, f"{attribute}_option"), f"--{name}-option")
 
 
+def local_path(text: str) -> Path:
+    """A path on this machine.
+
+    Raises:
+        ConfigurationError: it begins with the name of a user that there is not.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigurationError(f"{text} is no path on this machine: there is no such user") from None
+
+
+def is_count(text: str, least: int = 0, most: int = 10**18) -> bool:
+    """Whether it is a whole number in plain digits, within these bounds."""
+    return _DIGITS.fullmatch(text) is not None and least <= int(text) <= most
+
+
 def _from_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -71,7 +89,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
         options = json.loads(Path(path).read_bytes())
     except OSError as err:
         raise ConfigurationError(f"cannot read the storage options in {path}: {err.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
         raise ConfigurationError(f'{path} must hold one JSON object, such as {{"key": "…", "secret": "…"}}')

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minetorch.cli.options import is_count, local_path
 from minetorch.cli.output import warn, write, write_json
 from minetorch.errors import ConfigurationError
 
@@ -61,8 +63,7 @@ def run(given: argparse.Namespace) -> int:
     from minetorch.prove.proof import Proof, Wanted  # these import torch
     from minetorch.prove.running import Script, signals_as_interrupts
 
-    script = Path(given.script)
-    if not script.is_file():
+    if not os.path.isfile(given.script):  # noqa: PTH113 (Path's own raises for a name that is too long)
         raise ConfigurationError(f"there is no script {given.script}")
     if given.device not in ("auto", "cpu", "cuda"):
         raise ConfigurationError(f"--device {given.device}: give auto, cpu or cuda")
@@ -98,15 +99,18 @@ def _silent(line: str) -> None:
 def _folder(keep: str | None) -> Path:
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="minetorch-prove-"))
-    folder = Path(keep).expanduser().absolute()
-    if folder.exists():
-        raise ConfigurationError(f"--keep {keep}: it exists already; give the name of a new folder")
-    folder.mkdir(parents=True)
+    folder = local_path(keep).absolute()
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigurationError(f"--keep {keep}: it exists already; give the name of a new folder") from None
+    except OSError as err:
+        raise ConfigurationError(f"--keep {keep}: cannot make it: {err.strerror}") from None
     return folder
 
 
 def _count(name: str, text: str, least: int = 1) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
+    if not is_count(text, least):
         raise ConfigurationError(f"--{name} {text}: give a whole number, {least} or more")
     return int(text)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.links import sync_links, wanted_links
 from minetorch.checkpoint.retention import Mode, expired
 from minetorch.checkpoint.run import Run
-from minetorch.cli.options import add_common, add_run, storage_options
+from minetorch.cli.options import add_common, add_run, is_count, storage_options
 from minetorch.cli.output import bytes_text, metrics_text, plural, table, write, write_json
 from minetorch.errors import ConfigurationError
 
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> int:
 def _count(name: str, text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not is_count(text, least=1):
         raise ConfigurationError(f"--{name.replace('_', '-')} {text}: give a whole number, 1 or more")
     return int(text)
 

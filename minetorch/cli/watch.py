@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.run import DEPTH
 from minetorch.checkpoint.store import Store
-from minetorch.cli.options import add_storage, storage_options
+from minetorch.cli.options import add_storage, is_count, storage_options
 from minetorch.cli.output import warn, write
 from minetorch.errors import ConfigurationError
 
@@ -61,6 +61,6 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _number(option: str, text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= most):
+    if not is_count(text, most=most):
         raise ConfigurationError(f"{option} {text}: give a whole number from 0 to {most}")
     return int(text)

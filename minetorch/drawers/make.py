@@ -8,7 +8,7 @@ from minetorch.drawers.fanout import Drawers, SilentDrawers
 from minetorch.drawers.figure import MatplotlibDrawer
 from minetorch.drawers.sql import SqlDrawer
 from minetorch.drawers.tensorboard import TensorboardDrawer
-from minetorch.errors import ConfigurationError, unknown_name
+from minetorch.errors import ConfigurationError, in_brief, unknown_name
 
 if TYPE_CHECKING:
     import logging
@@ -62,7 +62,7 @@ def _parse(spec: object) -> list[Drawer]:
     entries = list(spec) if isinstance(spec, (list, tuple)) else [spec]
     for entry in entries:
         if sum(other is entry or (isinstance(entry, str) and other == entry) for other in entries) > 1:
-            raise ConfigurationError(f"drawer={spec!r} has {entry!r} twice: give each drawer once")
+            raise ConfigurationError(f"drawer={in_brief(spec)} has {in_brief(entry)} twice: give each drawer once")
     return [_parse_entry(entry) for entry in entries]
 
 
@@ -74,7 +74,7 @@ def _parse_entry(entry: object) -> Drawer:
     if callable(getattr(entry, "scalars", None)):
         return cast("Drawer", entry)
     raise ConfigurationError(
-        f"drawer={entry!r} is no drawer: give one of {_known()}, a minetorch.Drawer, a list of these, or None"
+        f"drawer={in_brief(entry)} is no drawer: give one of {_known()}, a minetorch.Drawer, a list of these, or None"
     )
 
 

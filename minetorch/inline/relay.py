@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from minetorch.inline.view import View
 
+_ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of a line that is no message."""
+
 _SEND_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 5.0
 
@@ -132,7 +135,7 @@ class Listener:
                 reader.start()
 
     def _read(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as lines, suppress(OSError, ValueError, KeyError, TypeError):
+        with connection, connection.makefile("rb") as lines, suppress(*_ODD, OSError):
             hello = json.loads(lines.readline())
             if not hmac.compare_digest(hello["token"], self._token):
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, in_brief
 from minetorch.log.console import ConsoleHandler, ViewHandler
 from minetorch.log.files import FileHandler, LocalFileHandler, LogStore
 from minetorch.log.mark import Mark, ended_line
@@ -144,13 +144,13 @@ def _formatter(logging_format: str) -> logging.Formatter:
         ConfigurationError: a line cannot be formatted with it.
     """
     try:
-        if not logging_format:
-            raise ValueError("it is empty")
+        if not isinstance(logging_format, str) or not logging_format:
+            raise ValueError("it is no string, or empty")
         formatter = logging.Formatter(logging_format)
         formatter.format(logging.LogRecord("minetorch", logging.INFO, __file__, 1, "tried", None, None))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigurationError(
-            f"logging_format={logging_format!r} is not a format of Python's logging ({error}); "
+            f"logging_format={in_brief(logging_format)} is not a format of Python's logging ({error}); "
             f"the default is {LOGGING_FORMAT!r}"
         ) from error
     return formatter

@@ -16,6 +16,7 @@ from minetorch.figures import Figures
 
 if TYPE_CHECKING:
     from minetorch.bars import Display
+    from minetorch.plugins.loss_watch import LossWatch
     from minetorch.state import TrainerState
 
 _WINDOW = 8  # refreshes over which the rate is taken
@@ -44,8 +45,17 @@ class ProgressBar:
         display: Display,
         clock: Callable[[], float] = time.perf_counter,
         memory: Callable[[torch.device], int | None] | None = None,
+        watch: LossWatch | None = None,
     ) -> None:
-        """Show on `display`; `clock` gives seconds, and `memory` the bytes in use by this process and its device."""
+        """Show on `display`, and tell `watch` of each loss that is shown.
+
+        Args:
+            display: where to show.
+            clock: gives seconds.
+            memory: gives the bytes in use by this process and its device.
+            watch: warns of a loss that is not finite.
+        """
+        self._watch = watch
         self._display = display
         self._clock = clock
         self._memory = memory or memory_in_use
@@ -122,7 +132,11 @@ class ProgressBar:
         first = not self._marks
         self._marks.append(_Mark(now, done, samples, self._waited))
         if self._display.at_once or not first:
-            figures = self._figures(trainer, done, total, loss.item())
+            value = loss.item()
+            if self._watch is not None:
+                which = "validation" if self._validating else "training"
+                self._watch.look(value, step=trainer.progress.step, epoch=trainer.current_epoch, which=which)
+            figures = self._figures(trainer, done, total, value)
             try:
                 self._display.show(figures, trainer.logger)
             except (OSError, ValueError):

@@ -90,7 +90,7 @@ def test_cuda_without_a_gpu_says_why():
         ({"max_restarts": -1}, "--max-restarts -1"),
         ({"grace": -1.0}, "--grace -1"),
         ({"grace": float("nan")}, "--grace nan"),
-        ({"device": "tpu"}, r"--device tpu is unknown: type --device auto\|cpu\|cuda"),
+        ({"device": "tpu"}, r"--device 'tpu' is unknown: type --device auto\|cpu\|cuda"),
         ({"start_method": "fork"}, r"type --start-method forkserver\|spawn"),
         ({"preload": ("numpy",), "start_method": "spawn"}, "--preload is for the fork server"),
     ],

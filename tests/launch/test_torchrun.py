@@ -44,7 +44,7 @@ def test_what_has_no_effect_is_left_out_with_a_word():
         ("--local_ranks_filter 0 t.py", "--local_ranks_filter is torchrun's: type --show 0"),
         ("--master_addr h --master_port 5 t.py", "--master_addr is torchrun's: type --rdzv HOST:PORT"),
         ("--no-python t.sh", "--no-python is torchrun's: workers are Python processes"),
-        ("--start-method fork t.py", "--start-method fork is unknown: type --start-method forkserver|spawn"),
+        ("--start-method fork t.py", "--start-method 'fork' is unknown: type --start-method forkserver|spawn"),
         ("--nproc_per_nod 2 t.py", "unknown option --nproc-per-nod"),
         ("--module", "-m needs a module"),
     ],

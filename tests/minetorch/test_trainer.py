@@ -487,7 +487,7 @@ class TestBadInput:
             ({"alchemistic_directory": "nosuch://bucket"}, "nosuch"),
             ({"code": "../escape"}, "code='../escape' is not allowed"),
             ({"code": ""}, "code='' is not allowed"),
-            ({"resume": 1.5}, "resume=1.5 is not allowed"),
+            ({"resume": 1.5}, "resume=1.5: give True"),
             ({"eval_stride": 0}, "eval_stride must be a whole number from 1"),
             ({"persist_stride": -1}, "persist_stride must be a whole number from 1, or None"),
             ({"accumulated_iter": True}, "accumulated_iter=True is not allowed"),
@@ -524,7 +524,7 @@ class TestBadInput:
             make_trainer(loss_func=loss).train()
 
     def test_no_data_is_said(self, make_trainer):
-        with pytest.raises(ConfigurationError, match="train_dataloader gave no batch"):
+        with pytest.raises(ConfigurationError, match="train_dataloader has no batch"):
             make_trainer(train_dataloader=DataLoader(TensorDataset(torch.zeros(0, 1), torch.zeros(0, 1)))).train()
 
     def test_a_monitor_that_never_comes_is_said(self, make_trainer):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from minetorch_launch.arguments import parse
 from minetorch_launch.doctor.examination import Wanted, examine
 from minetorch_launch.doctor.finding import as_json, as_row, is_well, summary
-from minetorch_launch.errors import LaunchError, UsageError
+from minetorch_launch.errors import LaunchError, UsageError, in_brief
 from minetorch_launch.slurm import batch, commands
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ are accepted and change nothing. In a SLURM job it runs on each of the job's nod
 Exit code: 0 if nothing failed (warnings allowed), 1 if something did, 2 for a usage error.
 """
 _VALUED = ("--storage", "--timeout")
+_SECONDS_MOST = 1_000_000
 _FLAGS = ("--json", "-h", "--help")
 
 
@@ -78,7 +79,9 @@ def parse_doctor(argv: Sequence[str]) -> tuple[Wanted, dict[str, str]]:
             own[name] = value if equals else next(words, "")
             if not own[name]:
                 raise UsageError(f"{name} needs a value: type minetorch-launch doctor --help")
-        elif word in _FLAGS:
+        elif name in _FLAGS:
+            if equals:
+                raise UsageError(f"{name} takes no value: type minetorch-launch doctor --help")
             own[word] = ""
         else:
             rest.append(word)
@@ -94,8 +97,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"--timeout {text!r} is no number of seconds above 0: type e.g. --timeout 60")
+    if not 0 < seconds <= _SECONDS_MOST:
+        raise UsageError(f"--timeout {in_brief(text)} is no number of seconds above 0: type e.g. --timeout 60")
     return seconds
 
 

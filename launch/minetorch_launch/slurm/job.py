@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from minetorch_launch.errors import UsageError
+from minetorch_launch.errors import UsageError, in_brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,11 @@ _INTERACTIVE_STEP = 0xFFFFFFFA  # salloc's shell where LaunchParameters=use_inte
 _BATCH_STEP = 0xFFFFFFFB
 
 _FIRST_PORT, _PORTS = 15000, 15000  # below Linux's ephemeral ports, which begin at 32768
+
+_MOST_NODES = 1 << 17
+"""Twice as many as SLURM can have. More are a mistake in the list, and would fill the memory."""
+
+_MOST_DIGITS = 18
 
 NOTICE_SECONDS = 120.0
 NOTICE_SHARE = 0.1
@@ -95,9 +101,22 @@ class BatchWord:
         """
         try:
             values = json.loads(text)
-            return cls(**{**values, "times": Times(**values["times"])})
-        except (ValueError, TypeError, KeyError):
-            raise UsageError(f"{BATCH_VARIABLE}={text!r} is not what a launcher sets: unset it") from None
+            word = cls(**{**values, "times": Times(**values["times"])})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            word = None
+        if word is None or not word._is_sound():
+            raise UsageError(f"{BATCH_VARIABLE}={in_brief(text)} is not what a launcher sets: unset it")
+        return word
+
+    def _is_sound(self) -> bool:
+        """Whether each part is of its kind: JSON says nothing of that."""
+        times = (self.times.end, self.times.limit)
+        return (
+            type(self.workers) is int
+            and 0 < self.workers <= _MOST_NODES
+            and isinstance(self.address, str | None)
+            and all(time is None or (isinstance(time, int | float) and math.isfinite(time)) for time in times)
+        )
 
 
 @dataclass(frozen=True)
@@ -234,7 +253,7 @@ def make_deadline(times: Times, asked: float | None, now: float) -> Deadline | N
     """
     if times.end is None:
         return None
-    whole = times.limit or max(0.0, times.end - now)
+    whole = max(0.0, times.limit or times.end - now)
     if asked is None:
         return Deadline(times.end, min(NOTICE_SECONDS, NOTICE_SHARE * whole))
     if asked >= whole:
@@ -326,8 +345,12 @@ def expand_hosts(text: str) -> tuple[str, ...]:
     """
     entries = re.findall(r"(?:[^\[\],\s]|\[[^\[\]\s]*\])+", text)
     if not entries or ",".join(entries) != text.strip():
-        raise UsageError(f"SLURM's node list {text!r} is none: it must be like n[003-007,9],m1")
-    return tuple(host for entry in entries for host in _expand_entry(entry, text))
+        raise UsageError(f"SLURM's node list {in_brief(text)} is none: it must be like n[003-007,9],m1")
+    hosts: list[str] = []
+    for entry in entries:
+        hosts += _expand_entry(entry, text)
+        _check_number_of_nodes(len(hosts), text)
+    return tuple(hosts)
 
 
 def expand_counts(text: str) -> tuple[int, ...]:
@@ -338,9 +361,9 @@ def expand_counts(text: str) -> tuple[int, ...]:
     """
     counts: list[int] = []
     for entry in filter(None, text.split(",")):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
-        if match is None:
-            raise UsageError(f"SLURM's list of numbers {text!r} is none: it must be like 2(x3),1")
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,6})\))?", entry)
+        if match is None or len(counts) + int(match[2] or 1) > _MOST_NODES:
+            raise UsageError(f"SLURM's list of numbers {in_brief(text)} is none: it must be like 2(x3),1")
         counts += [int(match[1])] * int(match[2] or 1)
     return tuple(counts)
 
@@ -349,7 +372,7 @@ def parse_duration(text: str) -> float | None:
     """Seconds of SLURM's ``days-hours:minutes:seconds``; None for UNLIMITED, INVALID and the like."""
     days, dash, clock = text.strip().rpartition("-")
     parts = clock.split(":")
-    if not all(part.isdecimal() for part in (*parts, *([days] if dash else []))) or len(parts) > 3:
+    if not all(map(_is_number, (*parts, *([days] if dash else [])))) or len(parts) > 3:
         return None
     numbers = [int(part) for part in parts]
     if dash:
@@ -365,18 +388,31 @@ def _expand_entry(entry: str, text: str) -> list[str]:
     """``rack[1-2]n[01-02]-ib`` -> rack1n01-ib, rack1n02-ib, rack2n01-ib, rack2n02-ib."""
     parts = re.split(r"\[([^\]]*)\]", entry)
     choices = [[part] if index % 2 == 0 else _expand_ranges(part, text) for index, part in enumerate(parts)]
+    _check_number_of_nodes(math.prod(map(len, choices)), text)
     return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
 def _expand_ranges(ranges: str, text: str) -> list[str]:
     numbers: list[str] = []
     for piece in ranges.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+        match = re.fullmatch(rf"([0-9]{{1,{_MOST_DIGITS}}})(?:-([0-9]{{1,{_MOST_DIGITS}}}))?", piece)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise UsageError(f"SLURM's node list {text!r} has the odd range {piece!r}: it must be like 003-007")
+            raise UsageError(
+                f"SLURM's node list {in_brief(text)} has the odd range {in_brief(piece)}: it must be like 003-007"
+            )
         first, last = match[1], match[2] or match[1]
+        _check_number_of_nodes(len(numbers) + int(last) - int(first) + 1, text)
         numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return numbers
+
+
+def _check_number_of_nodes(number: int, text: str) -> None:
+    if number > _MOST_NODES:
+        raise UsageError(f"SLURM's node list {in_brief(text)} is none: it names more than {_MOST_NODES} hosts")
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def _find_place(environ: Mapping[str, str], own_step: str | None) -> tuple[int | None, Place]:
@@ -385,7 +421,7 @@ def _find_place(environ: Mapping[str, str], own_step: str | None) -> tuple[int |
         return None, "interactive"
     if own_step is None and not name:
         return None, "batch" if "SLURMD_NODENAME" in environ else "interactive"
-    if name == str(_BATCH_STEP) or not name.isdecimal():
+    if name == str(_BATCH_STEP) or not _is_number(name):
         return None, "batch"
     return int(name), "task"
 
@@ -412,8 +448,10 @@ def _whole(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name)
     if not text:
         return None
-    if not text.isdecimal():
-        raise UsageError(f"{name}={text!r} must be a whole number, 0 or more: SLURM sets it, so unset or mend it")
+    if not _is_number(text):
+        raise UsageError(
+            f"{name}={in_brief(text)} must be a whole number, 0 or more: SLURM sets it, so unset or mend it"
+        )
     return int(text)
 
 

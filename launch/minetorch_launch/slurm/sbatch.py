@@ -67,7 +67,8 @@ def run(request: Request, *, say: Callable[[str], None]) -> int:
     launcher = launcher_command([*_without_own(request.own), *dashes, *request.rest])
     text = batch_script(request.options, request.target, launcher, slurm=words, folder=str(Path.cwd()))
     if wants.dry_run:
-        sys.stdout.write(text)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(text))
     elif wants.sbatch:
         write(Path(wants.sbatch), text)
     else:
@@ -123,7 +124,7 @@ def write(file: Path, text: str) -> None:
         UsageError: it cannot be written.
     """
     try:
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(os.fsencode(text))
         readable = file.stat().st_mode & 0o444  # as the umask has it: a command's arguments may be nobody else's
         file.chmod(file.stat().st_mode | readable >> 2)
     except OSError as error:

@@ -93,6 +93,16 @@ class Launch:
             if "multiprocessing.forkserver" in command and room.parent(pid) == mine
         ]
 
+    def workers(self) -> list[int]:
+        """Its ranks' processes, in the order in which they were made."""
+        servers = self.fork_servers()
+        return sorted(pid for pid in self.processes() if room.parent(pid) in servers)
+
+    def loader_workers(self) -> list[int]:
+        """The children of these."""
+        workers = self.workers()
+        return sorted(pid for pid in self.processes() if room.parent(pid) in workers)
+
     def signal_all(self, signum: int) -> None:
         """To all processes of it, until no new one appears."""
         done: set[int] = set()

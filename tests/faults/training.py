@@ -112,8 +112,9 @@ from minetorch.checkpoint import writer  # noqa: E402
 from minetorch.checkpoint.checkpointer import Checkpointer  # noqa: E402
 from minetorch.checkpoint.staging import Stager  # noqa: E402
 
-EPOCHS, EPOCH, ITERATION, SAVE = 3, 2, 2, 2
-"""How many there are, and in which of them it strikes."""
+EPOCHS = FAULT.get("epochs", 3)
+EPOCH, ITERATION, SAVE = 2, 2, 2
+"""In which of them it strikes."""
 
 
 class Noisy(Dataset):

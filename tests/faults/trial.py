@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _REACHED_S = 90.0
 _END_S = 120.0
 _BLACK_OUT_S = 6.0
+_OUTAGE_S = 100.0
 _DISK = "16m"
 _ADDRESSES = "10.254.254.1", "10.254.254.2"
 _PORT = 29400
@@ -89,6 +90,8 @@ def run_sealed(cell: Cell | None, baseline: Mapping[str, str] | None, timeout: f
 
 class Trial:
     """One cell, from within its room."""
+
+    epochs = 3
 
     def __init__(self, cell: Cell | None, folder: Path, baseline: Mapping[str, str]) -> None:
         self.cell, self.folder, self.baseline = cell, folder, baseline
@@ -233,6 +236,7 @@ class Trial:
             "inside": _is_inside(cell) if cell else False,
             "notes": str(self.notes),
             "group": str(self.group),
+            "epochs": self.epochs,
         }
         name, _, value = self._variable.partition("=")
         environ = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "MINETORCH_"))}
@@ -254,6 +258,11 @@ class Trial:
         launch = Launch(words, environ, self.folder, inside, token or self._variable)
         self.launches.append(launch)
         return launch
+
+    def _hang_s(self) -> float:
+        """A storage that is away is asked again for a minute, in which the training may wait for it."""
+        outage = _OUTAGE_S if self.cell is not None and self.cell.storage != "folder" else 0.0
+        return max(HANG_S * self.slack, outage)
 
     def await_strike(self, *launches: Launch) -> float | None:
         """Wait until the fault has come, and do it where it comes from outside. When it came; None: it did not."""
@@ -360,7 +369,7 @@ class Trial:
 
 
 class Machines:
-    """A trial on two machines with a link between them: the first keeps the rendezvous."""
+    """A trial on two machines, each with its memory, with a link between them: the first keeps the rendezvous."""
 
     def __init__(self, trial: Trial) -> None:
         assert trial.cell is not None
@@ -382,7 +391,8 @@ class Machines:
 
     def _start(self, node: int, rdzv: str = f"{_ADDRESSES[0]}:{_PORT}") -> Launch:
         words = ["--nodes", 2, "--nproc", 1, "--rdzv", rdzv, "--node-rank", node, "--join-timeout", 90]
-        inside = ("ip", "netns", "exec", self.names[node])
+        memory = ("sh", "-c", 'mount -t tmpfs none /dev/shm && mount -t tmpfs none "$TMPDIR" && exec "$@"', "sh")
+        inside = ("ip", "netns", "exec", self.names[node], *memory)
         return self.trial.start([*words, "--max-restarts", 2], inside, f"FAULT_NODE={node}")
 
     def run(self) -> None:
@@ -502,7 +512,7 @@ class Machines:
 
 def slack() -> float:
     """By how much longer everything may take, where others keep this machine's cores busy: 1 to 6 times."""
-    return min(max(1.0, os.getloadavg()[0] / (2 * (os.cpu_count() or 1))), 6.0)
+    return min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 6.0)
 
 
 def _outcome(code: int, has_restarted: bool) -> Outcome:

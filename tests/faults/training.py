@@ -214,7 +214,7 @@ def before_iteration(trainer, index):
 
 
 def after_iteration(trainer, index):
-    if not IN_LOADER:
+    if FAULT["victim"] == f"rank {RANK}":
         strike_if_told()
     if FAULT["fault"] == "collective skipped" and (trainer.current_epoch, index) == (EPOCH, ITERATION):
         skips("staging", trainer.persist)

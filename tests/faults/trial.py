@@ -121,7 +121,7 @@ class Trial:
                 self._run_on_one()
             self._compare()
         if self.verdict.problems:
-            self.verdict.text = "\n=====\n".join(launch.text for launch in self.launches)[-20000:]
+            self.verdict.text = self.told()
         return self.verdict
 
     def _prepare(self, stack: ExitStack) -> None:
@@ -362,6 +362,15 @@ class Trial:
         for launch in self.launches:
             if found := launch.find("is damaged|digest does not match|not used:"):
                 self.blame(f"a checkpoint is not whole: {found[1]}")
+
+    def told(self) -> str:
+        """What the launches have said and when, and when the fault came."""
+        struck = self.notes / "struck"
+        parts = [f"struck at {self.struck_at():.2f}" if struck.exists() else "not struck"]
+        for launch in self.launches:
+            parts += [f"===== {launch.process.args}", *(f"{at:.2f} {line}" for at, line in launch.lines)]
+            parts.append(f"===== exit code {launch.process.returncode}")
+        return "\n".join(parts)[-20000:]
 
     def blame(self, problem: str) -> None:
         """Note what is not as it must be."""

@@ -262,7 +262,7 @@ class Trial:
     def _hang_s(self) -> float:
         """A storage that is away is asked again for a minute, in which the training may wait for it."""
         outage = _OUTAGE_S if self.cell is not None and self.cell.storage != "folder" else 0.0
-        return max(HANG_S * self.slack, outage)
+        return max(HANG_S * min(self.slack, 3.0), outage)
 
     def await_strike(self, *launches: Launch) -> float | None:
         """Wait until the fault has come, and do it where it comes from outside. When it came; None: it did not."""
@@ -427,6 +427,7 @@ class Machines:
         struck = time.monotonic()
         self._lose(lost)
         code = lost.end(20)
+        self._set_link("up")
         trial.verdict.outcome = "dies"
         trial.verdict.noticed_s = time.monotonic() - struck
         if code != trial.expected.exit_code:

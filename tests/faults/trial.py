@@ -248,7 +248,7 @@ class Trial:
             "--grace",
             GRACE_S,
             "--hang-timeout",
-            HANG_S * self.slack,
+            self._hang_s(),
             "--preload",
             "minetorch.trainer",
         ]

@@ -87,9 +87,12 @@ class RandomTrial(Trial):
                 launch.process.wait(self._chance.uniform(0.2, 8.0))
                 break
             self._strike(launch)
-        if launch.end(_END_S * self.slack) is None:
+        code = launch.end(_END_S * self.slack)
+        if code is None:
             self.blame("a launch did not end")
             launch.close()
+        elif code == 0 and not (self.notes / "result.json").exists():
+            self.blame("a launch ended with 0, and the run is not finished")
         self.check_left()
 
     def _strike(self, launch: Launch) -> None:

@@ -60,7 +60,7 @@ class Verdict:
     """Digests of all that the finished run holds."""
 
 
-def run_sealed(cell: Cell | None, baseline: Mapping[str, str] | None, timeout: float = 420.0) -> Verdict:
+def run_sealed(cell: Cell | None, baseline: Mapping[str, str] | None, timeout: float = 1200.0) -> Verdict:
     """Run a cell, or without one an uninterrupted training, in a room of its own.
 
     Args:

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from minetorch_launch import forkserver
 from minetorch_launch.engine.council import LOST_SECONDS, Council, StoreLostError
 from minetorch_launch.errors import EXIT_HUNG, EXIT_STOPPED_EARLY
-from minetorch_launch.failures.report import WorkerEnd, tidy_crash
+from minetorch_launch.failures.report import WorkerEnd, is_echo, tidy_crash
 from minetorch_launch.hangs.collect import call_roll
 from minetorch_launch.hangs.rollcall import Answer, RollCall
 from minetorch_launch.hangs.watch import Heartbeat, Watch, sum_up
@@ -88,6 +88,7 @@ class Workers:
         self._noticed: set[int] = set()
         self._to_be_told: dict[int, set[int]] = {}
         self._early_at: float | None = None
+        self._echo_at: float | None = None
         self._regrouping_since: float | None = None
         self._ended_well = self._ended = False
         self._hang: tuple[int, str, float] | None = None
@@ -122,7 +123,9 @@ class Workers:
             self._look_around()
         if self.noticed_at is None:
             alive = [process.sentinel for process in self._processes if process.exitcode is None]
-            connection.wait([*alive, self._channel.wakeup], _POLL_SECONDS)
+            # What is told stays readable: while a cause is awaited it would end every wait at once.
+            told = [self._channel.wakeup] if self._echo_at is None else []
+            connection.wait([*alive, *told], _POLL_SECONDS)
             self._look_for_ends()
         if self.noticed_at is not None:
             self._council.post("failed")
@@ -248,6 +251,8 @@ class Workers:
         if early and self._early_at is None:
             self._early_at = time.monotonic()
         if failed and self._early_at is None:
+            if self._awaits_cause(codes, heard):
+                return
             self._check_for_obedience(codes)
             self._fail()
             return
@@ -259,6 +264,18 @@ class Workers:
             self.stopped_early = self._early_at is not None
             self._ended_well = True
             self._council.mark("ended")
+
+    def _awaits_cause(self, codes: list[int | None], heard: dict[int, Any]) -> bool:
+        """Whether all that have failed here only repeat another rank's error, which it may be about to say itself."""
+        bad = [rank for rank, code in zip(self.ranks, codes, strict=True) if code not in (None, 0, EXIT_STOPPED_EARLY)]
+        said = [heard[rank].failure if rank in heard else None for rank in bad]
+        if not all(failure and is_echo(failure["summary"]) for failure in said):
+            return False
+        if None not in codes and not self._council.many:
+            return False
+        if self._echo_at is None:
+            self._echo_at = time.monotonic()
+        return time.monotonic() - self._echo_at < self._plan.grace
 
     def have_saved(self) -> bool:
         """Whether all have ended well, and some of them early with their work saved."""

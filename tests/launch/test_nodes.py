@@ -13,8 +13,10 @@ import uuid
 from contextlib import suppress
 
 import pytest
+from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 
-from minetorch_launch.engine.council import LOST_SECONDS
+from minetorch_launch.engine.council import LOST_SECONDS, StoreLostError, guarded
 
 # Adds up ones for as many rounds as it is told, counting in a file how far rank 0 has come.
 COUNTS = """
@@ -234,6 +236,17 @@ def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
     third.process.send_signal(signal.SIGINT)
     assert {node.end() for node in (second, third, back)} == {130}
     assert not launches.processes()
+
+
+def test_torchs_rendezvous_without_its_store_is_a_store_that_is_lost(port):
+    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    backend = C10dRendezvousBackend(client, "job")
+    with guarded():
+        assert backend.get_state() is None
+    del server
+    with pytest.raises(StoreLostError), guarded():
+        backend.get_state()
 
 
 def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes):

@@ -242,9 +242,11 @@ class Workers:
 
     def _look_for_ends(self) -> None:
         heard = self._channel.heard()
-        codes = [self._code(local, heard) for local in range(len(self._processes))]
-        for local, process in enumerate(self._processes):
-            if process.exitcode is not None:
+        # Looked at once: of a worker that ended after that, this would know the end and not the failure.
+        exits = [process.exitcode for process in self._processes]
+        codes = [self._code(local, heard, code) for local, code in enumerate(exits)]
+        for local, code in enumerate(exits):
+            if code is not None:
                 self._died_at.setdefault(local, time.time())
         early = any(code == EXIT_STOPPED_EARLY for code in codes)
         failed = any(code not in (None, 0, EXIT_STOPPED_EARLY) for code in codes)
@@ -257,7 +259,7 @@ class Workers:
             self._fail()
             return
         overdue = self._early_at is not None and time.monotonic() - self._early_at > self._plan.grace
-        all_ended = all(process.exitcode is not None for process in self._processes)
+        all_ended = None not in exits
         if (all_ended or overdue) and not self._ended_well and self._regrouping_since is None:
             if overdue:
                 self.close()
@@ -280,7 +282,7 @@ class Workers:
     def have_saved(self) -> bool:
         """Whether all have ended well, and some of them early with their work saved."""
         heard = self._channel.heard()
-        codes = {self._code(local, heard) for local in range(len(self._processes))}
+        codes = {self._code(local, heard, process.exitcode) for local, process in enumerate(self._processes)}
         return EXIT_STOPPED_EARLY in codes and codes <= {0, EXIT_STOPPED_EARLY}
 
     def gained_nothing(self) -> bool:
@@ -298,12 +300,12 @@ class Workers:
         if died_of and all(code in (None, 0) or -code in died_of for code in codes if code is not None):
             raise SignalException("ended by its notice", signal.Signals(died_of.pop()))
 
-    def _code(self, local: int, heard: dict[int, Any]) -> int | None:
-        """How a worker has ended, or says that it is ending; None while it runs."""
+    def _code(self, local: int, heard: dict[int, Any], exit_code: int | None) -> int | None:
+        """How a worker says that it is ending, else how it has ended; None while it runs."""
         told = heard.get(self.ranks[local])
         if told is not None and told.failure:
             return int(told.failure["code"])
-        return self._processes[local].exitcode
+        return exit_code
 
     def _fail(self) -> None:
         if self.noticed_at is None:

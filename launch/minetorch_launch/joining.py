@@ -189,13 +189,13 @@ def reach(
         time.sleep(min(0.1 + waited / 20, 1.0))
 
 
-def reach_now(address: str, port: int) -> str | None:
-    """None if somebody listens there, else why nobody can be reached."""
+def reach_now(address: str, port: int, seconds: float = _CONNECT_SECONDS) -> str | None:
+    """None if somebody listens there, else why nobody can be reached in so many seconds."""
     try:
-        with socket.create_connection((address, port), timeout=_CONNECT_SECONDS):
+        with socket.create_connection((address, port), timeout=seconds):
             return None
     except TimeoutError:
-        return f"no answer from {address} in {_CONNECT_SECONDS:g} s"
+        return f"no answer from {address} in {seconds:g} s"
     except OSError as error:
         return f"{error.strerror or error} by {address}" if error.errno else str(error)
 

@@ -79,6 +79,30 @@ def test_the_cause_comes_first_and_its_consequences_after(launches):
     assert found["first"]["log_file"] == "logs here/rank_2.log"
 
 
+@pytest.mark.parametrize(
+    ("closes_s", "blamed"),
+    [(1.5, "rank 0 of 2 failed first: ValueError: the disk is full"), (1000, "rank 1 of 2 failed first: Rem")],
+)
+def test_the_cause_is_waited_for_where_others_only_repeat_it(launches, closes_s, blamed):
+    script = launches.script(
+        """
+        import os, sys, time
+        class RemoteError(RuntimeError):
+            pass
+        RemoteError.__module__ = "builtins"
+        if os.environ["RANK"] == "1":
+            raise RemoteError("Rank 0 failed, so rank 1 stops too: ValueError: the disk is full")
+        time.sleep(float(sys.argv[1]))
+        raise ValueError("the disk is full")
+        """
+    )
+    done = launches.run("--nproc", 2, "--grace", 4, script, closes_s)
+    assert done.returncode == 1
+    assert blamed in done.stderr
+    if closes_s < 4:
+        assert "then       rank 1 failed: RemoteError: Rank 0 failed" in done.stderr
+
+
 def test_a_scripts_own_excepthook_is_called(launches):
     script = launches.script(
         """

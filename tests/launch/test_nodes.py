@@ -13,8 +13,10 @@ import uuid
 from contextlib import suppress
 
 import pytest
+from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 
-from minetorch_launch.engine.council import LOST_SECONDS
+from minetorch_launch.engine.council import LOST_SECONDS, StoreLostError, guarded
 
 # Adds up ones for as many rounds as it is told, counting in a file how far rank 0 has come.
 COUNTS = """
@@ -236,6 +238,17 @@ def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
     assert not launches.processes()
 
 
+def test_torchs_rendezvous_without_its_store_is_a_store_that_is_lost(port):
+    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    backend = C10dRendezvousBackend(client, "job")
+    with guarded():
+        assert backend.get_state() is None
+    del server
+    with pytest.raises(StoreLostError), guarded():
+        backend.get_state()
+
+
 def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes("--join-timeout", 2, script, 10**6, -1, rank=rank) for rank in (0, 1))
@@ -286,6 +299,21 @@ def test_two_commands_at_one_place_never_merge(launches, nodes):
     assert (first.end(), second.end()) == (0, 0), first.text + second.text
 
 
+def test_the_node_that_kept_the_rendezvous_comes_back_with_its_own_command(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
+    second.wait_for("going with 2")
+    first.process.kill()
+    second.wait_for("keeps it now")
+    back = nodes(script, 10**6, -1, rank=0)
+    for node in (second, back):
+        node.wait_for("going with 2", count=2 if node is second else 1)
+    assert "is back; going there" in second.text
+    second.process.send_signal(signal.SIGINT)
+    assert (second.end(), back.end()) == (130, 130)
+    assert not launches.processes()
+
+
 # Two machines with a link between them that can be cut without a word.
 
 needs_root = pytest.mark.skipif(
@@ -295,7 +323,7 @@ needs_root = pytest.mark.skipif(
 
 @pytest.fixture
 def machines():
-    """Two network namespaces with addresses 10.254.254.1 and .2, and a function that cuts the link between them."""
+    """Two network namespaces with addresses 10.254.254.1 and .2, and a function that sets the link up or down."""
     names = [f"mt{uuid.uuid4().hex[:6]}{letter}" for letter in "ab"]
 
     def ip(*words, check=True):
@@ -313,7 +341,7 @@ def machines():
             ip("-n", name, "addr", "add", f"10.254.254.{number}/24", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "link", "set", "lo", "up")
-        yield [("ip", "netns", "exec", name) for name in names], lambda: ip("-n", b, "link", "set", "eth0", "down")
+        yield [("ip", "netns", "exec", name) for name in names], lambda how: ip("-n", b, "link", "set", "eth0", how)
     finally:
         for name in made:
             ip("netns", "delete", name, check=False)
@@ -321,7 +349,7 @@ def machines():
 
 @needs_root
 def test_a_link_that_is_cut_silently_is_noticed_on_both_sides(launches, nodes, machines):
-    inside, cut = machines
+    inside, set_link = machines
     script = launches.script(COUNTS)
     options = {"of": "1:2", "rdzv": "10.254.254.1:29400"}
     first, second = (
@@ -333,7 +361,35 @@ def test_a_link_that_is_cut_silently_is_noticed_on_both_sides(launches, nodes, m
     first.wait_for("going with 2")
     second.wait_for("going with 2")
     began = time.monotonic()
-    cut()
+    set_link("down")
     for node in (first, second):
         node.wait_for("going with 1", timeout=3 * LOST_SECONDS + 30)
     assert time.monotonic() - began < 3 * LOST_SECONDS + 30
+
+
+@needs_root
+def test_two_nodes_that_lost_each_other_meet_again_when_the_link_is_back(launches, nodes, machines):
+    inside, set_link = machines
+    script = launches.script(COUNTS)
+    first, second = (
+        nodes(
+            script,
+            10**6,
+            -1,
+            rank=rank,
+            rdzv="10.254.254.1:29400",
+            command=(*inside[rank], sys.executable, "-m", "minetorch_launch"),
+        )
+        for rank in (0, 1)
+    )
+    for node in (first, second):
+        node.wait_for("going with 2")
+    set_link("down")
+    first.wait_for("lost ", timeout=3 * LOST_SECONDS + 30)
+    second.wait_for("keeps it now", timeout=3 * LOST_SECONDS + 30)
+    set_link("up")
+    for node in (first, second):
+        node.wait_for("going with 2", count=2)
+    first.process.send_signal(signal.SIGINT)
+    assert (first.end(), second.end()) == (130, 130)
+    assert not launches.processes()

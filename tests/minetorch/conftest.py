@@ -1,12 +1,7 @@
 """A small real training, of which each test changes what it is about."""
 
 import json
-import os
-import re
-import subprocess
 import sys
-import time
-import urllib.request
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +16,7 @@ from tqdm import tqdm
 
 from minetorch import Trainer
 from minetorch.cli import main
+from tests.fakes.s3_server import serving
 
 
 def mean_squared_error(trainer, data):
@@ -111,41 +107,8 @@ def trained(make_trainer):
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory):
     """An S3 server over HTTP that checks signatures, with the key and secret of one user who may do everything."""
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-        # So that a test of uploads in parts needs no large ones.
-        environ = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "1024"}
-        server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environ
-        )
-    try:
-        url = s3_url(server, log)
-        anyone = {"endpoint_url": url, "region_name": "us-east-1"}
-        iam = boto3.client("iam", aws_access_key_id="admin", aws_secret_access_key="admin", **anyone)
-        iam.create_user(UserName="tester")
-        key = iam.create_access_key(UserName="tester")["AccessKey"]
-        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-        iam.put_user_policy(UserName="tester", PolicyName="all", PolicyDocument=json.dumps(policy))
-        # From here on no request passes without a good signature.
-        kind = {"Content-Type": "text/plain"}
-        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", kind), timeout=10).close()
-        yield SimpleNamespace(url=url, key=key["AccessKeyId"], secret=key["SecretAccessKey"])
-    finally:
-        server.terminate()
-        server.wait(timeout=20)
-
-
-def s3_url(server, log):
-    """Where the server listens, as soon as it says so."""
-    deadline = time.monotonic() + 60
-    while True:
-        found = re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text())
-        if found:
-            return found[1]
-        assert server.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+    with serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -33,10 +35,10 @@ class StoreLostError(Exception):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turn what a store raises when its host is gone into :class:`StoreLostError`."""
+    """Turn what a store, or torch's rendezvous in it, raises when its host is gone into :class:`StoreLostError`."""
     try:
         yield
-    except (RuntimeError, ValueError, TimeoutError) as error:  # torch's DistError is a RuntimeError
+    except (RuntimeError, ValueError, TimeoutError, RendezvousConnectionError) as error:  # DistError is a RuntimeError
         raise StoreLostError(str(error).split("\n")[0]) from error
 
 

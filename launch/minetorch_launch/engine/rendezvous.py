@@ -4,7 +4,8 @@
 - Every round gives the workers a new, empty store. Torch hands the same one to each, in which restarted
   workers find the addresses of their dead forerunners: gloo then fails with 3 workers and more.
 - A node that is gone is taken off the list; torch waits for it for ever once a round is complete.
-- When the node that keeps the agents' store is gone, the next one in order keeps a new one.
+- When the node that keeps the agents' store is gone, the next one in order keeps a new one; if nobody comes there,
+  but the first place answers again, it goes back to that: a link was cut for a while, or the node was started anew.
 - On one node there is no port but that of the workers' store, and that one is bound to loopback.
 """
 
@@ -48,6 +49,7 @@ _FIRST_LAST_CALL_SECONDS = 10.0
 _LATER_LAST_CALL_SECONDS = 2.0
 _SAY_EVERY_SECONDS = 30.0
 _LOOK_SECONDS = 0.5
+_HOME_SECONDS = 2.0
 
 # The agent's events go nowhere, but naming their caller walks the stack through inspect.getmodule, which
 # touches every loaded module and so makes torch import its lazy ones: 1.2 s between a failure and a restart.
@@ -86,6 +88,8 @@ class Rendezvous(RendezvousHandler):
         self._called_for: set[Any] = set()
         self._here: list[str] = []
         self._is_meeting = False
+        self._home: tuple[str, int] | None = None
+        self._looked_home = 0.0
         self._workers_store: TCPStore | None = None
         self._spare: socket.socket | None = None
         self._store: Store
@@ -108,6 +112,8 @@ class Rendezvous(RendezvousHandler):
                 return self._meet()
             except (RendezvousConnectionError, StoreLostError):
                 self._move_store()
+            except _HomeIsBackError:
+                self._go_home()
             except _NodeWentError:
                 self._say("minetorch-launch: a node left while the others were meeting; meeting again")
 
@@ -210,6 +216,7 @@ class Rendezvous(RendezvousHandler):
             host = joining.reach(place, addresses, self.plan.join_timeout, say=self._say, check=self._check)
             self.address = joining.address_towards(host, place.port)
             self._store = self._connect(host, place.port, place)
+            self._home = host, place.port
         self._spare = joining.listen(self.address, 0)
 
     def _serve(self, server: socket.socket) -> Store:
@@ -260,6 +267,29 @@ class Rendezvous(RendezvousHandler):
         self._called_for.clear()
         self._inner, self._holder = self._make_inner()
 
+    def _look_home(self, now: float) -> None:
+        """Whether who keeps a store where nobody else has come can meet the others at the first place again."""
+        if self._home is None or not self.keeps_store or len(self._here) > 1 or now - self._looked_home < _HOME_SECONDS:
+            return
+        self._looked_home = now
+        if joining.reach_now(*self._home, seconds=_HOME_SECONDS / 2) is None:
+            raise _HomeIsBackError
+
+    def _go_home(self) -> None:
+        """Meet where the job began, and forget who was thought lost: it may be who keeps that place."""
+        assert self._home is not None
+        try:
+            store = self._connect(*self._home, self.plan.rdzv)
+        except JoinError:
+            return  # gone again, or somebody else's: the next look tells
+        self._say(f"minetorch-launch: the rendezvous at {self.plan.rdzv} is back; going there")
+        self._inner._stop_heartbeats()
+        self._store, self.keeps_store = store, False
+        self._spare = joining.listen(self.address, 0)
+        self.council = Council(HashStore(), 0, ())
+        self._called_for.clear()
+        self._inner, self._holder = self._make_inner()
+
     # Torch's part.
 
     def _make_inner(self) -> tuple[Any, _StateHolder]:
@@ -292,6 +322,7 @@ class Rendezvous(RendezvousHandler):
         # Noted while it is among them: it leaves before it gives up.
         self._here = sorted({node.addr for node in self._holder.state.participants}) or self._here
         now = time.monotonic()
+        self._look_home(now)
         if self.plan.many_nodes and now - self._said > _SAY_EVERY_SECONDS:
             self._said = now
             self._say(f"minetorch-launch: {self._too_few()}")
@@ -369,6 +400,10 @@ class Rendezvous(RendezvousHandler):
 
 class _NodeWentError(Exception):
     """A node went between being counted and introducing itself."""
+
+
+class _HomeIsBackError(Exception):
+    """The place that the command names answers again."""
 
 
 class _StateHolder(dynamic._BackendRendezvousStateHolder):

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from minetorch_launch import forkserver
 from minetorch_launch.engine.council import LOST_SECONDS, Council, StoreLostError
 from minetorch_launch.errors import EXIT_HUNG, EXIT_STOPPED_EARLY
-from minetorch_launch.failures.report import WorkerEnd, tidy_crash
+from minetorch_launch.failures.report import WorkerEnd, is_echo, tidy_crash
 from minetorch_launch.hangs.collect import call_roll
 from minetorch_launch.hangs.rollcall import Answer, RollCall
 from minetorch_launch.hangs.watch import Heartbeat, Watch, sum_up
@@ -88,6 +88,7 @@ class Workers:
         self._noticed: set[int] = set()
         self._to_be_told: dict[int, set[int]] = {}
         self._early_at: float | None = None
+        self._echo_at: float | None = None
         self._regrouping_since: float | None = None
         self._ended_well = self._ended = False
         self._hang: tuple[int, str, float] | None = None
@@ -122,7 +123,9 @@ class Workers:
             self._look_around()
         if self.noticed_at is None:
             alive = [process.sentinel for process in self._processes if process.exitcode is None]
-            connection.wait([*alive, self._channel.wakeup], _POLL_SECONDS)
+            # What is told stays readable: while a cause is awaited it would end every wait at once.
+            told = [self._channel.wakeup] if self._echo_at is None else []
+            connection.wait([*alive, *told], _POLL_SECONDS)
             self._look_for_ends()
         if self.noticed_at is not None:
             self._council.post("failed")
@@ -239,20 +242,24 @@ class Workers:
 
     def _look_for_ends(self) -> None:
         heard = self._channel.heard()
-        codes = [self._code(local, heard) for local in range(len(self._processes))]
-        for local, process in enumerate(self._processes):
-            if process.exitcode is not None:
+        # Looked at once: of a worker that ended after that, this would know the end and not the failure.
+        exits = [process.exitcode for process in self._processes]
+        codes = [self._code(local, heard, code) for local, code in enumerate(exits)]
+        for local, code in enumerate(exits):
+            if code is not None:
                 self._died_at.setdefault(local, time.time())
         early = any(code == EXIT_STOPPED_EARLY for code in codes)
         failed = any(code not in (None, 0, EXIT_STOPPED_EARLY) for code in codes)
         if early and self._early_at is None:
             self._early_at = time.monotonic()
         if failed and self._early_at is None:
+            if self._awaits_cause(codes, heard):
+                return
             self._check_for_obedience(codes)
             self._fail()
             return
         overdue = self._early_at is not None and time.monotonic() - self._early_at > self._plan.grace
-        all_ended = all(process.exitcode is not None for process in self._processes)
+        all_ended = None not in exits
         if (all_ended or overdue) and not self._ended_well and self._regrouping_since is None:
             if overdue:
                 self.close()
@@ -260,10 +267,22 @@ class Workers:
             self._ended_well = True
             self._council.mark("ended")
 
+    def _awaits_cause(self, codes: list[int | None], heard: dict[int, Any]) -> bool:
+        """Whether all that have failed here only repeat another rank's error, which it may be about to say itself."""
+        bad = [rank for rank, code in zip(self.ranks, codes, strict=True) if code not in (None, 0, EXIT_STOPPED_EARLY)]
+        said = [heard[rank].failure if rank in heard else None for rank in bad]
+        if not all(failure and is_echo(failure["summary"]) for failure in said):
+            return False
+        if None not in codes and not self._council.many:
+            return False
+        if self._echo_at is None:
+            self._echo_at = time.monotonic()
+        return time.monotonic() - self._echo_at < self._plan.grace
+
     def have_saved(self) -> bool:
         """Whether all have ended well, and some of them early with their work saved."""
         heard = self._channel.heard()
-        codes = {self._code(local, heard) for local in range(len(self._processes))}
+        codes = {self._code(local, heard, process.exitcode) for local, process in enumerate(self._processes)}
         return EXIT_STOPPED_EARLY in codes and codes <= {0, EXIT_STOPPED_EARLY}
 
     def gained_nothing(self) -> bool:
@@ -281,12 +300,12 @@ class Workers:
         if died_of and all(code in (None, 0) or -code in died_of for code in codes if code is not None):
             raise SignalException("ended by its notice", signal.Signals(died_of.pop()))
 
-    def _code(self, local: int, heard: dict[int, Any]) -> int | None:
-        """How a worker has ended, or says that it is ending; None while it runs."""
+    def _code(self, local: int, heard: dict[int, Any], exit_code: int | None) -> int | None:
+        """How a worker says that it is ending, else how it has ended; None while it runs."""
         told = heard.get(self.ranks[local])
         if told is not None and told.failure:
             return int(told.failure["code"])
-        return self._processes[local].exitcode
+        return exit_code
 
     def _fail(self) -> None:
         if self.noticed_at is None:

@@ -12,7 +12,7 @@ from typing import Any
 from minetorch_launch.errors import EXIT_STOPPED_EARLY
 from minetorch_launch.failures.oom import advise
 
-__all__ = ["FailureReport", "RankFailure", "WorkerEnd", "make_report", "signal_name", "tidy_crash"]
+__all__ = ["FailureReport", "RankFailure", "WorkerEnd", "is_echo", "make_report", "signal_name", "tidy_crash"]
 
 # What a rank says when it only noticed that another one was gone. Gloo, TCPStore, NCCL, sockets, in turn.
 _PEER_IS_GONE = (
@@ -25,6 +25,9 @@ _PEER_IS_GONE = (
     "remote process exited",
     "Connection was likely closed",
 )
+
+# What a Trainer says on a rank that was told of another's error, while that one may still be finishing its files.
+_ECHO = re.compile(r"Rank \d+ failed, so rank \d+ stops too")
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def make_report(
 ) -> FailureReport | None:
     """Find out who failed first.
 
-    A rank that merely lost the connection to another comes after every other cause, whenever it said so: its
+    A rank that merely lost another, or repeats its error, comes after every other cause, whenever it said so: its
     word may arrive before the launcher learns of the death behind it. Otherwise the earliest comes first.
 
     Args:
@@ -248,8 +251,13 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def is_echo(words: str) -> bool:
+    """Whether a rank only repeats why another one fails, which will say so itself."""
+    return _ECHO.search(words) is not None
+
+
 def _is_consequence(words: str) -> bool:
-    return any(phrase in words for phrase in _PEER_IS_GONE)
+    return any(phrase in words for phrase in _PEER_IS_GONE) or is_echo(words)
 
 
 def _failure(end: WorkerEnd, oom_kills: int) -> RankFailure:

@@ -228,14 +228,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _nan(value: Any) -> Any:
+    return FAILED if value is None else value
+
+
 def load(path: Path) -> list[Row]:
     """The rows that `save` wrote."""
 
     def figures(found: dict[str, dict[str, Any]]) -> dict[str, Figure]:
-        return {
-            name: Figure(**{key: FAILED if value is None else value for key, value in each.items()})
-            for name, each in found.items()
-        }
+        return {name: Figure(**{key: _nan(value) for key, value in each.items()}) for name, each in found.items()}
 
     rows = []
     for each in json.loads(path.read_text(encoding="utf-8"))["rows"]:
@@ -270,9 +271,7 @@ def progress(text: str) -> None:
 def make_parser(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
     """The command line that all benchmarks have, to add to."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rounds", type=int, default=rounds, help="how often each contender runs (default %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each contender (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="as small as shows that it works; figures of no worth")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     return parser

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,9 +75,9 @@ class Tree:
         """MiB that all take, of which each shares its part of what several have mapped (PSS)."""
         return sum(_pss(pid) for pid in self.pids()) / 1024
 
-    def cpu(self) -> float:
-        """Seconds of processor time of the living, so far."""
-        return sum(_cpu(pid) for pid in self.pids())
+    def cpu(self, without: Collection[int] = ()) -> float:
+        """Seconds of processor time so far, of the living ones' threads."""
+        return sum(_cpu(pid) for pid in self.pids() if pid not in without)
 
     def wait_for(self, done: Callable[[], bool], timeout: float) -> None:
         """Wait until something has come about.
@@ -177,9 +177,11 @@ def _stat(pid: int) -> list[str]:
 
 
 def _cpu(pid: int) -> float:
+    nanoseconds = 0
     with suppress(OSError):
-        return sum(int(ticks) for ticks in _stat(pid)[11:13]) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            nanoseconds += int((thread / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
 
 
 def _cpu_of_children() -> float:

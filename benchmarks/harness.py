@@ -149,6 +149,11 @@ def written(value: float, unit: str) -> str:
     return f"{scaled:,.{0 if not unit and scaled == round(scaled) else digits}f} {name}".strip()
 
 
+def ratio_written(ratio: float) -> str:
+    """Two digits after the point, or the first two that are not zeros."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}" if ratio < 0.01 else f"{ratio:.2g}"
+
+
 def markdown(rows: Iterable[Row]) -> str:
     """A table with a line for each row and peer."""
     lines = [
@@ -182,7 +187,7 @@ def _cells(row: Row, what: str) -> Iterator[list[str]]:
             written(ours.median, row.unit) if ours else "unmeasured",
             peer,
             _with_failures(figure, row.unit) if figure else "",
-            f"**{ratio.median:.2f}** ({ratio.low:.2f} to {ratio.high:.2f})"
+            f"**{ratio_written(ratio.median)}** ({ratio_written(ratio.low)} to {ratio_written(ratio.high)})"
             if ratio is not None and not math.isnan(ratio.median)
             else "",
             f"≤ {aimed.at_most:.2f}" if aimed else "",
@@ -289,7 +294,7 @@ def main(measure: Callable[[Options], Iterable[Row]], parser: argparse.ArgumentP
     rows = []
     for row in measure(Options(rounds, arguments.quick, arguments)):
         ours = row.figures.get(OURS)
-        ratios = ", ".join(f"{each.median:.2f} of {name}" for name, each in row.ratios.items())
+        ratios = ", ".join(f"{ratio_written(each.median)} of {name}" for name, each in row.ratios.items())
         figure = f"{written(ours.median, row.unit)}; {ratios or 'alone'}" if ours else row.note
         progress(f"{row.benchmark}: {row.what}: {figure}; {row.verdict}".removesuffix("; "))
         rows.append(row)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["DiedError", "Tree", "count_opened_files", "environment", "gate"]
+__all__ = ["Answering", "DiedError", "Tree", "available_mib", "count_opened_files", "environment", "gate"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.005
@@ -133,6 +133,42 @@ class Tree:
         self.close()
 
 
+class Answering:
+    """A script that answers each line on its stdin with a figure, once it has said that it is ready."""
+
+    def __init__(self, command: Sequence[object]) -> None:
+        self._process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment(),
+        )
+        self._read()
+
+    def ask(self) -> float:
+        """Have it measure once more."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise DiedError(f"{self._process.args!r} ended")
+        return line
+
+    def __enter__(self) -> Answering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 @contextmanager
 def gate(path: Path) -> Iterator[Callable[[], None]]:
     """A named pipe which whoever opens it for reading waits at, until what this yields is called."""
@@ -144,6 +180,12 @@ def gate(path: Path) -> Iterator[Callable[[], None]]:
         for descriptor in opened:
             os.close(descriptor)
         path.unlink()
+
+
+def available_mib() -> float:
+    """Memory that can be had without swapping."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
 
 
 def count_opened_files(command: Sequence[object], env: Mapping[str, str], timeout: float) -> int | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.harness import FAILED, OURS, Options, Row, Target, interleave, main, make_parser, progress
 from benchmarks.launch import SCRIPTS
-from benchmarks.processes import DiedError, Tree, environment, gate
+from benchmarks.processes import DiedError, Tree, available_mib, environment, gate
 
 __all__ = ["measure"]
 
@@ -121,12 +121,6 @@ def measure(options: Options) -> Iterator[Row]:
             grown = {name: [found[most][what][name][0] / found[fewest][what][name][0]] for name in found[most][what]}
             told = f"from {fewest} to {most} workers, times as much: {told}"
             yield Row.of("scale", told, "", grown, target=Target("torchrun", 1.0), floor=1.0)
-
-
-def available_mib() -> float:
-    """Memory that can be had without swapping."""
-    with open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-WIDTH, BATCHES, BATCH = 1024, 8, 4
+WIDTH, SAMPLES, BATCH = 1024, 128, 4
 EPOCH_1, EPOCH_2 = 1, 2
 
 
@@ -18,7 +18,7 @@ def parts(megabytes):
     layers = max(1, round(megabytes * 2**20 / (2 * 4 * WIDTH * WIDTH)))
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(layers)))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    data = TensorDataset(torch.randn(BATCHES * BATCH * int(os.environ.get("WORLD_SIZE", 1)), WIDTH))
+    data = TensorDataset(torch.randn(SAMPLES, WIDTH))
     return model, optimizer, DataLoader(data, batch_size=BATCH, shuffle=True)
 
 

@@ -18,7 +18,7 @@ from minetorch_launch.errors import StoppedEarlyError, UsageError, WorkerFailedE
 from minetorch_launch.guard import Guard
 from minetorch_launch.plan import LaunchOptions, LaunchPlan, make_plan
 from minetorch_launch.signals import Signals
-from minetorch_launch.target import Function, Module, Script, Target, check_target, find_module, likely_trains
+from minetorch_launch.target import Function, Module, Script, Target, check_target, find_module, likely_imports
 from minetorch_launch.worker import Task
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def plan_launch(
         node,
         os.environ,
         columns=columns,
-        trains=likely_trains(target),
+        imports=likely_imports(target),
         deadline=deadline,
         in_job=job is not None,
     )
@@ -182,7 +182,7 @@ def _preload_env(plan: LaunchPlan) -> dict[str, str]:
     # A preloaded module that asks whether there is a GPU must not start CUDA: it does not survive a fork.
     env = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     root = plan.target.import_root
-    if root is not None and any(not module.startswith("torch.") for module in plan.preload):
+    if root is not None and any(not module.startswith(("torch.", "minetorch.")) for module in plan.preload):
         # It shall find modules that lie beside the script, as the script itself will.
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return env

@@ -39,7 +39,9 @@ def measure(options: Options) -> Iterator[Row]:
     """A row for each question."""
     for question, (words, exit_code) in QUESTIONS.items():
         contenders = {name: partial(answered, ["-m", module, *words], exit_code) for name, module in MODULES.items()}
-        values = interleave({PYTHON: partial(answered, ["-c", "pass"], 0), **contenders}, options.rounds)
+        values = interleave(
+            {PYTHON: partial(answered, ["-c", "pass"], 0), **contenders}, options.rounds, warm_up=not options.quick
+        )
         floor = Figure.of(values.pop(PYTHON)).median
         yield Row.of("answers", question, "s", values, target=Target("torchrun", AT_MOST), floor=floor, note=FLOOR)
 

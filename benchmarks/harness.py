@@ -143,10 +143,12 @@ def written(value: float, unit: str) -> str:
     """Three digits and the unit that suits them."""
     if math.isnan(value):
         return "failed"
+    if not value:
+        return f"0 {unit}".strip()
     scale, name = next((each for each in UNITS[unit] if abs(value) >= each[0]), UNITS[unit][-1])
     scaled = value / scale
-    digits = max(0, 2 - math.floor(math.log10(abs(scaled)))) if scaled else 0
-    return f"{scaled:,.{0 if not unit and scaled == round(scaled) else digits}f} {name}".strip()
+    digits = 0 if not unit and scaled == round(scaled) else max(0, 2 - math.floor(math.log10(abs(scaled))))
+    return f"{scaled:,.{digits}f} {name}".strip()
 
 
 def ratio_written(ratio: float) -> str:

@@ -46,7 +46,7 @@ class Tree:
 
     def __init__(self, command: Sequence[object], env: Mapping[str, str], folder: Path) -> None:
         # Whoever loses its parent becomes our child: none is lost, and each one's CPU time is told on its end.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _adopt_orphans(1)
         self._others = set(_descendants(os.getpid()))
         self._used_before = _cpu_of_children()
         self._output = folder / f"output-{time.monotonic_ns()}"
@@ -110,12 +110,13 @@ class Tree:
         return _cpu_of_children() - self._used_before
 
     def close(self) -> None:
-        """Kill whatever is left."""
+        """Kill whatever is left, and adopt no more."""
         while pids := self._reap():
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(_POLL_SECONDS)
+        _adopt_orphans(0)
 
     def _reap(self) -> list[int]:
         """Take note of the ends of orphans, and return who lives."""
@@ -198,6 +199,10 @@ def count_opened_files(command: Sequence[object], env: Mapping[str, str], timeou
         with Tree(traced, env, Path(folder)) as tree:
             tree.finish(timeout)
         return sum(" = -1 " not in line and "open" in line for line in trace.read_text(errors="replace").splitlines())
+
+
+def _adopt_orphans(on: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, on, 0, 0, 0)
 
 
 def _descendants(root: int) -> list[int]:

@@ -23,7 +23,8 @@ from benchmarks.processes import DiedError, Tree, environment
 
 __all__ = ["measure"]
 
-SCRIPT = Path(__file__).parent / "scripts" / "steps_on.py"
+SCRIPTS = Path(__file__).parent / "scripts"
+KINDS = {"steps_on.py": "kill -9 to first step of all", "trainer_steps_on.py": "the same under a Trainer"}
 TARGETS = {2: 0.5, 4: 0.3, 8: 0.2}
 TO_START, TO_RESTART, TO_END = 120.0, 60.0, 60.0
 FLOOR = "floor: from the start of the new workers' script to their first step, of which gloo's meeting is all"
@@ -34,7 +35,7 @@ COMMANDS = {
 }
 
 
-def restarted(name: str, workers: int, floors: list[float]) -> float:
+def restarted(name: str, script: str, workers: int, floors: list[float]) -> float:
     """Seconds that one launcher's restart took; what the workers themselves took of them goes to ``floors``."""
     with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
         report, stop = Path(folder, "report"), Path(folder, "stop")
@@ -43,7 +44,7 @@ def restarted(name: str, workers: int, floors: list[float]) -> float:
         def lines() -> list[list[str]]:
             return [line.split() for line in report.read_text().splitlines()]
 
-        command = [sys.executable, *COMMANDS[name], workers, SCRIPT, report, stop]
+        command = [sys.executable, *COMMANDS[name], workers, SCRIPTS / script, report, stop]
         env = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
         try:
             with Tree(command, env, Path(folder)) as tree:
@@ -65,19 +66,20 @@ def restarted(name: str, workers: int, floors: list[float]) -> float:
 
 
 def measure(options: Options) -> Iterator[Row]:
-    """A row for each number of workers."""
+    """Two rows for each number of workers."""
     for workers in [2] if options.quick else map(int, options.arguments.workers.split(",")):
-        floors: list[float] = []
-        contenders = {name: partial(restarted, name, workers, floors) for name in COMMANDS}
-        yield Row.of(
-            "restart",
-            f"{workers} workers: kill -9 to first step of all",
-            "s",
-            interleave(contenders, options.rounds, warm_up=False),
-            target=Target("torchrun", TARGETS[workers]) if workers in TARGETS else None,
-            floor=Figure.of(floors).median if floors else None,
-            note=FLOOR,
-        )
+        for script, told in list(KINDS.items())[: 1 if options.quick else None]:
+            floors: list[float] = []
+            contenders = {name: partial(restarted, name, script, workers, floors) for name in COMMANDS}
+            yield Row.of(
+                "restart",
+                f"{workers} workers: {told}",
+                "s",
+                interleave(contenders, options.rounds, warm_up=False),
+                target=Target("torchrun", TARGETS[workers]) if workers in TARGETS else None,
+                floor=Figure.of(floors).median if floors else None,
+                note=FLOOR,
+            )
 
 
 if __name__ == "__main__":

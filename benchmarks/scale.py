@@ -61,7 +61,7 @@ def on_all_nodes(command: list[object]) -> list[object]:
     return ["sh", "-c", f"{' & '.join([line] * NODES)} & wait"]
 
 
-def launched(name: str, workers: int, took: Callable[[str, float], None]) -> None:
+def launched(name: str, workers: int, watched: float, took: Callable[[str, float], None]) -> None:
     """One launch on all nodes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -79,20 +79,20 @@ def launched(name: str, workers: int, took: Callable[[str, float], None]) -> Non
             took("memory", tree.memory())
             own = {int(pid) for _, pid in lines()}
             before, start = tree.cpu(without=own), time.monotonic()
-            time.sleep(WATCHED_SECONDS)
+            time.sleep(watched)
             took("watching", (tree.cpu(without=own) - before) / (time.monotonic() - start))
             go_on()
             tree.finish(LONGEST)
 
 
-def measure_size(workers: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure_size(workers: int, rounds: int, watched: float = WATCHED_SECONDS) -> dict[str, dict[str, list[float]]]:
     """By what was measured and launcher, a figure for each round."""
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def run(name: str) -> float:
         figures = dict.fromkeys(ROWS, FAILED)
         try:
-            launched(name, workers, figures.__setitem__)
+            launched(name, workers, watched, figures.__setitem__)
         except DiedError as error:
             progress(f"{name} with {workers} workers failed: {error}")
         for what, figure in figures.items():
@@ -111,7 +111,8 @@ def measure(options: Options) -> Iterator[Row]:
         if workers * MIB_OF_A_WORKER > available_mib():
             yield Row("scale", f"{workers} workers", "s", note=f"needs {workers * MIB_OF_A_WORKER / 1024:.0f} GiB free")
             continue
-        found[workers] = measure_size(workers, 1 if workers > 16 else options.rounds)
+        rounds = 1 if workers > 16 else options.rounds
+        found[workers] = measure_size(workers, rounds, 0.2 if options.quick else WATCHED_SECONDS)
         for what, (told, unit) in ROWS.items():
             target = Target("torchrun", 1.0)
             yield Row.of("scale", f"{workers} workers on 2 nodes: {told}", unit, found[workers][what], target=target)

@@ -24,7 +24,11 @@ from benchmarks.processes import DiedError, Tree, environment
 __all__ = ["measure"]
 
 SCRIPTS = Path(__file__).parent / "scripts"
-KINDS = {"steps_on.py": "kill -9 to first step of all", "trainer_steps_on.py": "the same under a Trainer"}
+PLAIN, TRAINER = "steps_on.py", "trainer_steps_on.py"
+KINDS = {PLAIN: "kill -9 to first step of all", TRAINER: "the same under a Trainer"}
+WITH_A_TRAINER = 4
+"""Workers with which a Trainer's restart is measured, too: under torchrun it takes long."""
+
 TARGETS = {2: 0.5, 4: 0.3, 8: 0.2}
 TO_START, TO_RESTART, TO_END = 120.0, 60.0, 60.0
 FLOOR = "floor: from the start of the new workers' script to their first step, of which gloo's meeting is all"
@@ -66,14 +70,14 @@ def restarted(name: str, script: str, workers: int, floors: list[float]) -> floa
 
 
 def measure(options: Options) -> Iterator[Row]:
-    """Two rows for each number of workers."""
+    """A row for each number of workers, and one for a Trainer."""
     for workers in [2] if options.quick else map(int, options.arguments.workers.split(",")):
-        for script, told in list(KINDS.items())[: 1 if options.quick else None]:
+        for script in [PLAIN, TRAINER] if workers == WITH_A_TRAINER else [PLAIN]:
             floors: list[float] = []
             contenders = {name: partial(restarted, name, script, workers, floors) for name in COMMANDS}
             yield Row.of(
                 "restart",
-                f"{workers} workers: {told}",
+                f"{workers} workers: {KINDS[script]}",
                 "s",
                 interleave(contenders, options.rounds, warm_up=False),
                 target=Target("torchrun", TARGETS[workers]) if workers in TARGETS else None,

@@ -143,7 +143,7 @@ def measure(options: Options) -> Iterator[Row]:
                 able = [name for name in written if places.url is None or name not in (BY_HAND, "accelerate")]
                 values = interleave(
                     {name: partial(resumed, name, all_of_them[name], ranks, places) for name in able},
-                    options.rounds,
+                    options.rounds if ranks == 1 else options.at_most(2).rounds,
                     warm_up=False,
                 )
                 if places.url is None:

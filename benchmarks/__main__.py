@@ -10,16 +10,20 @@ replaces its part of docs/benchmarks.md. All of them take some 15 minutes; do no
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks import page
-from benchmarks.harness import Row, load, markdown, progress, save
+from benchmarks.harness import Row, load, machine, markdown, progress, save
 
 ROOT = Path(__file__).parents[1]
+LONGEST, TO_END = 420.0, 20.0
+REST = "the rest"
 
 
 def names() -> list[str]:
@@ -36,13 +40,27 @@ def run(name: str, *, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file), *(["--quick"] if quick else [])]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        trouble = _finish(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL))
         rows = load(file) if file.exists() else []
-    if done.returncode:
-        progress(f"{name} failed with exit code {done.returncode}")
-        rows.append(Row(name, "the rest", "s", note=f"not measured: it failed with exit code {done.returncode}"))
+    if trouble is not None:
+        progress(f"{name} {trouble}")
+        rows.append(Row(name, REST, "s", note=f"not measured: {name} {trouble}"))
     progress(f"== {name}: {time.monotonic() - start:.0f} s")
     return rows
+
+
+def _finish(process: subprocess.Popen[bytes]) -> str | None:
+    """Wait for a benchmark, and return what was wrong with it, None if nothing was."""
+    try:
+        code = process.wait(LONGEST)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # so that it ends what it has started
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(TO_END)
+        process.kill()
+        process.wait()
+        return f"took more than {LONGEST:.0f} s"
+    return f"failed with exit code {code}" if code else None
 
 
 def main() -> int:
@@ -67,8 +85,8 @@ def main() -> int:
     for name in dict.fromkeys(row.benchmark for row in rows):
         print(f"## {name}\n\n{markdown(row for row in rows if row.benchmark == name)}")
     if arguments.docs:
-        page.write(rows)
-    return int(any(row.what == "the rest" for row in rows))
+        page.write(rows, machine())
+    return int(any(row.what == REST for row in rows))
 
 
 if __name__ == "__main__":

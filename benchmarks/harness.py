@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,10 @@ def _with_failures(figure: Figure, unit: str) -> str:
     return f"{told}, {figure.failed} of {figure.rounds} failed" if figure.failed else told
 
 
+_LOAD_BEFORE = os.getloadavg()[1]
+"""Before this process has added to it: what else the machine did in the last 5 minutes."""
+
+
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
     from importlib.metadata import version
@@ -213,11 +218,13 @@ def machine() -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
+        "date": f"{date.today():%d %B %Y}",
         "cores": f"{len(os.sched_getaffinity(0))} cores of {model}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "torch": version("torch"),
         "system": f"{platform.system()} {platform.release()}",
+        "load": f"{_LOAD_BEFORE:.1f}",
     }
 
 

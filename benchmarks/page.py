@@ -6,13 +6,13 @@ python -m benchmarks.page FILE    # the rows that `python -m benchmarks --json F
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Iterable, Sequence
-from datetime import date
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.harness import Row, load, machine, markdown
+from benchmarks.harness import Row, load, markdown
 
 __all__ = ["PAGE", "SECTIONS", "replaced", "write"]
 
@@ -26,14 +26,14 @@ SECTIONS = (
 """In the order in which they are run and shown."""
 
 
-def write(rows: Sequence[Row], page: Path = PAGE, images: Path = IMAGES) -> None:
-    """Replace the parts of those benchmarks that there are rows of."""
+def write(rows: Sequence[Row], measured_on: Mapping[str, str], page: Path = PAGE, images: Path = IMAGES) -> None:
+    """Replace the parts of those benchmarks that there are rows of, which were measured on such a `machine`."""
     text = page.read_text(encoding="utf-8")
     for name in dict.fromkeys(row.benchmark for row in rows):
         own = [row for row in rows if row.benchmark == name]
         drawn = plots.draw(name, own, images)
         shown = "".join(f"![{caption}](images/{file.name})\n\n" for file, caption in drawn)
-        text = replaced(text, name, f"{shown}{markdown(own)}\n{_measured_on()}\n")
+        text = replaced(text, name, f"{shown}{markdown(own)}\n{_told(measured_on)}\n")
     page.write_text(text, encoding="utf-8")
 
 
@@ -49,16 +49,19 @@ def replaced(text: str, name: str, part: str) -> str:
     return marks.sub(lambda match: f"{match[1]}\n{part}\n{match[2]}", text)
 
 
-def _measured_on() -> str:
-    found = machine()
-    return f"Measured on {date.today():%d %B %Y}: {found['cores']}, {found['memory']}, torch {found['torch']}."
+def _told(machine: Mapping[str, str]) -> str:
+    return (
+        f"Measured on {machine['date']}: {machine['cores']}, {machine['memory']}, torch {machine['torch']}, Python "
+        f"{machine['python']}; load from other work: {machine['load']}."
+    )
 
 
-def main(argv: Iterable[str] | None = None) -> None:
+def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    write(load(parser.parse_args(None if argv is None else list(argv)).file))
+    file = parser.parse_args().file
+    write(load(file), json.loads(file.read_text(encoding="utf-8"))["machine"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import page, peers
 from benchmarks.__main__ import names
-from benchmarks.harness import OURS, Figure, Row, Target, interleave, load, markdown, save, written
+from benchmarks.harness import OURS, Figure, Row, Target, interleave, load, machine, markdown, save, written
 from benchmarks.processes import DiedError, Tree, count_opened_files, environment
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def test_the_page_has_a_part_for_each_benchmark(tmp_path):
     copy.write_text(page.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     for name in names():
         assert "new part" in page.replaced(copy.read_text(encoding="utf-8"), name, "new part")
-    page.write([row([1.0], [2.0])], copy, tmp_path)
+    page.write([row([1.0], [2.0])], machine(), copy, tmp_path)
     assert "**0.50** (0.50 to 0.50)" in copy.read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="no part for nothing"):
         page.replaced("", "nothing", "")

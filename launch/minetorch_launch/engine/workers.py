@@ -121,10 +121,9 @@ class Workers:
             return None
         if self.noticed_at is None:
             self._look_around()
-        if self.noticed_at is None:
-            # To ask each worker takes a system call and more: only when one has moved, or is to end in time.
-            if self._something_moves() or self._early_at is not None:
-                self._look_for_ends()
+        # To ask each worker takes a system call and more: only when one has moved, or is to end in time.
+        if self.noticed_at is None and (self._something_moves() or self._early_at is not None):
+            self._look_for_ends()
         if self.noticed_at is not None:
             self._council.post("failed")
             self.close()

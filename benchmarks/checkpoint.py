@@ -57,6 +57,8 @@ MOST_FOR_DISK = 512
 MOST_FOR_OUR_S3 = 64
 """MB; the server that is started here is slow."""
 
+GPU_MEGABYTES = 2048
+
 IN_MEMORY = 5
 """How many times the state is there at once, at the most."""
 
@@ -121,19 +123,27 @@ def running(folder: Path, state: dict[str, torch.Tensor], keep_last: int | None)
         run.saver.close()
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """How long it takes."""
+def seconds(action: Callable[[], object], device: str = "cpu") -> float:
+    """How long it takes, with all that it has a GPU do."""
     start = time.perf_counter()
     action()
+    wait_for(device)
     return time.perf_counter() - start
 
 
-def compute(seconds: float) -> None:
-    """What training does meanwhile, on the threads that training has."""
-    matrix = torch.ones(384, 384)
+def wait_for(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def compute(seconds: float, device: str = "cpu") -> None:
+    """What training does meanwhile, on the threads or the GPU that training has."""
+    matrix = torch.ones(384, 384, device=device)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         matrix @ matrix
+        wait_for(device)
 
 
 class Stalls:
@@ -145,14 +155,22 @@ class Stalls:
 
     def __init__(self, run: Run, folder: Path, lightning: Answering | None) -> None:
         self._run, self._folder, self._lightning = run, folder, lightning
-        self._copies = {name: torch.empty_like(tensor) for name, tensor in run.state.items()}
-        # As fast as it can be made without a GPU: memory that is kept from save to save, a thread that copies.
-        self._stager = DefaultStager(StagingOptions(False, False, True, False))
+        self._device = device = next(iter(run.state.values())).device.type
+        on_gpu = device == "cuda"
+        self._copies = {
+            name: torch.empty_like(tensor, device="cpu", pin_memory=on_gpu) for name, tensor in run.state.items()
+        }
+        # As fast as it can be made: memory that is kept from save to save, a thread that copies.
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=True, use_non_blocking_copy=on_gpu
+            )
+        )
 
     def in_the_open(self) -> dict[str, Callable[[], float]]:
         """With nothing to hide behind."""
         contenders: dict[str, Callable[[], float]] = {
-            COPY: partial(seconds, self._copy),
+            COPY: partial(seconds, self._copy, self._device),
             OURS: self._save_and_step,
             "torch.save": partial(seconds, self._torch_save),
             "dcp.save": self._dcp_save,
@@ -176,11 +194,11 @@ class Stalls:
 
     def _copy(self) -> None:
         for name, tensor in self._run.state.items():
-            self._copies[name].copy_(tensor)
+            self._copies[name].copy_(tensor, non_blocking=True)
 
     def _save_and_step(self, hidden: float = 0.0) -> float:
         stalled = seconds(self._run.save)
-        compute(hidden)
+        compute(hidden, self._device)
         stalled += seconds(self._run.saver.before_step)
         self._run.settle()
         return stalled
@@ -205,7 +223,7 @@ class Stalls:
         start = time.perf_counter()
         saving: Any = dcp.async_save(self._run.state, checkpoint_id=self._folder / "dcp", async_stager=self._stager)
         stalled = time.perf_counter() - start
-        compute(hidden)
+        compute(hidden, self._device)
         stalled += seconds(saving.staging_completion.result)
         saving.upload_completion.result()
         shutil.rmtree(self._folder / "dcp")
@@ -220,13 +238,15 @@ def by_turns(contenders: dict[str, Callable[[], float]], into: dict[str, list[fl
 
 def measure_steps(run: Run, into: dict[str, list[float]], count: int = 30) -> None:
     """How long a step takes without a save, before and after it so many times, and while one is under way."""
+    device = next(iter(run.state.values())).device.type
 
     def steps() -> Iterator[float]:
-        matrix = torch.ones(768, 768)
+        matrix = torch.ones(768, 768, device=device)
         while True:
             start = time.perf_counter()
             for _ in range(8):
                 matrix @ matrix
+            wait_for(device)
             run.saver.before_step()
             yield time.perf_counter() - start
 
@@ -345,11 +365,13 @@ def targets(what: str) -> list[Target]:
     }[what]
 
 
-def measure_size(megabytes: int, folder: Path, url: str | None, options: Options, python: Path | None) -> Values:
+def measure_size(
+    megabytes: int, folder: Path, url: str | None, options: Options, python: Path | None, device: str = "cpu"
+) -> Values:
     """All figures of a state of so many MB."""
     values: Values = defaultdict(lambda: defaultdict(list))
     count = megabytes * 2**20 // 4 // TENSORS
-    state = {f"layer{number}": torch.randn(count) for number in range(TENSORS)}
+    state = {f"layer{number}": torch.randn(count, device=device) for number in range(TENSORS)}
     with ExitStack() as stack:
         run = stack.enter_context(running(folder / "run", state, keep_last=1))
         lightning = None
@@ -399,24 +421,35 @@ def measure(options: Options) -> Iterator[Row]:
             root = options.arguments.s3 or (ours_s3 if megabytes <= MOST_FOR_OUR_S3 else None)
             url = f"{root.rstrip('/')}/{uuid.uuid4().hex}" if root else None
             fewer = options if megabytes <= MOST_FOR_DISK else options.at_most(1)
-            for what, each in measure_size(megabytes, Path(folder), url, fewer, python).items():
-                yield from rows(megabytes, what, each)
-    if not torch.cuda.is_available():
-        target = Target(DCP_ASYNC, 0.5)
-        yield Row("checkpoint", f"GPU, 2048 MB: {IN_THE_OPEN}", "s", target=target, note="needs a GPU")
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                values = measure_size(megabytes, Path(own), url, fewer, python)
+            for what, each in values.items():
+                yield from rows(f"{megabytes} MB", what, each)
+        yield from measure_gpu(GPU_MEGABYTES, Path(folder), options)
 
 
-def rows(megabytes: int, what: str, values: dict[str, list[float]]) -> Iterator[Row]:
+def measure_gpu(megabytes: int, folder: Path, options: Options) -> Iterator[Row]:
+    """Rows of a state that is on a GPU."""
+    told = f"GPU, {megabytes} MB"
+    if torch.cuda.is_available():
+        for what, each in measure_size(megabytes, folder, None, options, None, "cuda").items():
+            yield from rows(told, what, each)
+        return
+    for what in IN_THE_OPEN, HIDDEN, BESIDE:
+        yield Row("checkpoint", f"{told}: {what}", "s", target=targets(what)[-1], note="needs a GPU")
+
+
+def rows(size: str, what: str, values: dict[str, list[float]]) -> Iterator[Row]:
     """One for all peers, with the first target; the others are of lines of their own."""
     floor = statistics.median(values[COPY]) if COPY in values else None
     first, *others = targets(what)
     more = {"floor": floor, "note": NOTES.get(what, "")}
     aimed_at = {target.peer for target in others}
     told = {name: each for name, each in values.items() if name not in aimed_at}
-    yield Row.of("checkpoint", f"{megabytes} MB: {what}", "s", told, target=first, **more)
+    yield Row.of("checkpoint", f"{size}: {what}", "s", told, target=first, **more)
     for target in others:
         pair = {name: values[name] for name in (OURS, target.peer)}
-        yield Row.of("checkpoint", f"{megabytes} MB: {what}", "s", pair, target=target, **more)
+        yield Row.of("checkpoint", f"{size}: {what}", "s", pair, target=target, **more)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ class Store:
         """
         text = os.fspath(url) if isinstance(url, str | os.PathLike) else None
         if not isinstance(text, str) or not text.strip() or "\0" in text or not _is_encodable(text):
-            raise ConfigurationError(f"a path or URL is needed, not {in_brief(shown(text) if isinstance(text, str) else url)}")
+            given = shown(text) if isinstance(text, str) else url
+            raise ConfigurationError(f"a path or URL is needed, not {in_brief(given)}")
         protocol, rest = split_protocol(text)
         if protocol is None:
             # Not resolve(): a user who reaches a disk through a link goes on calling it by the link's name.

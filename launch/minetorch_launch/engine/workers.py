@@ -79,6 +79,7 @@ class Workers:
         self.closed_at: float | None = None
         self._started = started
         self._processes: list[BaseProcess] = started._pc.processes
+        self._alive: dict[Any, BaseProcess] = {process.sentinel: process for process in self._processes}
         self._plan, self._channel, self._signals = plan, channel, signals
         self._rendezvous, self._say = rendezvous, say
         self._watch = Watch(plan.hang_timeout)
@@ -121,11 +122,10 @@ class Workers:
             return None
         if self.noticed_at is None:
             self._look_around()
-        if self.noticed_at is None:
-            alive = [process.sentinel for process in self._processes if process.exitcode is None]
-            # What is told stays readable: while a cause is awaited it would end every wait at once.
-            told = [self._channel.wakeup] if self._echo_at is None else []
-            connection.wait([*alive, *told], _POLL_SECONDS)
+        # To ask each worker takes a system call and more: only when one has moved, or is to end in time.
+        if self.noticed_at is None and (
+            self._something_moves() or self._early_at is not None or self._echo_at is not None
+        ):
             self._look_for_ends()
         if self.noticed_at is not None:
             self._council.post("failed")
@@ -239,6 +239,20 @@ class Workers:
         self._rendezvous.regroup = True
 
     # How the workers fare.
+
+    def _something_moves(self) -> bool:
+        """Wait a moment for a worker to end, or to say that it fails; to ask each takes a system call and more.
+
+        Always true while the others' ends are awaited, for a time.
+        """
+        # What is told stays readable: while a cause is awaited it would end every wait at once.
+        told = [self._channel.wakeup] if self._echo_at is None else []
+        ready = connection.wait([*self._alive, *told], _POLL_SECONDS)
+        for sentinel in ready:
+            # One that is ending cannot always be waited for yet.
+            if sentinel in self._alive and self._alive[sentinel].exitcode is not None:
+                del self._alive[sentinel]
+        return bool(ready) or self._early_at is not None or self._echo_at is not None
 
     def _look_for_ends(self) -> None:
         heard = self._channel.heard()

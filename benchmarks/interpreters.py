@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,11 +12,8 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from benchmarks.harness import FAILED
-from benchmarks.loops import ENVIRONMENTS
 from benchmarks.processes import environment
 
 __all__ = ["Loop"]
@@ -42,10 +38,8 @@ class Loop:
         # Nobody would read what a bar draws, and the terminal's buffer is small.
         threading.Thread(target=self._read, daemon=True).start()
         port = _free_port()
-        self._ranks = [
-            _Rank([python or sys.executable, "-m", "benchmarks.loops", name], screen, _variables(rank, world_size, port))
-            for rank in range(world_size)
-        ]
+        command = [python or sys.executable, "-m", "benchmarks.loops", name]
+        self._ranks = [_Rank(command, screen, _variables(rank, world_size, port)) for rank in range(world_size)]
         os.close(screen)
 
     def run(self, steps: int, epochs: int) -> float:
@@ -69,10 +63,10 @@ class Loop:
             while read := os.read(self._terminal, 1 << 16):
                 self._said = (self._said + read)[-8000:]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Loop:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         for rank in self._ranks:
             rank.end()
         with suppress(OSError):

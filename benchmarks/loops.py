@@ -59,8 +59,10 @@ class Training:
         self.began.append(time.perf_counter())
 
     def step_s(self) -> float:
-        """Seconds of a step, with what comes at an epoch's end shared out; the first epoch and the last one's end are
-        left out."""
+        """Seconds of a step, with what comes at an epoch's end shared out.
+
+        The first epoch, which warms up, and the end of the last one, which no other follows, are left out.
+        """
         return (self.began[-1] - self.began[1]) / (len(self.began) - 2) / self.steps
 
 
@@ -231,8 +233,7 @@ def transformers(training: Training) -> None:
 
 
 LOOPS: dict[str, Callable[[Training], None]] = {
-    each.__name__: each
-    for each in (bare, floor, minetorch, ignite, fabric, accelerate, lightning, transformers)
+    each.__name__: each for each in (bare, floor, minetorch, ignite, fabric, accelerate, lightning, transformers)
 }
 """By the name of a contender."""
 

@@ -172,6 +172,11 @@ class RankLoader:
             share = taken.popleft()
             yield Batch(data, share.counted, share.total, min(plan.chunk, end - at), share.units)
             at += plan.chunk
+        if taken:
+            raise ConfigurationError(
+                f"{type(self.source.dataset).__name__} let a StopIteration through for a sample, which ended the epoch "
+                f"at {at} of {end} units. Let it return the sample, or raise another error."
+            )
 
     def _from_stream(self, position: StreamPosition) -> Iterator[Batch]:
         readers, workers = len(position.seen), self.source.num_workers

@@ -84,7 +84,7 @@ class PlanSampler:
         for share, offset in self._placed():
             if taken is not None:
                 taken.append(share)
-            yield Task(list(share.units), seed, share.first, offset)
+            yield Task(share.units, seed, share.first, offset)
 
     def _placed(self) -> Iterator[tuple[Share, int | None]]:
         """Each share, and where its samples begin in the user's own batch."""

@@ -28,6 +28,8 @@ Amp = Literal[False, "bf16", "fp16"]
 _UNFIT = RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError
 """What torch's own classes raise for another's state."""
 
+_ALONE = nullcontext()
+
 
 class Backend:
     """A model and its optimizer on this worker's device, in step with the other workers'."""
@@ -75,7 +77,10 @@ class Backend:
             settle_buckets(self._ddp)
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
         self._norm_before_clipping: torch.Tensor | None = None
-        self.leave_training()
+        if self._ddp is not None:
+            # DDP broadcasts the buffers at a forward, also in validation and in a hook on one rank. There the ranks do
+            # not keep step, and the broadcast would wait for ever. So it is on for the forwards of training alone.
+            self._ddp.require_forward_param_sync = False
 
     @torch.no_grad()
     def _start_alike(self) -> None:
@@ -83,23 +88,16 @@ class Backend:
         for tensor in (*self.unwrapped_model.parameters(), *self.unwrapped_model.buffers()):
             torch.distributed.broadcast(tensor, src=0)
 
-    def enter_training(self) -> None:
-        """Call before a forward whose gradients are exchanged."""
-        if self._ddp is not None:
-            self._ddp.require_forward_param_sync = True
+    def exchanging(self, stepping: bool) -> AbstractContextManager[Any]:
+        """A context for a forward and backward, whose gradients stay on this rank for now unless it is `stepping`."""
+        return _ALONE if self._ddp is None else self._exchange(self._ddp, stepping)
 
-    def leave_training(self) -> None:
-        """Call after it. From here to the next, a forward without gradients is no collective.
-
-        DDP broadcasts the buffers at a forward, also in validation and in a hook on one rank. There the ranks
-        do not keep step, and the broadcast would wait for ever.
-        """
-        if self._ddp is not None:
-            self._ddp.require_forward_param_sync = False
-
-    def accumulating(self) -> AbstractContextManager[Any]:
-        """A context for a forward and backward whose gradients stay on this rank for now."""
-        return self._ddp.no_sync() if self._ddp is not None else nullcontext()
+    @contextmanager
+    def _exchange(self, ddp: DistributedDataParallel, stepping: bool) -> Iterator[None]:
+        with _ALONE if stepping else ddp.no_sync():
+            ddp.require_forward_param_sync = True
+            yield
+            ddp.require_forward_param_sync = False
 
     @contextmanager
     def on_this_rank(self) -> Iterator[None]:

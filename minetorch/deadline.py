@@ -24,6 +24,8 @@ class JobEnd:
         whole = 0.0 if end is None else end - (clock() if start is None else start)
         self._stop_at = float("inf") if end is None else end - min(AHEAD_S, AHEAD_SHARE * max(0.0, whole))
         self._clock = clock
+        self.is_known = self._stop_at < float("inf")
+        """Whether there is one."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], clock: Callable[[], float] = time.time) -> JobEnd:
@@ -38,11 +40,6 @@ class JobEnd:
             for name in ("END", "START")
         )
         return cls(end, start, clock)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there is one."""
-        return self._stop_at < float("inf")
 
     @property
     def is_near(self) -> bool:

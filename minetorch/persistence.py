@@ -176,7 +176,8 @@ class Persistence:
     @property
     def has_news(self) -> bool:
         """Whether `news` has something to tell; always False on other ranks than 0."""
-        return self._saver is not None and (self._saver.has_news or self._broken is not None)
+        saver = self._saver
+        return saver is not None and (saver.has_news or self._broken is not None)
 
     def news(self, *, wait: bool = False) -> list[tuple[tuple[str, ...], str, int]]:
         """Names, path and step of each checkpoint that has become durable. Every rank calls it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from itertools import islice, repeat
@@ -520,7 +520,8 @@ class Trainer(TrainerState):
             self._train_iteration(batch, pending, stepping)
             if stepping:
                 pending = 0
-                asked |= self._after_step()
+                if after := self._after_step():
+                    asked |= after
                 if "save_and_stop" in asked:
                     return asked
         asked |= self._ask_all()
@@ -530,35 +531,36 @@ class Trainer(TrainerState):
 
     def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
         """One forward and backward and, at the end of an accumulation, the optimizer's step."""
-        index, data, backend = self.progress.iteration, batch.data, self.backend
+        progress, hooks, data = self.progress, self._hooks, batch.data
+        index = progress.iteration
         self.batch = batch
-        if self._hooks.any_at("before_train_iteration_start"):
-            self._hooks.call("before_train_iteration_start", index=index, data=data)
+        if hooks.any_at("before_train_iteration_start"):
+            hooks.call("before_train_iteration_start", index=index, data=data)
         loss = self._add_gradients(batch, stepping) if self._exact is None else self._add_exact(self._exact, batch)
-        self.progress.count(batch.units, batch.total)
+        progress.count(batch.units, batch.total)
         self._stream = batch.stream
         self._accumulating = not stepping
         if stepping:
             self._persistence.before_step()
             # The epoch's last accumulation may be shorter than the others.
-            backend.step(self.settings.clip_grad_norm, scale=self.settings.accumulated_iter / pending)
-            self.progress.step += 1
-        self._heartbeat.iteration(self.progress.step)
-        if self._hooks.any_at("after_train_iteration_end"):
-            self._hooks.call("after_train_iteration_end", index=index, data=data, loss=loss)
+            self.backend.step(self.settings.clip_grad_norm, scale=self.settings.accumulated_iter / pending)
+            progress.step += 1
+        self._heartbeat.iteration(progress.step)
+        if self._progress_bar is not None:
+            self._progress_bar.trained(self, index, loss)
+        if hooks.any_at("after_train_iteration_end"):
+            hooks.call("after_train_iteration_end", index=index, data=data, loss=loss)
 
     def _add_gradients(self, batch: Batch, stepping: bool) -> torch.Tensor:
         """Forward and backward of this rank's batch. Returns its mean loss."""
-        backend = self.backend
-        with nullcontext() if stepping else backend.accumulating():
-            backend.enter_training()
+        backend, counted = self.backend, batch.counted
+        # DDP takes the ranks' mean; a smaller share of the last batch must weigh less in it.
+        weight = counted * self.world.size / (batch.total * self.settings.accumulated_iter)
+        with backend.exchanging(stepping):
             loss = self._loss(batch.data, training=True)
-            # DDP takes the ranks' mean; a smaller share of the last batch must weigh less in it.
-            weight = batch.counted * self.world_size / (batch.total * self.settings.accumulated_iter)
             backend.backward(loss if weight == 1.0 else loss * weight)
-            backend.leave_training()
         loss = loss.detach()
-        self._loss_sum.add_(loss, alpha=batch.counted)
+        self._loss_sum.add_(loss, alpha=counted)
         return loss
 
     def _add_exact(self, exact: Exact, batch: Batch) -> torch.Tensor:
@@ -575,18 +577,25 @@ class Trainer(TrainerState):
 
     def _after_step(self) -> frozenset[Request]:
         """Exchange requests between ranks, and save if it is time. Returns what is asked of the loop."""
-        for names, wait in self._persist_later:
-            self.persist(*names, wait=wait)
-        self._persist_later.clear()
+        if self._persist_later:
+            self._persist_what_waited()
         self._ask_for_news()
-        asked = self._requests.at_step()
+        asked, every = self._requests.at_step(), self.settings.persist_steps
+        due = every is not None and self.progress.step % every == 0
+        if not (asked or due):
+            return NOTHING
         if "hear" in asked:
             self._hear()
-        every = self.settings.persist_steps
-        due = "save" in asked or bool(every and self.progress.step % every == 0)
+        due = due or "save" in asked
         if "save_and_stop" in asked or (due and not self._is_put_off()):
             self._save()
         return asked - {"save", "hear"}
+
+    def _persist_what_waited(self) -> None:
+        """Save what was asked for in the middle of the accumulation."""
+        for names, wait in self._persist_later:
+            self.persist(*names, wait=wait)
+        self._persist_later.clear()
 
     def _ask_all(self) -> frozenset[Request]:
         """What any rank has asked for up to now."""
@@ -644,6 +653,8 @@ class Trainer(TrainerState):
                 loss = self._validation_loss(batch, loss_sums)
                 samples += batch.counted
                 self._heartbeat.beat()
+                if self._progress_bar is not None:
+                    self._progress_bar.validated(self, index, loss)
                 if self._hooks.any_at("after_val_iteration_end"):
                     self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
         sums = torch.cat([loss_sums, loss_sums.new_tensor([samples, cut_short])])

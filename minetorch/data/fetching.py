@@ -8,7 +8,7 @@ A dataset that fetches a whole batch at once (`__getitems__`) is seeded once a b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from torch.utils.data import (
 )
 from torch.utils.data._utils.collate import default_convert
 
+from minetorch.data.gathering import can_gather, gather
 from minetorch.data.order import derive_seed
 from minetorch.randomness import kept_generators, reseed
 
@@ -30,7 +31,7 @@ from minetorch.randomness import kept_generators, reseed
 class Task(NamedTuple):
     """What is to be fetched for one batch of one rank."""
 
-    units: list[Any]
+    units: Sequence[Any]
     """The keys of the samples, as the user's sampler gave them."""
     seed: int
     """What the epoch's randomness derives from."""
@@ -59,9 +60,12 @@ class Fetcher(Dataset[Any]):
         self.batched = batched
         self.collation_draws = not draws_nothing_to_collate(collate)
         self.draws = self.collation_draws or not draws_nothing(dataset)
+        self.gathers = batched and collate is default_collate and can_gather(dataset)
 
     def __getitem__(self, task: Task) -> Any:
         """Fetch and collate."""
+        if self.gathers and (batch := gather(self.dataset, task.units)) is not None:
+            return batch
         if not self.draws:
             return self._collate(self._samples(task.units))
         with generators_apart():
@@ -70,11 +74,12 @@ class Fetcher(Dataset[Any]):
                 reseed(task.seed_of_collation())
             return self._collate(samples)
 
-    def _samples(self, units: list[Any]) -> list[Any]:
+    def _samples(self, units: Sequence[Any]) -> list[Any]:
         if self._fetches_batches():
-            samples: list[Any] = self.dataset.__getitems__(units)
+            samples: list[Any] = self.dataset.__getitems__(list(units))
             return samples
-        return [self.dataset[unit] for unit in units]
+        dataset = self.dataset
+        return [dataset[unit] for unit in units]
 
     def _drawn(self, task: Task) -> list[Any]:
         if self._fetches_batches():

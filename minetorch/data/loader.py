@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from minetorch.data.fetching import Fetcher, ShowDataset, as_it_is
-from minetorch.data.order import EpochPlan, count_chunks, derive_seed, share_of
+from minetorch.data.order import EpochPlan, Share, count_chunks, derive_seed, share_of
 from minetorch.data.sampler import PlanSampler, global_order
 from minetorch.data.stream import Portion, SharedStream, StreamPosition, Turns
 from minetorch.data.workers import OutlastSignals, start_workers
@@ -26,8 +26,7 @@ class Part(NamedTuple):
     data: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """One rank's batch of one iteration."""
 
     data: Any
@@ -163,15 +162,21 @@ class RankLoader:
         place = self._place
         for batch in batches:
             if batch.counted or self._training:
-                yield batch if place is None else replace(batch, data=place(batch.data))
+                yield batch if place is None else batch._replace(data=place(batch.data))
 
     def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
         plan = shares.plan
         at, end = plan.start, len(plan.units)
-        fetched = self._fetched(shares.tasks(self._samples_seed()), self.source.num_workers)
-        for share, data in zip(shares.shares(), fetched, strict=True):
+        taken: deque[Share] = deque()  # by workers, ahead of what has come
+        for data in self._fetched(shares.tasks(self._samples_seed(), taken), self.source.num_workers):
+            share = taken.popleft()
             yield Batch(data, share.counted, share.total, min(plan.chunk, end - at), share.units)
             at += plan.chunk
+        if taken:
+            raise ConfigurationError(
+                f"{type(self.source.dataset).__name__} let a StopIteration through for a sample, which ended the epoch "
+                f"at {at} of {end} units. Let it return the sample, or raise another error."
+            )
 
     def _from_stream(self, position: StreamPosition) -> Iterator[Batch]:
         readers, workers = len(position.seen), self.source.num_workers
@@ -235,7 +240,10 @@ class Feed:
 
 
 class FedLoader:
-    """A DataLoader with the source's settings, that is given what its workers are to do for each pass."""
+    """A DataLoader with the source's settings, that is given what its workers are to do for each pass.
+
+    Without workers, and with nothing to pin, the tasks are done right here: the DataLoader would only add to it.
+    """
 
     def __init__(
         self, source: DataLoader[Any], fetcher: Fetcher | SharedStream, workers: int, *, keeps_workers: bool
@@ -249,6 +257,7 @@ class FedLoader:
             keeps_workers: let them live on after a pass, where the source is made so.
         """
         self.workers = workers
+        self._fetcher = fetcher
         self.keeps_workers = keeps_workers and workers > 0 and bool(source.persistent_workers)
         self.is_busy = False
         """Whether a pass is under way. Workers that live on can serve only one."""
@@ -266,6 +275,11 @@ class FedLoader:
 
     def results(self, tasks: Iterable[Any], seed: int) -> Iterator[Any]:
         """Begin a pass: what comes of each task, in their order. `seed` is that of the workers' own generators."""
+        if not (self.workers or self._loader.pin_memory):
+            return map(self._fetcher.__getitem__, tasks)
+        return self._results_of_loader(tasks, seed)
+
+    def _results_of_loader(self, tasks: Iterable[Any], seed: int) -> Iterator[Any]:
         self.is_busy = True
         try:
             self._feed.tasks = tasks

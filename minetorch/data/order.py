@@ -9,9 +9,10 @@ unit is seen once, and the ranks' shares of one iteration differ by one unit at 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Unit = TypeVar("Unit")
 
@@ -41,11 +42,10 @@ def count_chunks(units: int, chunk: int, *, drop_last: bool) -> int:
     return units // chunk if drop_last else -(-units // chunk)
 
 
-@dataclass(frozen=True)
-class Share(Generic[Unit]):
+class Share(NamedTuple):
     """What one rank sees of one iteration."""
 
-    units: Sequence[Unit]
+    units: Sequence[Any]
     """The rank's own units; one borrowed unit where the chunk is too small to go round (see `counted`)."""
     counted: int
     """How many of `units` count: all, or 0 where the unit is borrowed so that the rank can take part."""
@@ -55,7 +55,7 @@ class Share(Generic[Unit]):
     """The place of `units[0]` in the chunk, or in the epoch's global order where a plan says so."""
 
 
-def share_of(chunk: Sequence[Unit], rank: int, world_size: int, at: int = 0) -> Share[Unit]:
+def share_of(chunk: Sequence[Unit], rank: int, world_size: int, at: int = 0) -> Share:
     """Rank `rank`'s share of a chunk that is not empty and begins at place `at`.
 
     Where there are fewer units than ranks, the ranks left over borrow one with a count of 0: every rank must
@@ -87,9 +87,23 @@ class EpochPlan(Generic[Unit]):
         """Iterations, the same number on every rank."""
         return count_chunks(max(0, len(self.units) - self.start), self.chunk, drop_last=self.drop_last)
 
-    def __getitem__(self, iteration: int) -> Share[Unit]:
+    def __getitem__(self, iteration: int) -> Share:
         """The share of the iteration-th iteration from `start`."""
         if not 0 <= iteration < len(self):
             raise IndexError(iteration)
-        first = self.start + iteration * self.chunk
-        return share_of(self.units[first : first + self.chunk], self.rank, self.world_size, first)
+        return self._share(self.start + iteration * self.chunk)
+
+    def __iter__(self) -> Iterator[Share]:
+        """The shares of all iterations."""
+        return map(self._share, range(self.start, self.start + len(self) * self.chunk, self.chunk))
+
+    def _share(self, first: int) -> Share:
+        units, chunk, own = self.units, self.chunk, self._own
+        if own and first + chunk <= len(units):
+            return Share(units[first + own.start : first + own.stop], len(own), chunk, first + own.start)
+        return share_of(units[first : first + chunk], self.rank, self.world_size, first)
+
+    @cached_property
+    def _own(self) -> range:
+        """This rank's part of a full chunk."""
+        return split_evenly(self.chunk, self.world_size, self.rank)

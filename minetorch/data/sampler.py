@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -73,27 +74,29 @@ class PlanSampler:
         self.batches = batches
         self.split = split
 
-    def shares(self) -> Iterator[Share[Any]]:
-        """The rank's share of each iteration, in samples."""
-        return (share for share, _ in self._placed())
+    def tasks(self, seed: int, taken: deque[Share] | None = None) -> Iterator[Task]:
+        """What is to be fetched for each iteration, with randomness that derives from `seed`.
 
-    def tasks(self, seed: int) -> Iterator[Task]:
-        """What is to be fetched for each iteration, with randomness that derives from `seed`."""
+        Args:
+            seed: of the epoch's randomness.
+            taken: gets the share, in samples, of each task that was taken.
+        """
         for share, offset in self._placed():
-            yield Task(list(share.units), seed, share.first, offset)
+            if taken is not None:
+                taken.append(share)
+            yield Task(share.units, seed, share.first, offset)
 
-    def _placed(self) -> Iterator[tuple[Share[Any], int | None]]:
+    def _placed(self) -> Iterator[tuple[Share, int | None]]:
         """Each share, and where its samples begin in the user's own batch."""
-        for iteration in range(len(self.plan)):
-            yield self._in_samples(iteration) if self.batches else (self.plan[iteration], None)
+        return map(self._in_samples, range(len(self.plan))) if self.batches else zip(self.plan, repeat(None))
 
-    def _in_samples(self, iteration: int) -> tuple[Share[Any], int]:
+    def _in_samples(self, iteration: int) -> tuple[Share, int]:
         plan = self.plan
         first = plan.start + iteration * plan.chunk
         chunk = plan.units[first : first + plan.chunk]
         if self.split:
             part = share_of(list(chunk[0]), plan.rank, plan.world_size)
-            return replace(part, first=first), part.first
+            return part._replace(first=first), part.first
         own = plan[iteration]
         total = sum(len(batch) for batch in chunk)
         return Share(list(own.units[0]), len(own.units[0]) if own.counted else 0, total, own.first), 0

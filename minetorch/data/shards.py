@@ -27,14 +27,14 @@ class ShardSampler(PlanSampler):
         super().__init__(plan, batches=batches, split=True)
         self._of_shards = [PlanSampler(replace(plan, rank=shard), batches=batches, split=True) for shard in own]
 
-    def by_iteration(self) -> Iterator[list[Share[Any]]]:
+    def by_iteration(self) -> Iterator[list[Share]]:
         """The shares of all of the rank's shards, also of those without a sample."""
         return ([share for share, _ in placed] for placed in self._placed_by_iteration())
 
-    def _placed(self) -> Iterator[tuple[Share[Any], int | None]]:
+    def _placed(self) -> Iterator[tuple[Share, int | None]]:
         return (one for placed in self._placed_by_iteration() for one in placed if one[0].counted)
 
-    def _placed_by_iteration(self) -> Iterator[list[tuple[Share[Any], int | None]]]:
+    def _placed_by_iteration(self) -> Iterator[list[tuple[Share, int | None]]]:
         return map(list, zip(*(sampler._placed() for sampler in self._of_shards), strict=True))
 
 

@@ -201,7 +201,7 @@ class SharedStream(Dataset[Portion]):
         share = share_of(chunk, self.rank, self.world_size, first)
         return self._collate(share), share.counted
 
-    def _collate(self, share: Share[Any]) -> Any:
+    def _collate(self, share: Share) -> Any:
         if not draws_nothing_to_collate(self.collate):
             self._reseed("collate", share.first)
         return self.collate(share.units if self.batched else share.units[0])

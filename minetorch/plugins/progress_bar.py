@@ -36,8 +36,8 @@ class _Mark(NamedTuple):
 class ProgressBar:
     """Shows the progress of each epoch. For rank 0 only.
 
-    Between two refreshes an iteration costs three looks at the clock: the loss stays on its device,
-    since fetching it makes a GPU wait.
+    Between two refreshes an iteration costs three looks at the clock: the loss stays on its device, since fetching it
+    makes a GPU wait. The loop itself calls `trained` and `validated`: as hooks they would cost several times as much.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class ProgressBar:
             self._epoch_s = now - self._epoch_began
         self._epoch_began = None if trainer.progress.iteration else now
 
-    def after_train_iteration_end(self, trainer: TrainerState, index: int, loss: torch.Tensor) -> None:
-        """Refresh if it is time."""
+    def trained(self, trainer: TrainerState, index: int, loss: torch.Tensor) -> None:
+        """Refresh after a training iteration if it is time."""
         now = self._clock()
         if now < self._due:
             return
         progress = trainer.progress
         self._refresh(trainer, now, index + 1, trainer.train_iterations, progress.samples_in_epoch, loss)
 
-    def after_val_iteration_end(self, trainer: TrainerState, index: int, loss: torch.Tensor) -> None:
-        """Refresh if it is time."""
+    def validated(self, trainer: TrainerState, index: int, loss: torch.Tensor) -> None:
+        """The same after one of the validation."""
         now = self._clock()
         if now < self._due and self._validating:
             return

@@ -71,12 +71,12 @@ class Run:
         for index in indices:
             self.clock.now += seconds
             self.trainer.progress.samples_in_epoch = (index + 1) * 32
-            self.bar.after_train_iteration_end(self.trainer, index=index, loss=self.loss)
+            self.bar.trained(self.trainer, index=index, loss=self.loss)
 
     def validate(self, indices, seconds=0.5):
         for index in indices:
             self.clock.now += seconds
-            self.bar.after_val_iteration_end(self.trainer, index=index, loss=self.loss)
+            self.bar.validated(self.trainer, index=index, loss=self.loss)
 
 
 @pytest.fixture
@@ -217,13 +217,13 @@ def test_an_iteration_between_refreshes_costs_next_to_nothing():
     bar = ProgressBar(Lines())
     run = Run(bar, None)
     bar.before_epoch_start(run.trainer)
-    bar.after_train_iteration_end(run.trainer, index=0, loss=run.loss)
-    hook, trainer, loss = bar.after_train_iteration_end, run.trainer, run.loss
+    bar.trained(run.trainer, index=0, loss=run.loss)
+    trained, trainer, loss = bar.trained, run.trainer, run.loss
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         for index in range(20_000):
-            hook(trainer, index=index, loss=loss)
+            trained(trainer, index=index, loss=loss)
         best = min(best, (time.perf_counter() - start) / 20_000)
     assert best < 3e-6  # 0.2 µs on an idle machine
     assert loss.fetched == 0
@@ -263,8 +263,6 @@ def test_the_trainer_takes_it_as_a_plugin():
     called = {point for point in HOOK_POINTS if hooks.any_at(point)}
     assert called == {
         "before_epoch_start",
-        "after_train_iteration_end",
-        "after_val_iteration_end",
         "after_epoch_end",
         "before_quit",
     }

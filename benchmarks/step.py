@@ -1,0 +1,73 @@
+"""A step of training beside the bare loop's, with everything that is on by default.
+
+    python -m benchmarks.step [--rounds 9] [--steps 1000] [--only bare,minetorch] [--quick] [--json FILE]
+
+A tiny model, so that what is around it shows: in a step of a tenth of a second nobody's overhead does. What comes once
+an epoch (a checkpoint, the curves, a line in the log) is shared out over its steps; an epoch here takes a third of a
+second, and theirs is no longer where it takes an hour. Bars are drawn, on a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+
+from benchmarks import peers
+from benchmarks.harness import OURS, Options, Row, Target, interleave, main, make_parser, progress
+from benchmarks.interpreters import Loop
+from benchmarks.loops import ENVIRONMENTS
+
+__all__ = ["measure"]
+
+EPOCHS = 4
+BARE, FLOOR = "bare", "floor"
+ALONE = ("ignite", "fabric", "accelerate", "lightning", "transformers")
+TOGETHER = ("accelerate", "lightning")
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """A row for one process, and one for two."""
+    steps = 20 if options.quick else options.arguments.steps
+    only = options.arguments.only
+    for world_size, what, others, at_most in (
+        (1, "a step of a tiny MLP, one process", ALONE, 1.08),
+        (2, "the same under DDP, two workers on gloo", TOGETHER, 1.03),
+    ):
+        names = [name for name in (BARE, OURS, FLOOR, *others) if not only or name in only.split(",")]
+        values = measured(names, options.rounds, steps, world_size, make=not options.quick)
+        if OURS not in values or BARE not in values:
+            continue
+        floor = values.pop(FLOOR, None)
+        yield Row.of(
+            "step",
+            what,
+            "s",
+            values,
+            target=Target(BARE, at_most),
+            floor=min(floor) if floor else None,
+            note="floor: the bare loop with batches that lie ready, without a DataLoader",
+        )
+
+
+def measured(names: list[str], rounds: int, steps: int, world_size: int, *, make: bool) -> dict[str, list[float]]:
+    """Seconds of a step by loop and round; a loop whose environment is not there is left out."""
+    found = peers.find(*sorted({ENVIRONMENTS[name] for name in names if name in ENVIRONMENTS}), make=make)
+    with ExitStack() as stack:
+        loops = {
+            name: stack.enter_context(Loop(name, found.get(ENVIRONMENTS.get(name, "")), world_size=world_size))
+            for name in names
+            if name not in ENVIRONMENTS or ENVIRONMENTS[name] in found
+        }
+        values = interleave({name: partial(loop.run, steps, EPOCHS) for name, loop in loops.items()}, rounds)
+        for name, loop in loops.items():
+            if any(value != value for value in values[name]):
+                progress(f"{name} failed:\n{loop.said}")
+    return values
+
+
+if __name__ == "__main__":
+    parser = make_parser(__doc__, rounds=9)
+    parser.add_argument("--steps", type=int, default=1000, help="of an epoch (default %(default)s)")
+    parser.add_argument("--only", default="", help="loops, with commas between them")
+    main(measure, parser)

@@ -240,6 +240,8 @@ def test_a_real_start_error_of_a_trainers_script_is_not_tried_again(launches):
     script = launches.script("import minetorch\nraise ValueError('of the start')")
     done = launches.run("--nproc", 2, "--max-restarts", 2, script)
     assert done.returncode == 1
-    assert done.stderr.count("of the start") == 3  # the report's first line, the line of code, the exception
+    # The report's first line, the line of code, the exception; whether the other rank came to its own is chance.
+    told = [line for line in done.stderr.splitlines() if "of the start" in line and not line.startswith("  then")]
+    assert len(told) == 3
     because = "failed before its first step: a restart would fail the same way"
     assert f"  restarts   0 of 2 used; {because}\n" in done.stderr

@@ -248,8 +248,8 @@ class LocalFileHandler(FileHandler):
         path = self._path
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = self._append and _is_torn(path)
-        mode = "ab" if self._append else "wb"
-        stream = open(path, mode, buffering=0, opener=_open_own)  # noqa: SIM115 - stays open for the next lines
+        # It stays open for the next lines.
+        stream = open(path, "ab" if self._append else "wb", buffering=0, opener=_open_own)  # noqa: SIM115
         self._append = True
         if torn:
             stream.write(b"\n")

@@ -191,6 +191,9 @@ def test_the_deadline():
     assert make_deadline(Times(5000, 600), 599.0, now=0) == Deadline(5000, 599)
     assert make_deadline(Times(5000, 600), 0.0, now=0) == Deadline(5000, 0)
     assert Deadline(5000, 120).notice_at == 4880
+    assert message(make_deadline, Times(5000, 600), 600.0, now=0).startswith(
+        "--notice-before 600 is not less than the 600 s"
+    )
     assert message(make_deadline, Times(5000, 600), 600.5, now=0) == (
         "--notice-before 600.5 is not less than the 600 s of the job: nothing would get done; type fewer "
         "seconds, or ask "
@@ -214,6 +217,10 @@ def test_every_word_of_srun():
         "python",
         "x",
     ]
+    alike = job_of(BATCH | {"SLURM_JOB_CPUS_PER_NODE": "8(x4)", "SLURM_GPUS_PER_TASK": "nvidia:a100:1"})
+    words = srun_command(alike, LaunchOptions(), [], name="s")
+    assert {"--cpus-per-task=8", "--gpus-per-node=nvidia:a100:2"} < {*words}
+    assert "--cpu-bind=none" not in words
     least = job_of({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_GPUS_PER_TASK": "1"})
     assert [word for word in srun_command(least, LaunchOptions(), [], name="s") if "gpu" in word or "cpu" in word] == [
         "--cpu-bind=none"

@@ -73,7 +73,10 @@ def test_sigterm_reaches_each_worker_once(launches, running):
     process, _ = running("handles")
     process.terminate()
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (143, "minetorch-launch: stopped by SIGTERM\n")
+    assert process.returncode == 143
+    # A loader's worker may take seconds to end on a busy machine, which the launcher says.
+    said = [line for line in err.splitlines() if not line.startswith("minetorch-launch: waiting up to 30 s for rank")]
+    assert said == ["minetorch-launch: stopped by SIGTERM"]
     assert launches.by_rank(out) == {0: ["handled 15"], 1: ["handled 15"]}
     assert not launches.processes()
 

@@ -75,7 +75,7 @@ class World:
         local_size = _integer(variables, "LOCAL_WORLD_SIZE", size)
         if not 0 <= rank < size:
             raise ConfigurationError(f"RANK={rank} and WORLD_SIZE={size} do not fit: RANK must be 0 to {size - 1}.")
-        if not local_rank < local_size:
+        if {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= environ.keys() and not local_rank < local_size:
             raise ConfigurationError(
                 f"LOCAL_RANK={local_rank} and LOCAL_WORLD_SIZE={local_size} do not fit: LOCAL_RANK must be 0 to "
                 f"{local_size - 1}."

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minetorch.errors import CollectiveError, ConfigurationError, RemoteError
+from minetorch.errors import CollectiveError, ConfigurationError, RemoteError, in_brief
 
 T = TypeVar("T")
 
@@ -37,6 +37,8 @@ REDUCE_OPS: dict[str, dist.ReduceOp.RedOpType] = {
 
 BROADCAST_CHUNK = 256 * 2**20
 """Bytes sent at once by `broadcast_bytes`: bounds the buffers that gloo and NCCL take for it."""
+
+_MOST_DIGITS = 18
 
 GLOO_LETS_GO_S = 0.05
 """Seconds that gloo's thread is given at exit; it needs microseconds."""
@@ -73,6 +75,13 @@ class World:
         local_size = _integer(variables, "LOCAL_WORLD_SIZE", size)
         if not 0 <= rank < size:
             raise ConfigurationError(f"RANK={rank} and WORLD_SIZE={size} do not fit: RANK must be 0 to {size - 1}.")
+        if {"LOCAL_RANK", "LOCAL_WORLD_SIZE"} <= environ.keys() and not local_rank < local_size:
+            raise ConfigurationError(
+                f"LOCAL_RANK={local_rank} and LOCAL_WORLD_SIZE={local_size} do not fit: LOCAL_RANK must be 0 to "
+                f"{local_size - 1}."
+            )
+        if size > 1 and not 0 < _integer(variables, "MASTER_PORT", 1) < 65536:
+            raise ConfigurationError(f"MASTER_PORT={variables['MASTER_PORT']} is no port: it must be 1 to 65535.")
         device = _device(environ.get("MINETORCH_DEVICE", "auto"), local_rank)
         added = {name: value for name, value in variables.items() if name not in environ}
         return cls(rank, size, local_rank, local_size, device, added)
@@ -284,7 +293,9 @@ def first_host(nodelist: str) -> str:
     """
     match = re.match(r"([^\[\],\s]+)(?:\[([0-9]+)[^\]]*\]([^\[\],\s]*))?", nodelist)
     if match is None:
-        raise ConfigurationError(f"SLURM's node list names no host: {nodelist!r}. Set MASTER_ADDR to rank 0's host.")
+        raise ConfigurationError(
+            f"SLURM's node list names no host: {in_brief(nodelist)}. Set MASTER_ADDR to rank 0's host."
+        )
     prefix, number, suffix = match.groups(default="")
     return f"{prefix}{number}{suffix}"
 
@@ -293,14 +304,14 @@ def _integer(variables: Mapping[str, str], name: str, default: int) -> int:
     text = variables.get(name)
     if text is None:
         return default
-    if not text.isdecimal():
-        raise ConfigurationError(f"{name}={text!r} must be a whole number, 0 or more.")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
+        raise ConfigurationError(f"{name}={in_brief(text)} must be a whole number, 0 or more.")
     return int(text)
 
 
 def _device(kind: str, local_rank: int) -> torch.device:
     if kind not in ("auto", "cpu", "cuda"):
-        raise ConfigurationError(f"MINETORCH_DEVICE={kind!r} must be 'auto', 'cpu' or 'cuda'.")
+        raise ConfigurationError(f"MINETORCH_DEVICE={in_brief(kind)} must be 'auto', 'cpu' or 'cuda'.")
     if kind == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():

@@ -28,7 +28,7 @@ EPOCHS = 40
 _STRIKES = 8
 _MOST_LAUNCHES = 20
 _END_S = 180.0
-_LONGEST_S = 900.0
+_LONGEST_S = 2400.0
 
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGSEGV", "SIGABRT", "SIGTERM", "SIGSTOP")
 """By their weight. One that is stopped is found by its hang."""
@@ -115,11 +115,13 @@ def run_sealed(seed: int, strikes: int, baseline: Mapping[str, str]) -> Run:
     with tempfile.TemporaryDirectory(prefix="soak é ") as folder:
         words = [sys.executable, "-m", "tests.faults.soak", "--inside", folder]
         words += ["--seed", str(seed), "--strikes", str(strikes), "--baseline", json.dumps(dict(baseline)), "0"]
-        done = subprocess.run(
-            room.sealed(words), cwd=ROOT, capture_output=True, text=True, check=False, timeout=_LONGEST_S
-        )
         try:
+            done = subprocess.run(
+                room.sealed(words), cwd=ROOT, capture_output=True, text=True, check=False, timeout=_LONGEST_S
+            )
             run = Run(**json.loads(done.stdout.splitlines()[-1]))
+        except subprocess.TimeoutExpired:
+            run = Run(seed, [f"not over after {_LONGEST_S:g} s"])
         except (ValueError, IndexError, TypeError):
             run = Run(seed, [f"the trial itself failed: {done.stderr[-2000:]}"])
     run.took_s = time.monotonic() - began

@@ -102,11 +102,14 @@ class RandomTrial(Trial):
             return  # who stops it must continue it
         if name == "the fork server" and signum in (signal.SIGSTOP, signal.SIGTERM):
             return
-        if pids := VICTIMS[name](launch):
-            with suppress(ProcessLookupError):
-                os.kill(self._chance.choice(pids), signum)
-                self.run_.strikes.append(f"{signum.name} to {name}")
-                self._left -= 1
+        while not (pids := VICTIMS[name](launch)):
+            if launch.process.poll() is not None:
+                return
+            time.sleep(0.05)
+        with suppress(ProcessLookupError):
+            os.kill(self._chance.choice(pids), signum)
+            self.run_.strikes.append(f"{signum.name} to {name}")
+            self._left -= 1
 
 
 def run_sealed(seed: int, strikes: int, baseline: Mapping[str, str]) -> Run:

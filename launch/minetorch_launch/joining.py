@@ -200,18 +200,25 @@ def reach_now(address: str, port: int, seconds: float = _CONNECT_SECONDS) -> str
         return f"{error.strerror or error} by {address}" if error.errno else str(error)
 
 
-def keep_alive(address: str, port: int, seconds: int) -> None:
+def keep_alive(address: str, port: int, seconds: int, answer_s: int) -> None:
     """Have the kernel give up on this process's connections to ``address``:``port`` when the peer is silent so long.
 
-    The store's client waits for its replies without a limit: after a cut link, for ever. It does not show its
-    socket, so that is looked for among the process's own.
+    The store's client waits for its replies without a limit: after a cut link, for ever, and as long as its host is
+    stopped, whose kernel goes on to acknowledge what comes. It does not show its socket, so that is looked for among
+    the process's own.
+
+    Args:
+        address: the peer's.
+        port: the peer's.
+        seconds: for which its machine may be silent.
+        answer_s: for which it itself may leave a question unanswered.
     """
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
-            _limit_silence(int(entry.name), address, port, seconds)
+            _limit_silence(int(entry.name), address, port, seconds, answer_s)
 
 
-def _limit_silence(fd: int, address: str, port: int, seconds: int) -> None:
+def _limit_silence(fd: int, address: str, port: int, seconds: int, answer_s: int) -> None:
     if not str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("socket:"):
         return
     with socket.socket(fileno=os.dup(fd)) as connection:
@@ -228,6 +235,7 @@ def _limit_silence(fd: int, address: str, port: int, seconds: int) -> None:
         ):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", answer_s, 0))
 
 
 def _what_to_check(problem: str | None, endpoint: Endpoint) -> str:

@@ -34,7 +34,7 @@ def main() -> int:
     left = [cell for cell in cells if asked.cells or _is_due(done.get(str(cell)), again=asked.again)]
     if not asked.table:
         done |= run_all(left, jobs=asked.jobs, until=time.monotonic() + 60 * asked.minutes)
-        RELIABILITY.write_text(summary.put(RELIABILITY.read_text(), "matrix", summary.table(list(done.values()))))
+    RELIABILITY.write_text(summary.put(RELIABILITY.read_text(), "matrix", summary.table(list(done.values()))))
     failed = [verdict for verdict in done.values() if verdict.problems]
     for verdict in failed:
         print(f"FAILED {verdict.cell}: {'; '.join(verdict.problems)}")
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", action="append", help="cells in whose names this stands; repeatable")
     add("--again", action="store_true", help="run those that failed once more, too")
     add("--fresh", action="store_true", help="forget earlier results")
-    add("--table", action="store_true", help="run nothing; say what has failed")
+    add("--table", action="store_true", help="run nothing; write the table of what there is")
     return parser
 
 

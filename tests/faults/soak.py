@@ -28,7 +28,7 @@ EPOCHS = 40
 _STRIKES = 8
 _MOST_LAUNCHES = 20
 _END_S = 180.0
-_LONGEST_S = 900.0
+_LONGEST_S = 2400.0
 
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGSEGV", "SIGABRT", "SIGTERM", "SIGSTOP")
 """By their weight. One that is stopped is found by its hang."""
@@ -102,11 +102,14 @@ class RandomTrial(Trial):
             return  # who stops it must continue it
         if name == "the fork server" and signum in (signal.SIGSTOP, signal.SIGTERM):
             return
-        if pids := VICTIMS[name](launch):
-            with suppress(ProcessLookupError):
-                os.kill(self._chance.choice(pids), signum)
-                self.run_.strikes.append(f"{signum.name} to {name}")
-                self._left -= 1
+        while not (pids := VICTIMS[name](launch)):
+            if launch.process.poll() is not None:
+                return
+            time.sleep(0.05)
+        with suppress(ProcessLookupError):
+            os.kill(self._chance.choice(pids), signum)
+            self.run_.strikes.append(f"{signum.name} to {name}")
+            self._left -= 1
 
 
 def run_sealed(seed: int, strikes: int, baseline: Mapping[str, str]) -> Run:
@@ -115,11 +118,13 @@ def run_sealed(seed: int, strikes: int, baseline: Mapping[str, str]) -> Run:
     with tempfile.TemporaryDirectory(prefix="soak é ") as folder:
         words = [sys.executable, "-m", "tests.faults.soak", "--inside", folder]
         words += ["--seed", str(seed), "--strikes", str(strikes), "--baseline", json.dumps(dict(baseline)), "0"]
-        done = subprocess.run(
-            room.sealed(words), cwd=ROOT, capture_output=True, text=True, check=False, timeout=_LONGEST_S
-        )
         try:
+            done = subprocess.run(
+                room.sealed(words), cwd=ROOT, capture_output=True, text=True, check=False, timeout=_LONGEST_S
+            )
             run = Run(**json.loads(done.stdout.splitlines()[-1]))
+        except subprocess.TimeoutExpired:
+            run = Run(seed, [f"not over after {_LONGEST_S:g} s"])
         except (ValueError, IndexError, TypeError):
             run = Run(seed, [f"the trial itself failed: {done.stderr[-2000:]}"])
     run.took_s = time.monotonic() - began

@@ -24,7 +24,7 @@ def verdicts():
         return {verdict.cell: verdict for verdict in found}
 
 
-@pytest.mark.parametrize("cell", map(str, chosen()))
+@pytest.mark.parametrize("cell", [str(cell) for cell in chosen()])
 def test_a_fault_is_survived(verdicts, cell):
     verdict = verdicts[cell]
     assert not verdict.problems, "\n".join([*verdict.problems, verdict.text])

@@ -1,9 +1,16 @@
 import re
+import signal
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from minetorch_launch import joining
+from minetorch_launch.engine.council import StoreLostError, guarded
 from minetorch_launch.errors import JoinError, UsageError
 from minetorch_launch.joining import Endpoint, parse_endpoint
 
@@ -72,8 +79,36 @@ def test_a_connection_gives_up_on_a_silent_peer():
     with joining.listen("127.0.0.1", 0) as server:
         address, port = server.getsockname()
         with socket.create_connection((address, port)) as ours, socket.create_connection((address, port)) as other:
-            joining.keep_alive(address, port, 12)
+            joining.keep_alive(address, port, 12, answer_s=25)
             for connection in (ours, other):
                 assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
                 assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12000
         assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+
+
+STORE = """
+import sys, time
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, wait_for_workers=False)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_store_whose_host_is_stopped_is_lost():
+    with joining.listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    with subprocess.Popen([sys.executable, "-c", STORE, str(port)], stdout=subprocess.PIPE, text=True) as host:
+        try:
+            assert host.stdout.readline() == "ready\n"
+            store = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+            joining.keep_alive("127.0.0.1", port, 12, answer_s=1)
+            with guarded():
+                assert store.add("questions", 1) == 1
+            host.send_signal(signal.SIGSTOP)
+            while Path(f"/proc/{host.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+                time.sleep(0.01)
+            with pytest.raises(StoreLostError, match="Timeout"), guarded():
+                store.add("questions", 1)
+        finally:
+            host.kill()

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import socket
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -235,7 +237,7 @@ class Rendezvous(RendezvousHandler):
                 f"{self.plan.node.host} reached {address}:{port} ({place}), but what listens there is no launcher of "
                 f"this job ({str(error).splitlines()[0]}): check --rdzv, and that all nodes run the same torch"
             ) from None
-        joining.keep_alive(address, port, int(LOST_SECONDS))
+        joining.keep_alive(address, port, int(LOST_SECONDS), answer_s=int(timeout.total_seconds()) + 1)
         return store
 
     def _move_store(self) -> None:
@@ -269,7 +271,8 @@ class Rendezvous(RendezvousHandler):
 
     def _look_home(self, now: float) -> None:
         """Whether who keeps a store where nobody else has come can meet the others at the first place again."""
-        if self._home is None or not self.keeps_store or len(self._here) > 1 or now - self._looked_home < _HOME_SECONDS:
+        is_enough = len(self._here) >= min(2, self.plan.nodes[0])
+        if self._home is None or not self.keeps_store or is_enough or now - self._looked_home < _HOME_SECONDS:
             return
         self._looked_home = now
         if joining.reach_now(*self._home, seconds=_HOME_SECONDS / 2) is None:
@@ -277,11 +280,10 @@ class Rendezvous(RendezvousHandler):
 
     def _go_home(self) -> None:
         """Meet where the job began, and forget who was thought lost: it may be who keeps that place."""
-        assert self._home is not None
-        try:
-            store = self._connect(*self._home, self.plan.rdzv)
-        except JoinError:
-            return  # gone again, or somebody else's: the next look tells
+        store = self._connect_home()
+        if store is None:  # gone again, or somebody else's, or stopped: a later look tells
+            self._looked_home = time.monotonic() + LOST_SECONDS
+            return
         self._say(f"minetorch-launch: the rendezvous at {self.plan.rdzv} is back; going there")
         self._inner._stop_heartbeats()
         self._store, self.keeps_store = store, False
@@ -289,6 +291,26 @@ class Rendezvous(RendezvousHandler):
         self.council = Council(HashStore(), 0, ())
         self._called_for.clear()
         self._inner, self._holder = self._make_inner()
+
+    def _connect_home(self) -> Store | None:
+        """In a thread, for a process that is stopped lets everybody connect and answers nobody."""
+        assert self._home is not None
+        found: queue.SimpleQueue[Store | None] = queue.SimpleQueue()
+        host, port = self._home
+
+        def connect() -> None:
+            try:
+                found.put(self._connect(host, port, self.plan.rdzv))
+            except JoinError:
+                found.put(None)
+
+        threading.Thread(target=connect, name="minetorch-home", daemon=True).start()
+        end = time.monotonic() + LOST_SECONDS
+        while time.monotonic() < end:
+            self._check()
+            with suppress(queue.Empty):
+                return found.get(timeout=_LOOK_SECONDS)
+        return None
 
     # Torch's part.
 

@@ -1,35 +1,40 @@
 """What checkpoints cost, beside what others take for the same state, in one run and by turns.
 
-    python -m benchmarks.checkpoint [--megabytes 512] [--rounds 5] [--directory DIR] [--s3 s3://bucket/folder]
+    python -m benchmarks.checkpoint [--megabytes 64,512,2048] [--rounds 3] [--directory DIR] [--s3 s3://bucket/folder]
 
-For S3 the endpoint and the credentials come from the environment; the bucket must be there. It takes up to 12 times the
-state's size on the disk. Figures are medians over the rounds. A machine that does other work at the same time makes
-them useless; the more so as saves stand back for it, and what they are compared with does not.
+For S3 the endpoint and the credentials come from the environment, and the bucket must be there; without --s3 a server
+is started on this machine, for 64 MB alone. It takes up to 12 times the state's size on the disk, and 5 times in
+memory. A machine that does other work at the same time makes the figures useless; the more so as saves stand back for
+it, and what they are compared with does not.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 import uuid
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from benchmarks import peers, s3
+from benchmarks.harness import OURS, Options, Row, Target, main, make_parser
+from benchmarks.processes import Answering, available_mib
 from minetorch.checkpoint import Checkpointer, Store, parse_resume
 from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.finder import Finder
@@ -37,40 +42,34 @@ from minetorch.checkpoint.saver import Saver
 from minetorch.checkpoint.verification import read_verified
 from minetorch.checkpoint.writer import write_payload
 
+__all__ = ["measure"]
+
 LOGGER = logging.Logger("benchmark")
+SCRIPTS = Path(__file__).parent / "scripts"
 TENSORS = 16
 DISK_TURNS = 4
 """More than of the others, for single writes to a disk may take several times as long as the next."""
 
 S3_TURNS = 2
+MOST_FOR_DISK = 512
+"""MB; what is beyond takes long and tells nothing new."""
+
+MOST_FOR_OUR_S3 = 64
+"""MB; the server that is started here is slow."""
+
+GPU_MEGABYTES = 2048
+
+IN_MEMORY = 5
+"""How many times the state is there at once, at the most."""
 
 HIDDEN_BEHIND = 6
 """How many times a copy's duration the computation takes behind which staging may hide."""
 
+COPY = "a warm copy"
+DCP_ASYNC = "dcp.async_save"
 
-class Times:
-    """Seconds by what took them."""
-
-    def __init__(self) -> None:
-        self._all: dict[str, list[float]] = defaultdict(list)
-
-    def of(self, name: str, action: Callable[[], object]) -> float:
-        """Run something, and keep how long it took."""
-        start = time.perf_counter()
-        action()
-        return self.add(name, time.perf_counter() - start)
-
-    def add(self, name: str, seconds: float) -> float:
-        """Keep a duration."""
-        self._all[name].append(seconds)
-        return seconds
-
-    def median(self, name: str) -> float:
-        """Of all rounds."""
-        return statistics.median(self._all[name])
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._all
+Values = dict[str, dict[str, list[float]]]
+"""Seconds by what was measured and by who took them, one for each turn."""
 
 
 class Run:
@@ -113,73 +112,157 @@ class Run:
             self.settle()
 
 
-def compute(seconds: float) -> None:
-    """What training does meanwhile, on the threads that training has."""
-    matrix = torch.ones(384, 384)
+@contextmanager
+def running(folder: Path, state: dict[str, torch.Tensor], keep_last: int | None) -> Iterator[Run]:
+    """A warm run, closed in the end."""
+    run = Run(Store.open(folder / "models"), state, keep_last)
+    run.warm_up()
+    try:
+        yield run
+    finally:
+        run.saver.close()
+
+
+def seconds(action: Callable[[], object], device: str = "cpu") -> float:
+    """How long it takes, with all that it has a GPU do."""
+    start = time.perf_counter()
+    action()
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def wait_for(device: str) -> None:
+    """Until a GPU has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def compute(seconds: float, device: str = "cpu") -> None:
+    """What training does meanwhile, on the threads or the GPU that training has."""
+    matrix = torch.ones(384, 384, device=device)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         matrix @ matrix
+        wait_for(device)
 
 
-def measure_stalls(run: Run, folder: Path, times: Times) -> None:
-    """For how long the training thread stands still for a save."""
-    copies = {name: torch.empty_like(tensor) for name, tensor in run.state.items()}
+class Stalls:
+    """For how long the training thread stands still for a save, ours and others'.
 
-    def copy() -> None:
-        for name, tensor in run.state.items():
-            copies[name].copy_(tensor)
+    Each is asked for a save with nothing to hide behind, or with a computation between the save's start and the step
+    that changes the weights. Those that return before they have copied the weights are asked to finish the copy.
+    """
 
-    copy()
-    seconds = times.of("copy", copy)
-    copies.clear()
-    times.of("stall: torch.save", lambda: torch.save(run.state, folder / "stall.pth"))
-    times.of("stall: dcp.save", lambda: dcp.save(run.state, checkpoint_id=folder / "dcp"))
-    shutil.rmtree(folder / "dcp")
-    start = time.perf_counter()
-    future: Any = dcp.async_save(run.state, checkpoint_id=folder / "dcp-async")
-    times.add("stall: dcp.async_save", time.perf_counter() - start)
-    future.result()
-    shutil.rmtree(folder / "dcp-async")
-    (folder / "stall.pth").unlink()
+    def __init__(self, run: Run, folder: Path, lightning: Answering | None) -> None:
+        self._run, self._folder, self._lightning = run, folder, lightning
+        self._device = device = next(iter(run.state.values())).device.type
+        on_gpu = device == "cuda"
+        self._copies = {
+            name: torch.empty_like(tensor, device="cpu", pin_memory=on_gpu) for name, tensor in run.state.items()
+        }
+        # As fast as it can be made: memory that is kept from save to save, a thread that copies.
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=True, use_non_blocking_copy=on_gpu
+            )
+        )
 
-    def save_and_step() -> None:
-        run.save()
-        run.saver.before_step()
+    def in_the_open(self) -> dict[str, Callable[[], float]]:
+        """With nothing to hide behind."""
+        contenders: dict[str, Callable[[], float]] = {
+            COPY: partial(seconds, self._copy, self._device),
+            OURS: self._save_and_step,
+            "torch.save": partial(seconds, self._torch_save),
+            "dcp.save": self._dcp_save,
+            DCP_ASYNC: self._dcp_async,
+            f"{DCP_ASYNC}, stager kept": partial(self._dcp_staged, 0.0),
+        }
+        if self._lightning is not None:
+            contenders["Lightning's AsyncCheckpointIO"] = self._lightning.ask
+        return contenders
 
-    times.of("stall: minetorch, nothing to hide behind", save_and_step)
-    run.settle()
-    stalled = times.of("", run.save)
-    compute(seconds * HIDDEN_BEHIND)
-    stalled += times.of("", run.saver.before_step)
-    times.add("stall: minetorch, behind a computation", stalled)
-    run.settle()
+    def behind(self, hidden: float) -> dict[str, Callable[[], float]]:
+        """With a computation of so many seconds."""
+        return {
+            OURS: partial(self._save_and_step, hidden),
+            f"{DCP_ASYNC}, stager kept": partial(self._dcp_staged, hidden),
+        }
+
+    def close(self) -> None:
+        """End what copies."""
+        self._stager.close()
+
+    def _copy(self) -> None:
+        for name, tensor in self._run.state.items():
+            self._copies[name].copy_(tensor, non_blocking=True)
+
+    def _save_and_step(self, hidden: float = 0.0) -> float:
+        stalled = seconds(self._run.save)
+        compute(hidden, self._device)
+        stalled += seconds(self._run.saver.before_step)
+        self._run.settle()
+        return stalled
+
+    def _torch_save(self) -> None:
+        torch.save(self._run.state, self._folder / "stall.pth")
+
+    def _dcp_save(self) -> float:
+        stalled = seconds(lambda: dcp.save(self._run.state, checkpoint_id=self._folder / "dcp"))
+        shutil.rmtree(self._folder / "dcp")
+        return stalled
+
+    def _dcp_async(self) -> float:
+        start = time.perf_counter()
+        saving: Any = dcp.async_save(self._run.state, checkpoint_id=self._folder / "dcp")
+        stalled = time.perf_counter() - start
+        saving.result()
+        shutil.rmtree(self._folder / "dcp")
+        return stalled
+
+    def _dcp_staged(self, hidden: float) -> float:
+        start = time.perf_counter()
+        saving: Any = dcp.async_save(self._run.state, checkpoint_id=self._folder / "dcp", async_stager=self._stager)
+        stalled = time.perf_counter() - start
+        compute(hidden, self._device)
+        stalled += seconds(saving.staging_completion.result)
+        saving.upload_completion.result()
+        shutil.rmtree(self._folder / "dcp")
+        return stalled
 
 
-def measure_steps(run: Run, times: Times) -> None:
-    """How long a step takes without a save, and while one is under way."""
+def by_turns(contenders: dict[str, Callable[[], float]], into: dict[str, list[float]]) -> None:
+    """Ask each once."""
+    for name, contender in contenders.items():
+        into[name].append(contender())
+
+
+def measure_steps(run: Run, into: dict[str, list[float]], count: int = 30) -> None:
+    """How long a step takes without a save, before and after it so many times, and while one is under way."""
+    device = next(iter(run.state.values())).device.type
 
     def steps() -> Iterator[float]:
-        matrix = torch.ones(768, 768)
+        matrix = torch.ones(768, 768, device=device)
         while True:
             start = time.perf_counter()
             for _ in range(8):
                 matrix @ matrix
+            wait_for(device)
             run.saver.before_step()
             yield time.perf_counter() - start
 
     each = steps()
-    alone = [next(each) for _ in range(30)]
+    alone = [next(each) for _ in range(count)]
     run.save()
     beside = []
     while run.saver.is_busy:
         beside.append(next(each))
     run.settle()
-    alone += [next(each) for _ in range(30)]
-    times.add("step: alone", statistics.mean(alone))
-    times.add("step: beside a save", statistics.mean(beside))
+    alone += [next(each) for _ in range(count)]
+    into["no save"].append(statistics.mean(alone))
+    into[OURS].append(statistics.mean(beside))
 
 
-def measure_disk(run: Run, folder: Path, times: Times) -> None:
+def measure_disk(run: Run, folder: Path, written: dict[str, list[float]], read: dict[str, list[float]]) -> None:
     """Until it is durable on this disk, and back.
 
     Nothing is deleted until all is measured. Where a disk is provided as it is filled, as virtual machines' are, blocks
@@ -203,129 +286,176 @@ def measure_disk(run: Run, folder: Path, times: Times) -> None:
     def verify() -> None:
         Finder(run.store, (), LOGGER).find(Catalogue.read(run.store), parse_resume(True))
 
-    savers = [("disk: torch.save and fsync", save_and_sync), ("disk: minetorch, to durable", save)]
+    savers = [("torch.save and fsync", save_and_sync), (OURS, save)]
     for turn in range(DISK_TURNS):
         for name, action in savers if turn % 2 else reversed(savers):
             os.sync()
-            times.of(name, action)
+            written[name].append(seconds(action))
             run.settle()
-    loaders = [
-        ("disk: torch.load", lambda: torch.load(files[-1], weights_only=True)),
-        ("disk: minetorch, open and verify", verify),
-    ]
+    loaders = [("torch.load", lambda: torch.load(files[-1], weights_only=True)), (OURS, verify)]
     for turn in range(DISK_TURNS):
         for name, action in loaders if turn % 2 else reversed(loaders):
-            times.of(name, action)
+            read[name].append(seconds(action))
     for manifest in run.checkpointer.list()[:-1]:
         run.store.delete(manifest.key.manifest)
         run.store.delete(manifest.payload)
-    for file in files:
-        file.unlink()
+    for path in files:
+        path.unlink()
 
 
-def measure_s3(run: Run, url: str, times: Times) -> None:
+def measure_s3(
+    state: dict[str, torch.Tensor], url: str, up: dict[str, list[float]], down: dict[str, list[float]]
+) -> None:
     """To S3 and back, beside boto3 with as many parts at a time, and s3fs."""
     import boto3
     import s3fs
     from boto3.s3.transfer import TransferConfig
 
-    from minetorch.checkpoint import s3
+    from minetorch.checkpoint import s3 as ours
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     client = boto3.client("s3")
-    config = TransferConfig(multipart_chunksize=s3.PART, max_concurrency=s3.AT_ONCE)
+    config = TransferConfig(multipart_chunksize=ours.PART, max_concurrency=ours.AT_ONCE)
     content = io.BytesIO()
-    torch.save(run.state, content)
+    torch.save(state, content)
     data = content.getvalue()
     store = Store.open(url)
     fs = s3fs.S3FileSystem()
-    written = write_payload(store, "minetorch.pth", run.state)
-    manifest: Any = argparse.Namespace(payload="minetorch.pth", size=written.size, digest=written.digest)
+    written = write_payload(store, "minetorch.pth", state)
+    manifest: Any = SimpleNamespace(payload="minetorch.pth", size=written.size, digest=written.digest)
     uploads = [
         ("boto3", lambda: client.upload_fileobj(io.BytesIO(data), bucket, f"{prefix}/boto3", Config=config)),
         ("s3fs", lambda: fs.pipe_file(f"{bucket}/{prefix}/s3fs", data)),
-        ("minetorch, serialised and digested", lambda: write_payload(store, "minetorch.pth", run.state)),
+        (OURS, lambda: write_payload(store, "minetorch.pth", state)),
     ]
     downloads = [
         ("boto3", lambda: client.download_fileobj(bucket, f"{prefix}/boto3", io.BytesIO(), Config=config)),
         ("s3fs", lambda: fs.cat_file(f"{bucket}/{prefix}/s3fs")),
-        ("minetorch, digested", lambda: read_verified(store, manifest)),
+        (OURS, lambda: read_verified(store, manifest)),
     ]
-    for direction, ways in (("up", uploads), ("down", downloads)):
+    for ways, into in ((uploads, up), (downloads, down)):
         for turn in range(S3_TURNS):
             for name, action in ways if turn % 2 else reversed(ways):
-                times.of(f"s3 {direction}: {name}", action)
+                into[name].append(seconds(action))
     for name in ("minetorch.pth", "boto3", "s3fs"):
         store.delete(name)
 
 
-TARGETS = [
-    ("stall: minetorch, behind a computation", "copy", 0.5),
-    ("stall: minetorch, nothing to hide behind", "copy", 1.3),
-    ("step: beside a save", "step: alone", 1.1),
-    ("disk: minetorch, to durable", "disk: torch.save and fsync", 1.2),
-    ("disk: minetorch, open and verify", "disk: torch.load", 1.2),
-    ("s3 up: minetorch, serialised and digested", "s3 up: boto3", 1 / 0.85),
-    ("s3 down: minetorch, digested", "s3 down: boto3", 1 / 0.85),
-]
-"""What is to take at most so many times as long as what."""
+IN_THE_OPEN, HIDDEN = "a save stalls the training", "a save stalls the training, a computation to hide behind"
+BESIDE = "a step beside a save"
+TO_DISK, FROM_DISK = "to a local disk, durably", "from a local disk, verified"
+TO_S3, FROM_S3 = "to S3, serialised and digested", "from S3, digested"
+NOTES = {
+    IN_THE_OPEN: "floor: a copy into memory that is warm",
+    HIDDEN: "the weights are copied while the next forward and backward run; dcp.async_save does that with a stager "
+    "that copies in a thread and is kept from save to save",
+}
 
 
-def report(times: Times, megabytes: int) -> None:
-    """A table of medians, and of targets."""
-    for name in times._all:
-        if name:
-            seconds = times.median(name)
-            rate = "" if name.startswith("step") else f"{megabytes / seconds:10.0f} MB/s"
-            print(f"{name:48s} {seconds * 1000:10.1f} ms {rate}")
-    print()
-    for name, other, most in TARGETS:
-        if name in times:
-            ratio = times.median(name) / times.median(other)
-            verdict = "met" if ratio <= most else "MISSED"
-            print(f"{name:48s} {ratio:6.2f} x {other:28s} at most {most:.2f}: {verdict}")
+def targets(what: str) -> list[Target]:
+    """What is aimed at: the first stands in the row of all peers, each other in a row of its own."""
+    return {
+        IN_THE_OPEN: [Target(COPY, 1.3), Target(DCP_ASYNC, 0.5)],
+        HIDDEN: [Target(f"{DCP_ASYNC}, stager kept", 0.5)],
+        BESIDE: [Target("no save", 1.1)],
+        TO_DISK: [Target("torch.save and fsync", 1.2)],
+        FROM_DISK: [Target("torch.load", 1.2)],
+        TO_S3: [Target("boto3", 1 / 0.85)],
+        FROM_S3: [Target("boto3", 1 / 0.85)],
+    }[what]
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="threads of the training's computation")
-    parser.add_argument("--directory", help="on the disk to measure; a temporary one by default")
-    parser.add_argument("--s3", metavar="URL", help="a folder on S3, such as s3://bucket/folder")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def measure_size(
+    megabytes: int, folder: Path, url: str | None, options: Options, python: Path | None, device: str = "cpu"
+) -> Values:
+    """All figures of a state of so many MB."""
+    values: Values = defaultdict(lambda: defaultdict(list))
+    count = megabytes * 2**20 // 4 // TENSORS
+    state = {f"layer{number}": torch.randn(count, device=device) for number in range(TENSORS)}
+    with ExitStack() as stack:
+        run = stack.enter_context(running(folder / "run", state, keep_last=1))
+        lightning = None
+        if python is not None:
+            lightning = stack.enter_context(Answering([python, SCRIPTS / "stall_lightning.py", megabytes, folder]))
+        stalls = Stalls(run, folder, lightning)
+        stack.callback(stalls.close)
+        if not options.quick:
+            by_turns(stalls.in_the_open(), defaultdict(list))
+        for _ in range(options.rounds):
+            by_turns(stalls.in_the_open(), values[IN_THE_OPEN])
+            by_turns(stalls.behind(values[IN_THE_OPEN][COPY][-1] * HIDDEN_BEHIND), values[HIDDEN])
+            measure_steps(run, values[BESIDE], count=1 if options.quick else 30)
+        (folder / "stall.pth").unlink()
+    if megabytes <= MOST_FOR_DISK and not options.quick:
+        with running(folder / "keeping", state, keep_last=None) as run:
+            for _ in range(options.rounds):
+                measure_disk(run, folder, values[TO_DISK], values[FROM_DISK])
+    if url is not None:
+        for _ in range(options.rounds):
+            measure_s3(state, url, values[TO_S3], values[FROM_S3])
+    return values
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """Rows for each size."""
+    torch.set_num_threads(options.arguments.threads)
     warnings.filterwarnings("ignore", module="torch.distributed")
     logging.disable()
-    if arguments.directory is not None:
-        Path(arguments.directory).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="minetorch-benchmark-", dir=arguments.directory))
-    url = f"{arguments.s3.rstrip('/')}/{uuid.uuid4().hex}" if arguments.s3 else None
-    times = Times()
+    chosen = options.arguments.directory
+    if chosen is not None:
+        Path(chosen).mkdir(parents=True, exist_ok=True)
+    python = peers.find("lightning", make=not options.quick).get("lightning")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        count = arguments.megabytes * 2**20 // 4 // TENSORS
-        state = {f"layer{number}": torch.randn(count) for number in range(TENSORS)}
-        run = Run(Store.open(folder / "run/models"), state, keep_last=1)
-        keeping = Run(Store.open(folder / "keeping/models"), state, keep_last=None)
-        run.warm_up()
-        keeping.warm_up()
-        for number in range(1, arguments.rounds + 1):
-            sys.stderr.write(f"round {number} of {arguments.rounds}\n")
-            measure_stalls(run, folder, times)
-            measure_steps(run, times)
-            measure_disk(keeping, folder, times)
-            if url is not None:
-                measure_s3(run, url, times)
-        run.saver.close()
-        keeping.saver.close()
-        report(times, arguments.megabytes)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(Exception):
-            dist.destroy_process_group()
+    with ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minetorch-benchmark-", dir=chosen))
+        ours_s3 = None
+        if options.arguments.s3 is None and not options.quick:
+            ours_s3, _ = stack.enter_context(s3.bucket())
+        for megabytes in [1] if options.quick else map(int, options.arguments.megabytes.split(",")):
+            if megabytes * IN_MEMORY > available_mib():
+                yield Row(
+                    "checkpoint", f"{megabytes} MB", "s", note=f"needs {megabytes * IN_MEMORY / 1024:.0f} GiB free"
+                )
+                continue
+            root = options.arguments.s3 or (ours_s3 if megabytes <= MOST_FOR_OUR_S3 else None)
+            url = f"{root.rstrip('/')}/{uuid.uuid4().hex}" if root else None
+            fewer = options if megabytes <= MOST_FOR_DISK else options.at_most(1)
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                values = measure_size(megabytes, Path(own), url, fewer, python)
+            for what, each in values.items():
+                yield from rows(f"{megabytes} MB", what, each)
+        yield from measure_gpu(GPU_MEGABYTES, Path(folder), options)
+
+
+def measure_gpu(megabytes: int, folder: Path, options: Options) -> Iterator[Row]:
+    """Rows of a state that is on a GPU."""
+    told = f"GPU, {megabytes} MB"
+    if torch.cuda.is_available():
+        for what, each in measure_size(megabytes, folder, None, options, None, "cuda").items():
+            yield from rows(told, what, each)
+        return
+    for what in IN_THE_OPEN, HIDDEN, BESIDE:
+        yield Row("checkpoint", f"{told}: {what}", "s", target=targets(what)[-1], note="needs a GPU")
+
+
+def rows(size: str, what: str, values: dict[str, list[float]]) -> Iterator[Row]:
+    """One for all peers, with the first target; the others are of lines of their own."""
+    floor = statistics.median(values[COPY]) if COPY in values else None
+    first, *others = targets(what)
+    more = {"floor": floor, "note": NOTES.get(what, "")}
+    aimed_at = {target.peer for target in others}
+    told = {name: each for name, each in values.items() if name not in aimed_at}
+    yield Row.of("checkpoint", f"{size}: {what}", "s", told, target=first, **more)
+    for target in others:
+        pair = {name: values[name] for name in (OURS, target.peer)}
+        yield Row.of("checkpoint", f"{size}: {what}", "s", pair, target=target, **more)
 
 
 if __name__ == "__main__":
-    main()
+    parser = make_parser(__doc__, rounds=3)
+    parser.add_argument("--megabytes", default="64,512,2048", help="sizes of the state (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the training's computation")
+    parser.add_argument("--directory", help="on the disk to measure; a temporary one by default")
+    parser.add_argument("--s3", metavar="URL", help="a folder on S3, such as s3://bucket/folder")
+    main(measure, parser)

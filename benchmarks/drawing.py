@@ -1,24 +1,24 @@
 """What drawing costs the training thread, for each drawer, and beside drawing everything at each epoch.
 
-    python -m benchmarks.drawing [--points 100000] [--steps 200] [--rounds 5] [--step-ms 10]
+    python -m benchmarks.drawing [--points 100000] [--steps 100] [--rounds 5] [--step-ms 10] [--quick] [--json FILE]
 
 A step computes for so many milliseconds and, where there is a drawer, draws one point, with so many points drawn
-before. Steps with and without take turns; figures are medians over the rounds. A machine that does other work at the
-same time makes them useless.
+before. Steps with and without take turns. A machine that does other work at the same time makes the figures useless.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
 
+from benchmarks.harness import OURS, Options, Row, Target, interleave, main, make_parser, progress
 from minetorch.checkpoint import Store
 from minetorch.drawers import Curves, Drawers
 from minetorch.drawers.make import DRAWERS
@@ -26,7 +26,11 @@ from minetorch.drawers.picture import load_matplotlib, render
 from minetorch.errors import ConfigurationError
 
 LOGGER = logging.getLogger("benchmark")
+Values = dict[str, list[float]]
 EPOCHS = 10, 100, 1000
+BARE, EVERYTHING = "the step alone", "all epochs drawn anew"
+FLAT = 1.5
+"""How many times what it takes after 10 epochs a drawing may take after 1,000: a call is microseconds, and varies."""
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -52,42 +56,46 @@ def make_step(step_ms: float) -> Callable[[], object]:
     """A step that computes for about so long, in pieces as a model's layers are: each lets go of the interpreter."""
     matrix = torch.randn(128, 128)
     piece = min(seconds(lambda: matrix @ matrix) for _ in range(200))
-    count = max(1, round(step_ms / 1000 / piece))
+    pieces = max(1, round(step_ms / 1000 / piece))
 
     def step() -> None:
-        for _ in range(count):
+        for _ in range(pieces):
             matrix @ matrix
 
     return step
 
 
-def measure_steps(
-    run: Drawers, step: Callable[[], object], points: int, steps: int, rounds: int
-) -> tuple[float, float]:
+def measure_steps(run: Drawers, step: Callable[[], object], first: int, steps: int, rounds: int) -> Values:
     """Seconds of a step without and with a point that is drawn."""
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(rounds):
-        for draws in (False, True):
-            first = points + 1 + number * steps
+    following = count(first)
 
-            def many(draws: bool = draws, first: int = first) -> None:
-                for index in range(steps):
-                    step()
-                    if draws:
-                        run.scalar(0.5, "loss per step", x=first + index)
-                        run.flush()
+    def many(*, draws: bool) -> float:
+        def all_steps() -> None:
+            for _ in range(steps):
+                step()
+                if draws:
+                    run.scalar(0.5, "loss per step", x=next(following))
+                    run.flush()
 
-            times[draws].append(seconds(many) / steps)
-            run.close()
-    return statistics.median(times[False]), statistics.median(times[True])
+        taken = seconds(all_steps) / steps
+        run.close()
+        return taken
 
-
-def measure_calls(run: Drawers, first: int, calls: int = 2000) -> float:
-    """Seconds of a call alone."""
-    return statistics.median(seconds(lambda x=first + i: run.scalar(0.5, "loss per step", x=x)) for i in range(calls))
+    return interleave({BARE: partial(many, draws=False), OURS: partial(many, draws=True)}, rounds)
 
 
-def measure_epochs(folder: Path, epochs: int) -> tuple[float, float]:
+def measure_calls(run: Drawers, first: int, rounds: int, calls: int = 2000) -> list[float]:
+    """Seconds of a call alone, by round."""
+    following = count(first)
+
+    def many() -> None:
+        for _ in range(calls):
+            run.scalar(0.5, "loss per step", x=next(following))
+
+    return [each / calls for each in interleave({OURS: partial(seconds, many)}, rounds)[OURS]]
+
+
+def measure_epochs(folder: Path, epochs: int, rounds: int) -> Values:
     """Seconds that the training thread takes for an epoch's drawing, ours and a picture of everything."""
     store = Store.open(folder / f"epochs-{epochs}")
     run = Drawers([DRAWERS["matplotlib"]()], store=store, code="run", current_x=lambda: epochs, logger=LOGGER)
@@ -95,49 +103,57 @@ def measure_epochs(folder: Path, epochs: int) -> tuple[float, float]:
         run.scalars({"train": 1 / (epoch + 1), "val": 2 / (epoch + 1)}, "loss", x=epoch)
 
     def draw() -> None:
-        run.scalars({"train": 0.1, "val": 0.2}, "loss")
-        run.flush()
+        for _ in range(20):
+            run.scalars({"train": 0.1, "val": 0.2}, "loss")
+            run.flush()
 
-    ours = statistics.median(seconds(draw) for _ in range(20))
     curves = {name: curve.to_numpy() for name, curve in run.curves["loss"].items()}
-    everything = statistics.median(seconds(lambda: render("loss", curves)) for _ in range(5))
+    values = interleave(
+        {OURS: lambda: seconds(draw) / 20, EVERYTHING: lambda: seconds(lambda: render("loss", curves))}, rounds
+    )
     run.close()
-    return ours, everything
+    return values
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=100_000)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--step-ms", type=float, default=10.0)
-    options = parser.parse_args()
+def measure_drawers(folder: Path, options: Options, points: int, steps: int) -> Iterator[Row]:
+    """What each drawer adds to a step, and what a call takes."""
+    step = make_step(options.arguments.step_ms)
+    for name in DRAWERS:
+        try:
+            run = make_run(folder, name, points)
+        except ConfigurationError as error:  # its library is not here
+            progress(f"{name} is left out: {error}")
+            continue
+        values = measure_steps(run, step, points + 1, steps, options.rounds)
+        what = f"{name}, {points:,} points before: a step with a point that is drawn"
+        yield Row.of("drawing", what, "s", values, target=Target(BARE, 1.02))
+        calls = measure_calls(run, points * 2, options.rounds)
+        yield Row.of("drawing", f"{name}, {points:,} points before: a call alone", "s", {OURS: calls})
+        run.close()
+    saving = interleave({OURS: partial(seconds, run.state_dict)}, options.rounds)
+    yield Row.of("drawing", f"state of {len(run.curves):,} points for a checkpoint", "s", saving)
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """All rows."""
     torch.set_num_threads(1)
     load_matplotlib()
-    step = make_step(options.step_ms)
+    points, steps = (100, 2) if options.quick else (options.arguments.points, options.arguments.steps)
+    by_epochs = {}
     with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
-        print(f"{'drawer':<12} {'step':>10} {'with a point':>14} {'more':>8} {'a call alone':>14}")
-        for name in DRAWERS:
-            try:
-                run = make_run(Path(folder), name, options.points)
-            except ConfigurationError as error:  # its library is not here
-                print(f"{name:<12} {error}")
-                continue
-            bare, drawn = measure_steps(run, step, options.points, options.steps, options.rounds)
-            call = measure_calls(run, options.points * 2)
-            run.close()
-            print(
-                f"{name:<12} {bare * 1e3:7.2f} ms {drawn * 1e3:11.2f} ms {drawn / bare - 1:8.2%} {call * 1e6:11.1f} µs"
-                f"  = {call / bare:.3%} of the step"
-            )
-        saving = statistics.median(seconds(run.state_dict) for _ in range(20))
-        print(f"\nstate of {len(run.curves):,} points for a checkpoint: {saving * 1e3:.2f} ms")
-        print(f"\n{'epochs':>8} {'drawing, ours':>16} {'everything anew':>18}")
-        for epochs in EPOCHS:
-            ours, everything = measure_epochs(Path(folder), epochs)
-            print(f"{epochs:>8} {ours * 1e6:13.1f} µs {everything * 1e3:15.1f} ms")
+        yield from measure_drawers(Path(folder), options, points, steps)
+        for epochs in EPOCHS[:2] if options.quick else EPOCHS:
+            by_epochs[epochs] = measure_epochs(Path(folder), epochs, options.rounds)
+            yield Row.of("drawing", f"epoch {epochs:,}: the training thread's part", "s", by_epochs[epochs])
+    fewest, most = min(by_epochs), max(by_epochs)
+    growth = {OURS: by_epochs[most][OURS], f"epoch {fewest}": by_epochs[fewest][OURS]}
+    what = f"from epoch {fewest} to epoch {most:,}: the training thread's part"
+    yield Row.of("drawing", what, "s", growth, target=Target(f"epoch {fewest}", FLAT))
 
 
 if __name__ == "__main__":
-    main()
+    parser = make_parser(__doc__)
+    parser.add_argument("--points", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--step-ms", type=float, default=10.0)
+    main(measure, parser)

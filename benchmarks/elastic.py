@@ -1,15 +1,16 @@
 """What elastic="exact" costs a step, beside the default mode, in one world and by turns.
 
-    python -m benchmarks.elastic [--worlds 1,2,4] [--virtual-shards 8] [--rounds 5] [--threads 1]
+    python -m benchmarks.elastic [--worlds 1,2,4] [--virtual-shards 8] [--threads 1] [--rounds 5] [--quick]
 
-Each round trains both ways on the same data and takes the median of its steps' durations; a ratio is the median over
-the rounds of theirs. Every worker computes with as many threads in both, so that the ratio is that of the mode; where
-there are more workers than cores, they wait for each other in both.
+Each round trains both ways on the same data and takes the median of its steps' durations. Every worker computes with
+as many threads in both, so that the ratio is that of the mode; where there are more workers than cores, they wait for
+each other in both.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import statistics
@@ -17,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.harness import OURS, Options, Row, interleave, main, make_parser
 from minetorch import Trainer
 
 ITERATIONS = 40
+DEFAULT = "the default mode"
 WARM_UP = 8
 """Iterations of a round that are not counted: DDP and the memory allocator find their ways."""
 
@@ -99,44 +103,52 @@ def step_seconds(name: str, folder: Path, threads: int, **options: Any) -> float
     return statistics.median(times.seconds)
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """In a worker: a line for each model."""
+def work(arguments: argparse.Namespace) -> None:
+    """In a worker: by model, the seconds of a step both ways, by round; rank 0 writes them down."""
     logging.disable()
+    exact = {"elastic": "exact", "virtual_shards": arguments.virtual_shards}
+    found = {}
     for name in MODELS:
-        plain, exact = [], []
-        for _ in range(arguments.rounds):
-            plain.append(step_seconds(name, arguments.folder / "plain", arguments.threads))
-            options = {"elastic": "exact", "virtual_shards": arguments.virtual_shards}
-            exact.append(step_seconds(name, arguments.folder / "exact", arguments.threads, **options))
-        ratio = statistics.median(e / p for e, p in zip(exact, plain, strict=True))
-        if os.environ["RANK"] == "0":
-            world, figures = os.environ["WORLD_SIZE"], [1e3 * statistics.median(each) for each in (plain, exact)]
-            sys.stdout.write(
-                f"{name}, {world} worker(s), {arguments.virtual_shards} shards: default {figures[0]:.2f} ms a step, "
-                f"exact {figures[1]:.2f} ms, ratio {ratio:.2f}\n"
-            )
+        train = partial(step_seconds, name, threads=arguments.threads)
+        ways = {
+            DEFAULT: partial(train, arguments.folder / "default"),
+            OURS: partial(train, arguments.folder / "exact", **exact),
+        }
+        found[name] = interleave(ways, arguments.rounds, warm_up=False)
+    if os.environ["RANK"] == "0":
+        (arguments.folder / "found.json").write_text(json.dumps(found))
 
 
-def main() -> None:
+def measure(options: Options) -> Iterator[Row]:
     """Start the worlds one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--worlds", default="1,2,4", help="numbers of workers")
-    parser.add_argument("--virtual-shards", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of each worker in the default mode")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.folder is not None:
-        measure(arguments)
-        return
-    for size in arguments.worlds.split(","):
+    arguments = options.arguments
+    for size in ["1"] if options.quick else arguments.worlds.split(","):
         with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
             launcher = [sys.executable, "-m", "minetorch_launch", "--nproc", size, "--device", "cpu"]
-            subprocess.run(
-                [*launcher, "-m", "benchmarks.elastic", *sys.argv[1:], "--folder", folder],
-                check=True,
-            )
+            words = ["--rounds", options.rounds, "--threads", arguments.threads, "--folder", folder]
+            words += ["--virtual-shards", arguments.virtual_shards]
+            command = [*launcher, "-m", "benchmarks.elastic", *words]
+            subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
+            found = json.loads(Path(folder, "found.json").read_text())
+        for name, values in found.items():
+            workers = f"{size} {'worker' if size == '1' else 'workers'}"
+            what = f'{name}, {workers}, {arguments.virtual_shards} shards: a step with elastic="exact"'
+            yield Row.of("elastic", what, "s", values)
+
+
+def make_elastic_parser() -> argparse.ArgumentParser:
+    """The command line, of the workers, too."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--worlds", default="1,2,4", help="numbers of workers")
+    parser.add_argument("--virtual-shards", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker in the default mode")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    given = make_elastic_parser().parse_args()
+    if given.folder is not None:
+        work(given)
+    else:
+        main(measure, make_elastic_parser())

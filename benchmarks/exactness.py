@@ -1,15 +1,13 @@
 """What exact resumption costs: a sample's seeds in a worker, a batch in the loop, DDP's buckets at start.
 
-    python -m benchmarks.exactness [--rounds 7]
+    python -m benchmarks.exactness [--rounds 7] [--quick] [--json FILE]
 
-Figures are medians over the rounds, in microseconds of the main process's CPU time on one thread.
+Figures are of the main process's CPU time on one thread. Nobody else does this, so there is nobody to compare with.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from benchmarks.harness import OURS, Options, Row, interleave, main, make_parser
 from minetorch.backend import settle_buckets
 from minetorch.data import share_out
 from minetorch.data.fetching import Fetcher, Task
@@ -43,25 +42,29 @@ class Numbers(Dataset[torch.Tensor]):
         return self.values[index]
 
 
-def a_sample(rounds: int) -> Iterator[tuple[str, float]]:
+Costs = Iterator[tuple[str, list[float]]]
+"""What, and the seconds of processor time that it took in each round."""
+
+
+def a_sample(rounds: int) -> Costs:
     """Seeding before a sample, and fetching a batch with and without it."""
-    yield "seeds of a sample", median(rounds, lambda: reseed(123 << 40), 2000)
+    yield "seeds of a sample", repeated(rounds, lambda: reseed(123 << 40), 2000)
     fetcher, task = Fetcher(Numbers(), list, batched=True), Task(list(range(BATCH)), 5, 0, None)
     fetcher.collation_draws = False
     times = {}
     for fetcher.draws in (True, False):
-        times[fetcher.draws] = median(rounds, lambda: fetcher[task], 200)
-    yield "per sample, where data is fetched in the main process", (times[True] - times[False]) / BATCH
+        times[fetcher.draws] = repeated(rounds, lambda: fetcher[task], 200)
+    yield "per sample, where data is fetched in the main process", more(times[True], times[False], BATCH)
 
 
-def a_batch(rounds: int) -> Iterator[tuple[str, float]]:
+def a_batch(rounds: int) -> Costs:
     """What the main process does for each batch."""
 
     def keep() -> None:
         with kept_generators():
             pass
 
-    yield "keeping the main process's generators, per batch fetched there", median(rounds, keep, 500)
+    yield "keeping the main process's generators, per batch fetched there", repeated(rounds, keep, 500)
     for name, dataset, workers in (
         ("nothing random, no workers", TensorDataset(torch.arange(float(SAMPLES))), 0),
         ("anything, two workers", Numbers(), 2),
@@ -69,12 +72,14 @@ def a_batch(rounds: int) -> Iterator[tuple[str, float]]:
         source = DataLoader(dataset, batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)
         ours = share_out(source, World())
         list(source), list(ours)  # starts the workers
-        actions = {"own": partial(drain, source), "shared": partial(drain, ours)}
-        by = interleaved(rounds, actions)
-        yield f"more than the DataLoader alone, per batch: {name}", (by["shared"] - by["own"]) / (SAMPLES / BATCH)
+        by = interleave({"own": partial(cpu, drain, source), "shared": partial(cpu, drain, ours)}, rounds)
+        yield (
+            f"more than the DataLoader alone, per batch: {name}",
+            more(by["shared"], by["own"], SAMPLES // BATCH),
+        )
 
 
-def buckets(rounds: int) -> Iterator[tuple[str, float]]:
+def buckets(rounds: int) -> Costs:
     """A world of one: the walk through the parameters, without the exchange."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -82,10 +87,8 @@ def buckets(rounds: int) -> Iterator[tuple[str, float]]:
     times = []
     for _ in range(rounds):
         ddp = DistributedDataParallel(nn.Sequential(*layers))
-        begun = time.process_time()
-        settle_buckets(ddp)
-        times.append(time.process_time() - begun)
-    yield "buckets of 4 million parameters in 32 tensors, once", statistics.median(times) * 1e6
+        times.append(cpu(settle_buckets, ddp))
+    yield "buckets of 4 million parameters in 32 tensors, once", times
     dist.destroy_process_group()
 
 
@@ -95,32 +98,35 @@ def drain(batches: Any) -> None:
         pass
 
 
-def median(rounds: int, action: Callable[[], object], times: int) -> float:
-    """Microseconds of one `action`."""
-    return interleaved(rounds, {"": lambda: [action() for _ in range(times)]})[""] / times
+def cpu(action: Callable[..., object], *arguments: Any) -> float:
+    """Seconds of processor time."""
+    begun = time.process_time()
+    action(*arguments)
+    return time.process_time() - begun
 
 
-def interleaved(rounds: int, actions: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Microseconds of each, by turns."""
-    taken: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(rounds):
-        for name, action in actions.items():
-            begun = time.process_time()
+def repeated(rounds: int, action: Callable[[], object], times: int) -> list[float]:
+    """Seconds of one `action`, by round."""
+
+    def many() -> None:
+        for _ in range(times):
             action()
-            taken[name].append((time.process_time() - begun) * 1e6)
-    return {name: statistics.median(times) for name, times in taken.items()}
+
+    return [taken / times for taken in interleave({"": partial(cpu, many)}, rounds)[""]]
 
 
-def main() -> None:
-    """Measure, and print a line for each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+def more(ours: list[float], others: list[float], parts: int) -> list[float]:
+    """How much more, for one of so many parts."""
+    return [(a - b) / parts for a, b in zip(ours, others, strict=True)]
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """A row for each cost."""
     torch.set_num_threads(1)
     for part in (a_sample, a_batch, buckets):
-        for what, figure in part(rounds):
-            print(f"{figure:10.1f} us  {what}", flush=True)
+        for what, seconds in part(options.rounds):
+            yield Row.of("exactness", what, "s", {OURS: seconds})
 
 
 if __name__ == "__main__":
-    main()
+    main(measure, make_parser(__doc__, rounds=7))

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,17 @@ def written(value: float, unit: str) -> str:
     """Three digits and the unit that suits them."""
     if math.isnan(value):
         return "failed"
+    if not value:
+        return f"0 {unit}".strip()
     scale, name = next((each for each in UNITS[unit] if abs(value) >= each[0]), UNITS[unit][-1])
     scaled = value / scale
-    digits = max(0, 2 - math.floor(math.log10(abs(scaled)))) if scaled else 0
-    return f"{scaled:,.{0 if not unit and scaled == round(scaled) else digits}f} {name}".strip()
+    digits = 0 if not unit and scaled == round(scaled) else max(0, 2 - math.floor(math.log10(abs(scaled))))
+    return f"{scaled:,.{digits}f} {name}".strip()
+
+
+def ratio_written(ratio: float) -> str:
+    """Two digits after the point, or the first two that are not zeros."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}" if ratio < 0.01 else f"{ratio:.2g}"
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -182,7 +190,7 @@ def _cells(row: Row, what: str) -> Iterator[list[str]]:
             written(ours.median, row.unit) if ours else "unmeasured",
             peer,
             _with_failures(figure, row.unit) if figure else "",
-            f"**{ratio.median:.2f}** ({ratio.low:.2f} to {ratio.high:.2f})"
+            f"**{ratio_written(ratio.median)}** ({ratio_written(ratio.low)} to {ratio_written(ratio.high)})"
             if ratio is not None and not math.isnan(ratio.median)
             else "",
             f"≤ {aimed.at_most:.2f}" if aimed else "",
@@ -197,6 +205,10 @@ def _with_failures(figure: Figure, unit: str) -> str:
     return f"{told}, {figure.failed} of {figure.rounds} failed" if figure.failed else told
 
 
+_LOAD_BEFORE = os.getloadavg()[1]
+"""Before this process has added to it: what else the machine did in the last 5 minutes."""
+
+
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
     from importlib.metadata import version
@@ -206,11 +218,13 @@ def machine() -> dict[str, str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
+        "date": f"{date.today():%d %B %Y}",
         "cores": f"{len(os.sched_getaffinity(0))} cores of {model}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "torch": version("torch"),
         "system": f"{platform.system()} {platform.release()}",
+        "load": f"{_LOAD_BEFORE:.1f}",
     }
 
 
@@ -289,7 +303,7 @@ def main(measure: Callable[[Options], Iterable[Row]], parser: argparse.ArgumentP
     rows = []
     for row in measure(Options(rounds, arguments.quick, arguments)):
         ours = row.figures.get(OURS)
-        ratios = ", ".join(f"{each.median:.2f} of {name}" for name, each in row.ratios.items())
+        ratios = ", ".join(f"{ratio_written(each.median)} of {name}" for name, each in row.ratios.items())
         figure = f"{written(ours.median, row.unit)}; {ratios or 'alone'}" if ours else row.note
         progress(f"{row.benchmark}: {row.what}: {figure}; {row.verdict}".removesuffix("; "))
         rows.append(row)

@@ -62,8 +62,8 @@ def launched(command: list[object], workers: int, device: str, took: Callable[[s
         report, waiting = Path(folder, "report"), Path(folder, "gate")
         report.touch()
 
-        def lines() -> list[str]:
-            return report.read_text().splitlines()
+        def lines() -> list[list[str]]:
+            return [line.split() for line in report.read_text().splitlines()]
 
         arguments = [SCRIPTS / "first_reduce.py", device, report, waiting]
         with (
@@ -71,7 +71,7 @@ def launched(command: list[object], workers: int, device: str, took: Callable[[s
             Tree([*command, *arguments], environment(**world_of_one(command)), Path(folder)) as tree,
         ):
             tree.wait_for(lambda: len(lines()) == workers, LONGEST)
-            took("wall", max(map(float, lines())) - tree.started_at)
+            took("wall", max(float(done) for done, _ in lines()) - tree.started_at)
             took("memory", tree.memory() / workers)
             go_on()
             took("cpu", tree.finish(LONGEST))

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["DiedError", "Tree", "count_opened_files", "environment", "gate"]
+__all__ = ["Answering", "DiedError", "Tree", "available_mib", "count_opened_files", "environment", "gate"]
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_SECONDS = 0.005
@@ -46,7 +46,7 @@ class Tree:
 
     def __init__(self, command: Sequence[object], env: Mapping[str, str], folder: Path) -> None:
         # Whoever loses its parent becomes our child: none is lost, and each one's CPU time is told on its end.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _adopt_orphans(1)
         self._others = set(_descendants(os.getpid()))
         self._used_before = _cpu_of_children()
         self._output = folder / f"output-{time.monotonic_ns()}"
@@ -75,9 +75,9 @@ class Tree:
         """MiB that all take, of which each shares its part of what several have mapped (PSS)."""
         return sum(_pss(pid) for pid in self.pids()) / 1024
 
-    def cpu(self) -> float:
-        """Seconds of processor time of the living, so far."""
-        return sum(_cpu(pid) for pid in self.pids())
+    def cpu(self, without: Collection[int] = ()) -> float:
+        """Seconds of processor time so far, of the living ones' threads."""
+        return sum(_cpu(pid) for pid in self.pids() if pid not in without)
 
     def wait_for(self, done: Callable[[], bool], timeout: float) -> None:
         """Wait until something has come about.
@@ -110,12 +110,13 @@ class Tree:
         return _cpu_of_children() - self._used_before
 
     def close(self) -> None:
-        """Kill whatever is left."""
+        """Kill whatever is left, and adopt no more."""
         while pids := self._reap():
             for pid in pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(_POLL_SECONDS)
+        _adopt_orphans(0)
 
     def _reap(self) -> list[int]:
         """Take note of the ends of orphans, and return who lives."""
@@ -133,6 +134,42 @@ class Tree:
         self.close()
 
 
+class Answering:
+    """A script that answers each line on its stdin with a figure, once it has said that it is ready."""
+
+    def __init__(self, command: Sequence[object]) -> None:
+        self._process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment(),
+        )
+        self._read()
+
+    def ask(self) -> float:
+        """Have it measure once more."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise DiedError(f"{self._process.args!r} ended")
+        return line
+
+    def __enter__(self) -> Answering:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 @contextmanager
 def gate(path: Path) -> Iterator[Callable[[], None]]:
     """A named pipe which whoever opens it for reading waits at, until what this yields is called."""
@@ -146,6 +183,12 @@ def gate(path: Path) -> Iterator[Callable[[], None]]:
         path.unlink()
 
 
+def available_mib() -> float:
+    """Memory that can be had without swapping."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1024
+
+
 def count_opened_files(command: Sequence[object], env: Mapping[str, str], timeout: float) -> int | None:
     """How many files a command and all of its descendants open; None where there is no strace."""
     if shutil.which("strace") is None:
@@ -156,6 +199,10 @@ def count_opened_files(command: Sequence[object], env: Mapping[str, str], timeou
         with Tree(traced, env, Path(folder)) as tree:
             tree.finish(timeout)
         return sum(" = -1 " not in line and "open" in line for line in trace.read_text(errors="replace").splitlines())
+
+
+def _adopt_orphans(on: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, on, 0, 0, 0)
 
 
 def _descendants(root: int) -> list[int]:
@@ -177,9 +224,11 @@ def _stat(pid: int) -> list[str]:
 
 
 def _cpu(pid: int) -> float:
+    nanoseconds = 0
     with suppress(OSError):
-        return sum(int(ticks) for ticks in _stat(pid)[11:13]) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            nanoseconds += int((thread / "schedstat").read_text().split()[0])
+    return nanoseconds / 1e9
 
 
 def _cpu_of_children() -> float:

@@ -1,4 +1,7 @@
-"""usage: first_reduce.py DEVICE REPORT [GATE]: do one all-reduce, say in REPORT when it was done, wait at GATE."""
+"""usage: first_reduce.py DEVICE REPORT [GATE]: do one all-reduce, say in REPORT when it was done, wait at GATE.
+
+A line of REPORT: the second of `time.monotonic`, and the process id.
+"""
 
 import os
 import sys
@@ -16,7 +19,7 @@ dist.all_reduce(ones)
 assert ones.item() == dist.get_world_size()
 now = time.monotonic()
 descriptor = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-os.write(descriptor, f"{now}\n".encode())
+os.write(descriptor, f"{now} {os.getpid()}\n".encode())
 os.close(descriptor)
 for path in gate:
     with open(path):

@@ -93,7 +93,8 @@ def keep_running(guard: Guard) -> None:
     """Start the fork server, again if it has died, and have the guard watch it."""
     server: Any = multiprocessing.forkserver._forkserver
     before = server._forkserver_pid
-    with without_main(), signals_blocked():
+    # Looking for garbage takes an eighth of torch's import, and there is none: workers turn the collector on again.
+    with without_main(), signals_blocked(), _beginning_with("import gc; gc.disable()"):
         server.ensure_running()
     if server._forkserver_pid != before:
         if before is not None:
@@ -182,15 +183,21 @@ def _ensure_tracker() -> None:
     In a session of its own: it has its work to do just when the launcher's whole process group is killed. And
     without its warnings, which are no news and would follow the failure report, which shall stand last.
     """
+    with environment({"PYTHONWARNINGS": "ignore"}), _beginning_with("import os; os.setsid()"):
+        multiprocessing.resource_tracker.ensure_running()
+
+
+@contextmanager
+def _beginning_with(statements: str) -> Iterator[None]:
+    """Have ``multiprocessing``'s helpers run some statements before anything else."""
     spawn = multiprocessing.util.spawnv_passfds
 
-    def spawn_apart(path: Any, args: Any, passfds: Any) -> int:
-        return spawn(path, [*args[:-1], f"import os; os.setsid(); {args[-1]}"], passfds)
+    def spawn_so(path: Any, args: Any, passfds: Any) -> int:
+        return spawn(path, [*args[:-1], f"{statements}; {args[-1]}"], passfds)
 
-    multiprocessing.util.spawnv_passfds = spawn_apart
+    multiprocessing.util.spawnv_passfds = spawn_so
     try:
-        with environment({"PYTHONWARNINGS": "ignore"}):
-            multiprocessing.resource_tracker.ensure_running()
+        yield
     finally:
         multiprocessing.util.spawnv_passfds = spawn
 

@@ -237,7 +237,7 @@ def make_plan(
     environ: Mapping[str, str],
     *,
     columns: int | None = None,
-    trains: bool = False,
+    imports: tuple[str, ...] = (),
     deadline: Deadline | None = None,
     in_job: bool = False,
 ) -> LaunchPlan:
@@ -249,8 +249,7 @@ def make_plan(
         node: the machine, as found by :mod:`minetorch_launch.devices`.
         environ: the launcher's own environment.
         columns: width of the launcher's terminal; None if its output goes elsewhere.
-        trains: the target is likely to make an optimizer, at which torch imports its compiler, ``torch._dynamo``:
-            almost as much again as torch itself. The fork server then does that once for all.
+        imports: modules that the target is likely to import: the fork server then does that once for all.
         deadline: when the job is ended, if that is known.
         in_job: this is part of a batch system's job, which says SIGTERM some time before it ends it.
 
@@ -283,7 +282,7 @@ def make_plan(
         threads=threads,
         max_restarts=options.max_restarts,
         start_method="spawn" if options.start_method == "spawn" else "forkserver",
-        preload=(*(("torch._dynamo",) if trains and options.start_method == "forkserver" else ()), *options.preload),
+        preload=(*(imports if options.start_method == "forkserver" else ()), *options.preload),
         grace=options.grace,
         notices=tuple(signal.Signals[name] for name in _notices(options, in_job)),
         show=options.show,

@@ -16,7 +16,7 @@ from minetorch_launch.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Function", "Module", "Script", "Target", "check_target", "find_module", "likely_trains"]
+__all__ = ["Function", "Module", "Script", "Target", "check_target", "find_module", "likely_imports"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,9 @@ class Function:
 
 Target: TypeAlias = Script | Module | Function
 
+_COMPILER = "torch._dynamo"
+_TRAINER = "minetorch.trainer"
+
 
 def check_target(target: Target) -> None:
     """Look whether ``target`` is there at all, before anything is started for it.
@@ -86,13 +89,22 @@ def check_target(target: Target) -> None:
         )
 
 
-def likely_trains(target: Target) -> bool:
-    """Whether ``target`` is likely to make an optimizer: all but a script that mentions nothing of the kind."""
+def likely_imports(target: Target) -> tuple[str, ...]:
+    """What ``target`` is likely to have imported before its first step, beside torch itself.
+
+    All but a script that mentions nothing of the kind make an optimizer, at which torch imports its compiler: almost
+    as much again as torch. One that imports minetorch makes a Trainer, most likely.
+    """
     if not isinstance(target, Script):
-        return True
+        return (_COMPILER,)
     with suppress(OSError):
-        return re.search(rb"optim|minetorch|accelerate|lightning|Trainer", Path(target.path).read_bytes()) is not None
-    return True
+        text = Path(target.path).read_bytes()
+        # A minetorch beside the script is another one than that which a fork server would find.
+        own = not Path(target.import_root, "minetorch").exists()
+        trainer = own and re.search(rb"^\s*(from|import)\s+minetorch\b", text, re.MULTILINE)
+        compiler = re.search(rb"optim|minetorch|accelerate|lightning|Trainer", text)
+        return (*((_COMPILER,) if compiler else ()), *((_TRAINER,) if trainer else ()))
+    return (_COMPILER,)
 
 
 def find_module(name: str, import_root: str | None) -> bool:

@@ -107,6 +107,7 @@ def run(task: Task) -> NoReturn:
     _set_environment(task)
     os.environ["MINETORCH_HEARTBEAT_FD"] = str(memory.heartbeat)
     gc.freeze()  # what came with the fork is nothing for the collector, which would copy it by looking
+    gc.enable()
     end_process(_run_target(task, link), forked=task.forked)
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 EVERYTHING = """
-    import __main__, atexit, multiprocessing as mp, os, pickle, subprocess, sys, threading, time
+    import __main__, atexit, gc, multiprocessing as mp, os, pickle, subprocess, sys, threading, time
 
     class Noisy:
         def __del__(self):
@@ -35,6 +35,7 @@ EVERYTHING = """
         print("thread ended")
 
     if __name__ == "__main__":
+        print(gc.isenabled(), gc.get_threshold())
         print(sys.argv[0] == sys.argv[1], sys.argv[3:], __file__, sys.path[0])
         print(__name__, __spec__, __package__, type(__loader__).__name__, sorted(vars(__main__)))
         print(vars(__main__) is globals(), sys.stdin.read() == "", sys.stdout.isatty())

@@ -109,11 +109,11 @@ def test_logs_lie_in_the_log_folder():
     assert make_plan(SCRIPT, LaunchOptions(), BARE, {}).log_file(0) is None
 
 
-def test_a_fork_server_for_training_imports_torchs_compiler_once():
-    options = LaunchOptions(preload=("numpy",))
-    assert make_plan(SCRIPT, options, BARE, {}, trains=True).preload == ("torch._dynamo", "numpy")
+def test_a_fork_server_imports_once_what_the_target_is_likely_to_import():
+    options, likely = LaunchOptions(preload=("numpy",)), ("torch._dynamo",)
+    assert make_plan(SCRIPT, options, BARE, {}, imports=likely).preload == ("torch._dynamo", "numpy")
     assert make_plan(SCRIPT, options, BARE, {}).preload == ("numpy",)
-    assert make_plan(SCRIPT, LaunchOptions(start_method="spawn"), BARE, {}, trains=True).preload == ()
+    assert make_plan(SCRIPT, LaunchOptions(start_method="spawn"), BARE, {}, imports=likely).preload == ()
 
 
 def test_the_text_names_every_rank_and_the_command():

@@ -79,6 +79,7 @@ class Workers:
         self.closed_at: float | None = None
         self._started = started
         self._processes: list[BaseProcess] = started._pc.processes
+        self._alive: dict[Any, BaseProcess] = {process.sentinel: process for process in self._processes}
         self._plan, self._channel, self._signals = plan, channel, signals
         self._rendezvous, self._say = rendezvous, say
         self._watch = Watch(plan.hang_timeout)
@@ -120,9 +121,8 @@ class Workers:
             return None
         if self.noticed_at is None:
             self._look_around()
-        if self.noticed_at is None:
-            alive = [process.sentinel for process in self._processes if process.exitcode is None]
-            connection.wait([*alive, self._channel.wakeup], _POLL_SECONDS)
+        # To ask each worker takes a system call and more: only when one has moved, or is to end in time.
+        if self.noticed_at is None and (self._something_moves() or self._early_at is not None):
             self._look_for_ends()
         if self.noticed_at is not None:
             self._council.post("failed")
@@ -236,6 +236,15 @@ class Workers:
         self._rendezvous.regroup = True
 
     # How the workers fare.
+
+    def _something_moves(self) -> bool:
+        """Wait a moment for a worker to end, or to say that it fails."""
+        ready = connection.wait([*self._alive, self._channel.wakeup], _POLL_SECONDS)
+        for sentinel in ready:
+            # One that is ending cannot always be waited for yet.
+            if sentinel in self._alive and self._alive[sentinel].exitcode is not None:
+                del self._alive[sentinel]
+        return bool(ready)
 
     def _look_for_ends(self) -> None:
         heard = self._channel.heard()

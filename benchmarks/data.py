@@ -70,7 +70,7 @@ SEEDED = (
 
 KINDS: dict[str, Callable[[int], Dataset[Any]]] = {
     TENSORS: lambda size: TensorDataset(torch.randn(size, 64), torch.arange(size)),
-    "a dataset of one's own, a sample of 3 µs": Numbers,
+    "a dataset of one's own, a sample of a microsecond": Numbers,
     "augmented pictures": Pictures,
 }
 

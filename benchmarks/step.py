@@ -23,21 +23,26 @@ __all__ = ["measure"]
 EPOCHS = 3
 BARE, FLOOR = "bare", "floor"
 ALONE = ("ignite", "fabric", "accelerate", "lightning", "transformers")
+NOTE = (
+    "floor: the bare loop with batches that lie ready, without a DataLoader. The samples lie in tensors, of which "
+    "the Trainer takes a batch at once: that is how a step can be shorter than the bare loop's"
+)
 TOGETHER = ("accelerate", "lightning")
 
 
 def measure(options: Options) -> Iterator[Row]:
     """A row for one process, and one for two."""
     only = options.arguments.only
-    for world_size, share, what, others, at_most in (
-        (1, 1, "a step of a tiny MLP, one process", ALONE, 1.08),
-        (2, 4, "the same under DDP, two workers on gloo", TOGETHER, 1.03),
+    for world_size, share, what, others, at_most, ready in (
+        (1, 1, "a step of a tiny MLP, one process", ALONE, 1.08, False),
+        (1, 1, "the same with batches that lie ready", (), 1.08, True),
+        (2, 4, "the same under DDP, two workers on gloo", TOGETHER, 1.03, False),
     ):
-        if options.quick:
+        if options.quick and others:
             others = ("accelerate",)  # the others' imports take longer than all else
         names = [name for name in (BARE, OURS, FLOOR, *others) if not only or name in only.split(",")]
         steps = 20 if options.quick else options.arguments.steps // share
-        values = measured(names, options.rounds, steps, world_size)
+        values = measured(names, options.rounds, steps, world_size, ready=ready)
         if OURS not in values or BARE not in values:
             continue
         floor = values.pop(FLOOR, None)
@@ -48,11 +53,11 @@ def measure(options: Options) -> Iterator[Row]:
             values,
             target=Target(BARE, at_most),
             floor=min(floor) if floor else None,
-            note="floor: the bare loop with batches that lie ready, without a DataLoader",
+            note=NOTE,
         )
 
 
-def measured(names: list[str], rounds: int, steps: int, world_size: int) -> dict[str, list[float]]:
+def measured(names: list[str], rounds: int, steps: int, world_size: int, *, ready: bool) -> dict[str, list[float]]:
     """Seconds of a step by loop and round; a loop whose environment is not there is left out."""
     found = peers.find(*sorted({ENVIRONMENTS[name] for name in names if name in ENVIRONMENTS}))
     with ExitStack() as stack:
@@ -61,7 +66,9 @@ def measured(names: list[str], rounds: int, steps: int, world_size: int) -> dict
             for name in names
             if name not in ENVIRONMENTS or ENVIRONMENTS[name] in found
         }
-        values = interleave({name: partial(loop.run, steps, EPOCHS) for name, loop in loops.items()}, rounds)
+        values = interleave(
+            {name: partial(loop.run, steps, EPOCHS, ready=ready) for name, loop in loops.items()}, rounds
+        )
         for name, loop in loops.items():
             if any(value != value for value in values[name]):
                 progress(f"{name} failed:\n{loop.said}")

@@ -42,10 +42,11 @@ class Loop:
         self._ranks = [_Rank(command, screen, _variables(rank, world_size, port)) for rank in range(world_size)]
         os.close(screen)
 
-    def run(self, steps: int, epochs: int) -> float:
+    def run(self, steps: int, epochs: int, *, ready: bool = False) -> float:
         """Seconds of a step of one whole training, of the slowest rank; NaN where it failed."""
         with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as directory:
             order = {"steps": steps, "epochs": epochs, "directory": directory, "world_size": self.world_size}
+            order["ready"] = ready
             for rank in self._ranks:
                 rank.tell(json.dumps(order))
             answers = [rank.answer() for rank in self._ranks]

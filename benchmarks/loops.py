@@ -37,6 +37,8 @@ class Training:
     directory: Path
     """For what a contender writes."""
     world_size: int = 1
+    ready: bool = False
+    """Whether the dataset is of whole batches, so that a loader has nothing to do but to hand them out."""
     dataset: Dataset[Any] = field(init=False)
     model: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -52,6 +54,8 @@ class Training:
 
     def loader(self, dataset: Dataset[Any] | None = None) -> DataLoader[Any]:
         """As a script for one process has it."""
+        if self.ready:
+            return DataLoader(list(DataLoader(self.dataset, BATCH)), batch_size=None, shuffle=True)
         return DataLoader(dataset or self.dataset, batch_size=BATCH, shuffle=True)
 
     def begin_epoch(self) -> None:

@@ -7,6 +7,7 @@ Stands in for torch's own view, which waits for ever on a worker that ends well 
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import time
 from contextlib import suppress
@@ -79,7 +80,10 @@ class Workers:
         self.closed_at: float | None = None
         self._started = started
         self._processes: list[BaseProcess] = started._pc.processes
-        self._alive: dict[Any, BaseProcess] = {process.sentinel: process for process in self._processes}
+        self._movements = selectors.DefaultSelector()
+        self._movements.register(channel.wakeup, selectors.EVENT_READ)
+        for process in self._processes:
+            self._movements.register(process.sentinel, selectors.EVENT_READ, process)
         self._plan, self._channel, self._signals = plan, channel, signals
         self._rendezvous, self._say = rendezvous, say
         self._watch = Watch(plan.hang_timeout)
@@ -161,7 +165,6 @@ class Workers:
             self._say(self.roll_call().text())
 
     def _take_news(self) -> None:
-        self._council.status = self._status()
         for news in self._council.hear():
             host = self._council.members[news["from"]].host
             if news["kind"] == "stop":
@@ -239,11 +242,11 @@ class Workers:
 
     def _something_moves(self) -> bool:
         """Wait a moment for a worker to end, or to say that it fails."""
-        ready = connection.wait([*self._alive, self._channel.wakeup], _POLL_SECONDS)
-        for sentinel in ready:
+        ready = self._movements.select(_POLL_SECONDS)
+        for key, _ in ready:
             # One that is ending cannot always be waited for yet.
-            if sentinel in self._alive and self._alive[sentinel].exitcode is not None:
-                del self._alive[sentinel]
+            if key.data is not None and key.data.exitcode is not None:
+                self._movements.unregister(key.fileobj)
         return bool(ready)
 
     def _look_for_ends(self) -> None:
@@ -306,6 +309,7 @@ class Workers:
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = now
+            self._council.status = self._status()
             self._tell_the_late()
             self._look_for_hangs(now)
 

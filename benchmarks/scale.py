@@ -1,6 +1,6 @@
 """What grows with the number of workers, on two nodes: time to the first all-reduce, memory, watching over them.
 
-    python -m benchmarks.scale [--workers 2,8,32,64] [--rounds 2] [--quick] [--json FILE]
+    python -m benchmarks.scale [--workers 2,8,64] [--rounds 2] [--quick] [--json FILE]
 
 The nodes are two launchers on this machine that meet over its loopback, each with half of the workers.
 """
@@ -126,5 +126,5 @@ def measure(options: Options) -> Iterator[Row]:
 
 if __name__ == "__main__":
     parser = make_parser(__doc__, rounds=2)
-    parser.add_argument("--workers", default="2,8,32,64", help="numbers of workers (default %(default)s)")
+    parser.add_argument("--workers", default="2,8,64", help="numbers of workers (default %(default)s)")
     main(measure, parser)

@@ -4,7 +4,7 @@
 
 Each benchmark runs in a process of its own, one after the other, as `python -m benchmarks.NAME` would, which has more
 options. Peers are installed at pinned versions into a cache folder the first time. With --docs, what was measured
-replaces its part of docs/benchmarks.md. All of them take some 15 minutes; do nothing else on the machine meanwhile.
+replaces its part of docs/benchmarks.md. All of them take 15 to 20 minutes; do nothing else on the machine meanwhile.
 """
 
 from __future__ import annotations

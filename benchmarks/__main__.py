@@ -10,7 +10,6 @@ replaces its part of docs/benchmarks.md. All of them take 15 to 20 minutes; do n
 from __future__ import annotations
 
 import argparse
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks import page
-from benchmarks.harness import Row, load, machine, markdown, progress, save
+from benchmarks.harness import Row, end_on_sigterm, load, machine, markdown, progress, save
 
 ROOT = Path(__file__).parents[1]
 LONGEST, TO_END = 540.0, 20.0
@@ -54,12 +53,13 @@ def _finish(process: subprocess.Popen[bytes]) -> str | None:
     try:
         code = process.wait(LONGEST)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # so that it ends what it has started
+        return f"took more than {LONGEST:.0f} s"
+    finally:
+        process.terminate()  # so that it ends what it has started
         with suppress(subprocess.TimeoutExpired):
             process.wait(TO_END)
         process.kill()
         process.wait()
-        return f"took more than {LONGEST:.0f} s"
     return f"failed with exit code {code}" if code else None
 
 
@@ -73,6 +73,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     parser.add_argument("--docs", action="store_true", help="put the tables and plots into docs/benchmarks.md")
     arguments = parser.parse_args()
+    end_on_sigterm()
     if unknown := set(arguments.names) - set(names()):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     if arguments.quick and arguments.docs:

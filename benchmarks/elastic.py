@@ -108,7 +108,7 @@ def work(arguments: argparse.Namespace) -> None:
     logging.disable()
     exact = {"elastic": "exact", "virtual_shards": arguments.virtual_shards}
     found = {}
-    for name in MODELS:
+    for name in ["MLP"] if arguments.quick else MODELS:
         train = partial(step_seconds, name, threads=arguments.threads)
         ways = {
             DEFAULT: partial(train, arguments.folder / "default"),
@@ -126,7 +126,7 @@ def measure(options: Options) -> Iterator[Row]:
         with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
             launcher = [sys.executable, "-m", "minetorch_launch", "--nproc", size, "--device", "cpu"]
             words = ["--rounds", options.rounds, "--threads", arguments.threads, "--folder", folder]
-            words += ["--virtual-shards", arguments.virtual_shards]
+            words += ["--virtual-shards", arguments.virtual_shards, *(["--quick"] if options.quick else [])]
             command = [*launcher, "-m", "benchmarks.elastic", *words]
             subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
             found = json.loads(Path(folder, "found.json").read_text())

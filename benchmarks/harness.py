@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +27,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OURS", "Figure", "Options", "Row", "Target", "interleave", "load", "main", "markdown", "progress", "save"]
+__all__ = [
+    "OURS",
+    "Figure",
+    "Options",
+    "Row",
+    "Target",
+    "end_on_sigterm",
+    "interleave",
+    "load",
+    "main",
+    "markdown",
+    "progress",
+    "save",
+]
 
 OURS = "minetorch"
 FAILED = math.nan
@@ -291,6 +305,11 @@ def make_parser(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
     return parser
 
 
+def end_on_sigterm() -> None:
+    """Leave by an exception, so that what was started is ended, too. SIGINT is ignored by what runs in a background."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+
+
 def main(measure: Callable[[Options], Iterable[Row]], parser: argparse.ArgumentParser | str | None) -> None:
     """Measure as the command line says, and print the table.
 
@@ -298,6 +317,7 @@ def main(measure: Callable[[Options], Iterable[Row]], parser: argparse.ArgumentP
         measure: yields the rows.
         parser: a benchmark's own from `make_parser`, or its text for one.
     """
+    end_on_sigterm()
     arguments = (parser if isinstance(parser, argparse.ArgumentParser) else make_parser(parser)).parse_args()
     rounds = 1 if arguments.quick else arguments.rounds
     rows = []

@@ -7,6 +7,7 @@ Stands in for torch's own view, which waits for ever on a worker that ends well 
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import time
 from contextlib import suppress
@@ -79,7 +80,10 @@ class Workers:
         self.closed_at: float | None = None
         self._started = started
         self._processes: list[BaseProcess] = started._pc.processes
-        self._alive: dict[Any, BaseProcess] = {process.sentinel: process for process in self._processes}
+        self._movements = selectors.DefaultSelector()
+        self._movements.register(channel.wakeup, selectors.EVENT_READ)
+        for process in self._processes:
+            self._movements.register(process.sentinel, selectors.EVENT_READ, process)
         self._plan, self._channel, self._signals = plan, channel, signals
         self._rendezvous, self._say = rendezvous, say
         self._watch = Watch(plan.hang_timeout)
@@ -122,10 +126,7 @@ class Workers:
             return None
         if self.noticed_at is None:
             self._look_around()
-        # To ask each worker takes a system call and more: only when one has moved, or is to end in time.
-        if self.noticed_at is None and (
-            self._something_moves() or self._early_at is not None or self._echo_at is not None
-        ):
+        if self.noticed_at is None and self._something_moves():
             self._look_for_ends()
         if self.noticed_at is not None:
             self._council.post("failed")
@@ -164,7 +165,6 @@ class Workers:
             self._say(self.roll_call().text())
 
     def _take_news(self) -> None:
-        self._council.status = self._status()
         for news in self._council.hear():
             host = self._council.members[news["from"]].host
             if news["kind"] == "stop":
@@ -245,13 +245,11 @@ class Workers:
 
         Always true while the others' ends are awaited, for a time.
         """
-        # What is told stays readable: while a cause is awaited it would end every wait at once.
-        told = [self._channel.wakeup] if self._echo_at is None else []
-        ready = connection.wait([*self._alive, *told], _POLL_SECONDS)
-        for sentinel in ready:
+        ready = self._movements.select(_POLL_SECONDS)
+        for key, _ in ready:
             # One that is ending cannot always be waited for yet.
-            if sentinel in self._alive and self._alive[sentinel].exitcode is not None:
-                del self._alive[sentinel]
+            if key.data is not None and key.data.exitcode is not None:
+                self._movements.unregister(key.fileobj)
         return bool(ready) or self._early_at is not None or self._echo_at is not None
 
     def _look_for_ends(self) -> None:
@@ -291,6 +289,8 @@ class Workers:
             return False
         if self._echo_at is None:
             self._echo_at = time.monotonic()
+            # What is told stays readable, and would end every wait at once.
+            self._movements.unregister(self._channel.wakeup)
         return time.monotonic() - self._echo_at < self._plan.grace
 
     def have_saved(self) -> bool:
@@ -330,6 +330,7 @@ class Workers:
         now = time.monotonic()
         if now - self._looked_at >= _LOOK_SECONDS:
             self._looked_at = now
+            self._council.status = self._status()
             self._tell_the_late()
             self._look_for_hangs(now)
 

@@ -267,6 +267,19 @@ def test_fill_in_to_the_last_word():
     )
 
 
+def test_fill_in_brings_workers_and_an_address():
+    def nobody_to_ask(host):
+        raise AssertionError(host)
+
+    alone = job_of(BATCH | {"SLURM_JOB_NODELIST": "gpu04"})
+    assert fill_in(LaunchOptions(), alone, has_gpus=False, find_address=nobody_to_ask) == LaunchOptions(nproc=9)
+    assert fill_in(LaunchOptions(nproc=2), alone, has_gpus=True, find_address=nobody_to_ask).nproc == 2
+    job = job_of(BATCH)
+    met = fill_in(LaunchOptions(), job, has_gpus=False, find_address=lambda host: "fe80::1")
+    assert (met.nproc, met.rdzv) == (9, f"[fe80::1]:{job.port}")
+    assert fill_in(LaunchOptions(rdzv="h"), job, has_gpus=True, find_address=nobody_to_ask).rdzv == "h"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -25,6 +25,7 @@ from benchmarks.processes import DiedError, Tree, available_mib, environment, ga
 __all__ = ["measure"]
 
 NODES = 2
+LINEAR = "the number of workers"
 LONGEST = 300.0
 WATCHED_SECONDS = 3.0
 MIB_OF_A_WORKER = 170
@@ -115,14 +116,14 @@ def measure(options: Options) -> Iterator[Row]:
         names, watched = ([OURS], 0.2) if options.quick else (list(COMMANDS), WATCHED_SECONDS)
         found[workers] = measure_size(workers, rounds, names, watched)
         for what, (told, unit) in ROWS.items():
-            target = Target("torchrun", 1.0)
-            yield Row.of("scale", f"{workers} workers on 2 nodes: {told}", unit, found[workers][what], target=target)
+            yield Row.of("scale", f"{workers} workers on 2 nodes: {told}", unit, found[workers][what])
     if len(found) > 1:
         fewest, most = min(found), max(found)
         for what, (told, _) in ROWS.items():
             grown = {name: [found[most][what][name][0] / found[fewest][what][name][0]] for name in found[most][what]}
+            grown[LINEAR] = [most / fewest]
             told = f"from {fewest} to {most} workers, times as much: {told}"
-            yield Row.of("scale", told, "", grown, target=Target("torchrun", 1.0), floor=1.0)
+            yield Row.of("scale", told, "", grown, target=Target(LINEAR, 1.0), floor=1.0)
 
 
 if __name__ == "__main__":

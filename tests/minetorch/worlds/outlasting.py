@@ -56,7 +56,8 @@ if __name__ == "__main__":
         for loader in loaders:
             read(loader)
     else:
-        loader = shared(1001, "fork", num_workers=2, persistent_workers=True)
+        # No tensors: a thread of the worker hands their memory over, which cannot once Python's lock is held for good.
+        loader = shared(1001, "fork", num_workers=2, persistent_workers=True, collate_fn=list)
         for batch in loader.epoch(1).batches:
             if 990 in batch.data:
                 break

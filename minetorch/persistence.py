@@ -1,53 +1,26 @@
-"""What a checkpoint holds of a run, and how all ranks save and restore it together."""
+"""How all ranks save a run and restore it together."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, decode
 from minetorch.checkpoint.names import LATEST, epoch_alias
-from minetorch.checkpoint.plain import plain_state
 from minetorch.checkpoint.saver import Saved, Saver
-from minetorch.data.order import derive_seed
-from minetorch.errors import (
-    CheckpointMismatchError,
-    ConfigurationError,
-    MinetorchError,
-    StorageError,
-    SupersededError,
-)
-from minetorch.history import Ended, History, Start
+from minetorch.contents import Contents
+from minetorch.errors import ConfigurationError, StorageError, SupersededError
+from minetorch.history import Ended, Start
 from minetorch.log import RunLog
-from minetorch.randomness import generator_states, restore_generators, seed_generators
+from minetorch.randomness import generator_states
 from minetorch.receipt import describe, look_back
 from minetorch.state import TrainerState
-from minetorch.stateful import Stateful
-
-REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
-"""What a payload must hold to be a Trainer's checkpoint."""
 
 CLAIM_TURN_S = 60.0
 """Seconds for which rank 0 waits for another process before it lets the other ranks know that it still does."""
-
-
-@contextmanager
-def _taken_over(what: str, path: str) -> Iterator[None]:
-    """Say of which part of a checkpoint it is that cannot be taken over."""
-    try:
-        yield
-    except MinetorchError:
-        raise
-    except Exception as error:
-        raise CheckpointMismatchError(
-            f"The {what} in {path} cannot be taken over ({type(error).__name__}: {error}). Use what the checkpoint was "
-            "made with, another `code`, or resume=False to start afresh."
-        ) from error
 
 
 class Persistence:
@@ -61,22 +34,18 @@ class Persistence:
         self,
         trainer: TrainerState,
         checkpointer: Checkpointer | None,
-        statable: Mapping[str, Stateful],
-        plugins: Mapping[str, Stateful],
+        contents: Contents,
         log: RunLog,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.history = History()
-        """This start of the run, and those before it."""
         self._trainer = trainer
         self._checkpointer = checkpointer
         self._clock = clock
         self._monotonic = monotonic
-        self._groups = {"statable": statable, "plugins": plugins}
+        self._contents = contents
         self._log = log
         self._saver: Saver | None = None
-        self._generators: dict[str, Any] | None = None
         self._resumed_from: str | None = None
         if checkpointer is not None:
             self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=log.flush)
@@ -132,7 +101,7 @@ class Persistence:
         def start() -> str:
             assert self._saver is not None
             return self._saver.save(
-                self._state() | {"random": list(random), "logs": list(logs)},
+                self._contents.gather() | {"random": list(random), "logs": list(logs)},
                 steady=self._trainer.backend.tensors_of_steps() if beside_training else (),
                 names=names,
                 step=progress.step,
@@ -151,17 +120,7 @@ class Persistence:
         Raises:
             ConfigurationError: it could not.
         """
-        self._trainer.world.on_main(self._check_state)
-
-    def _check_state(self) -> None:
-        plain_state(self._trainer.backend.state_dict())
-        for group, members in self._groups.items():
-            for name, member in members.items():
-                try:
-                    state = member.state_dict()
-                except Exception:  # one that has no state before its first epoch
-                    continue
-                plain_state({group: {name: state}})
+        self._trainer.world.on_main(self._contents.check)
 
     def fence(self) -> None:
         """Return when the model and all else may be changed, as far as a save that is under way goes."""
@@ -245,25 +204,6 @@ class Persistence:
         also = sorted(alias for alias, name in manifest.aliases.items() if name == manifest.name and alias != LATEST)
         self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join([where, *also]))
 
-    def _state(self) -> dict[str, Any]:
-        trainer = self._trainer
-        groups = {
-            group: {name: member.state_dict() for name, member in members.items()}
-            for group, members in self._groups.items()
-        }
-        return {
-            **trainer.backend.state_dict(),
-            **groups,
-            "epoch": trainer.progress.epoch,
-            "progress": trainer.progress.state_dict(),
-            "drawer": trainer.drawer.state_dict(),
-            "metrics": dict(trainer.metrics),
-            "lowest_train_loss": trainer.lowest_train_loss,
-            "lowest_val_loss": trainer.lowest_val_loss,
-            "history": self.history.state_dict(),
-            **({"virtual_shards": trainer.settings.virtual_shards} if trainer.settings.elastic else {}),
-        }
-
     def claim(self) -> int:
         """Become the run's writer, before anything of the run is read or written. Every rank calls it.
 
@@ -317,8 +257,9 @@ class Persistence:
         path = world.on_main(read)
         if path is not None:
             payload = world.broadcast_bytes(found.payload if found is not None else None) if world.size > 1 else b""
-            self._load(found.state if found is not None else decode(payload, path), path)
-        self.history.add(world.on_main(lambda: self._begin(found, resume, self._monotonic() - began)))
+            self._contents.take_over(found.state if found is not None else decode(payload, path), path)
+            self._resumed_from = path
+        self._contents.history.add(world.on_main(lambda: self._begin(found, resume, self._monotonic() - began)))
 
     def _begin(self, found: Checkpoint | None, resume: bool | str | int, load_s: float) -> list[Start]:
         """Write down this start, and say what it has cost. Returns it, and those that the checkpoint does not know."""
@@ -349,7 +290,7 @@ class Persistence:
             self._trainer.logger.warning("This start of the run could not be written down: %s", error)
         if from_elsewhere:
             return [start]
-        known = max((known.generation for known in self.history.starts), default=0)
+        known = max((known.generation for known in self._contents.history.starts), default=0)
         between = (Start.from_dict(claim.start or {}) for claim in claims if claim.generation > known)
         return [*filter(None, between), start]
 
@@ -362,80 +303,3 @@ class Persistence:
             logger.info(
                 "No checkpoint found: training from scratch%s.", f"; {cost}" if start.steps_lost or start.ended else ""
             )
-
-    def _load(self, state: dict[str, Any], path: str) -> None:
-        trainer = self._trainer
-        missing = REQUIRED_KEYS - state.keys()
-        if missing:
-            raise CheckpointMismatchError(
-                f"{path} is no checkpoint of a Trainer: it lacks {', '.join(sorted(missing))}. "
-                f"To start from its weights, load them into the model yourself and pass resume=False."
-            )
-        self._check_shards(state.get("virtual_shards"), path)
-        trainer.backend.load_state_dict(state)
-        with _taken_over("counters", path):
-            trainer.progress.load_state_dict(state["progress"])
-            trainer.metrics.update(state.get("metrics", {}))
-            trainer.lowest_train_loss = float(state.get("lowest_train_loss", trainer.lowest_train_loss))
-            trainer.lowest_val_loss = float(state.get("lowest_val_loss", trainer.lowest_val_loss))
-            self.history.load_state_dict(state.get("history", []))
-        with _taken_over("curves", path):
-            trainer.drawer.load_state_dict(state.get("drawer", {}))
-        for group, members in self._groups.items():
-            self._load_group(group, members, state.get(group, {}), path)
-        with _taken_over("random generators", path):
-            self._generators = self._own_generators(state.get("random", []))
-            self.put_back_generators()
-        self._resumed_from = path
-        progress = trainer.progress
-        trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
-        logs = state.get("logs", [])
-        if isinstance(logs, list) and trainer.rank < len(logs):
-            self._log.heal(logs[trainer.rank], progress.step)
-
-    def _check_shards(self, before: int | None, path: str) -> None:
-        settings = self._trainer.settings
-        if not settings.elastic or before == settings.virtual_shards:
-            return
-        if before is not None:
-            raise CheckpointMismatchError(
-                f"{path} was made with virtual_shards={before}; virtual_shards={settings.virtual_shards} was given. "
-                f"Every sum depends on it: use virtual_shards={before}, or another `code`."
-            )
-        self._trainer.logger.warning(
-            '%s was made without elastic="exact": only from here on are the bits the same at any number of workers.',
-            path,
-        )
-
-    def _load_group(self, group: str, members: Mapping[str, Stateful], states: Any, path: str) -> None:
-        if not isinstance(states, Mapping):
-            raise CheckpointMismatchError(f"{path} is no checkpoint of a Trainer: its {group} are no table by name.")
-        for name, member in members.items():
-            if name in states:
-                with _taken_over(f"state of {group} {name!r}", path):
-                    member.load_state_dict(states[name])
-            else:
-                self._trainer.logger.warning("The checkpoint has no state of %s %r: it starts afresh.", group, name)
-        for name in states.keys() - members.keys():
-            self._trainer.logger.warning("The checkpoint's state of %s %r is not used: there is none now.", group, name)
-
-    def put_back_generators(self) -> None:
-        """Have the random generators as the checkpoint has them, whatever drew from them since."""
-        if self._generators is not None:
-            restore_generators(self._generators)
-
-    def let_generators_go(self) -> None:
-        """Put them back for the last time: from here on what is drawn is the run's own."""
-        self.put_back_generators()
-        self._generators = None
-
-    def _own_generators(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """This rank's own; where the world's size has changed, fresh ones for this point of the run."""
-        trainer = self._trainer
-        if states and trainer.settings.elastic:
-            # Between iterations they are the same on every rank.
-            return states[0]
-        if len(states) == trainer.world_size:
-            return states[trainer.rank]
-        seed_generators(derive_seed(trainer.settings.seed, "resumed", trainer.progress.step, trainer.rank))
-        return generator_states()

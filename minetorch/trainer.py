@@ -20,6 +20,7 @@ from minetorch.backend import Backend, placement
 from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
+from minetorch.contents import REQUIRED_KEYS, Contents
 from minetorch.data import Batch, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
 from minetorch.data.order import derive_seed
 from minetorch.data.stream import StreamPosition
@@ -34,7 +35,7 @@ from minetorch.hooks import Hooks
 from minetorch.inline import NOTEBOOK_VARIABLE, ShownStore, find_view
 from minetorch.log import LOGGING_FORMAT, RunLog
 from minetorch.notices import NOTICES, describe
-from minetorch.persistence import REQUIRED_KEYS, Persistence
+from minetorch.persistence import Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.inline_epochs import InlineEpochs
@@ -277,7 +278,8 @@ class Trainer(TrainerState):
             silent=not self.is_main,
         )
         self._share_out(train_dataloader, val_dataloader)
-        self._persistence = Persistence(self, checkpointer, *states, log=self._log)
+        self._contents = Contents(self, *states, log=self._log)
+        self._persistence = Persistence(self, checkpointer, self._contents, self._log)
         self._in_loop = False
         self._ended: Ended | None = None
         # Up to here nothing was written, and no other worker was waited for.
@@ -432,17 +434,17 @@ class Trainer(TrainerState):
         Hooks that run when a Trainer starts may draw random numbers, and an uninterrupted run would not have.
         """
         if self.progress.epoch_complete:
-            self._persistence.let_generators_go()
+            self._contents.let_generators_go()
         self.progress.start_epoch()
         self._take_up_epoch()
         self._heartbeat.epoch(self.current_epoch)
         self._hooks.call("before_epoch_start", epoch=self.current_epoch)
-        self._persistence.let_generators_go()
+        self._contents.let_generators_go()
 
     @property
     def history(self) -> History:
         """The run's starts up to this one: `trainer.history.starts`."""
-        return self._persistence.history
+        return self._contents.history
 
     def _must_stop(self) -> bool:
         return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)

@@ -1,0 +1,167 @@
+"""What a checkpoint holds of a run: gathered from its parts, and taken over by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from minetorch.checkpoint.plain import plain_state
+from minetorch.data.order import derive_seed
+from minetorch.errors import CheckpointMismatchError, MinetorchError
+from minetorch.history import History
+from minetorch.log import RunLog
+from minetorch.randomness import generator_states, restore_generators, seed_generators
+from minetorch.state import TrainerState
+from minetorch.stateful import Stateful
+
+REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
+"""What a payload must hold to be a Trainer's checkpoint."""
+
+
+class Contents:
+    """The parts of a run that are saved. It touches no storage but the log's, whose undone lines it has cut off."""
+
+    def __init__(
+        self, trainer: TrainerState, statable: Mapping[str, Stateful], plugins: Mapping[str, Stateful], log: RunLog
+    ) -> None:
+        self.history = History()
+        """This start of the run, and those before it."""
+        self._trainer = trainer
+        self._groups = {"statable": statable, "plugins": plugins}
+        self._log = log
+        self._generators: dict[str, Any] | None = None
+
+    def gather(self) -> dict[str, Any]:
+        """The state of every part that all ranks share, as rank 0 has it."""
+        trainer = self._trainer
+        groups = {
+            group: {name: member.state_dict() for name, member in members.items()}
+            for group, members in self._groups.items()
+        }
+        return {
+            **trainer.backend.state_dict(),
+            **groups,
+            "epoch": trainer.progress.epoch,
+            "progress": trainer.progress.state_dict(),
+            "drawer": trainer.drawer.state_dict(),
+            "metrics": dict(trainer.metrics),
+            "lowest_train_loss": trainer.lowest_train_loss,
+            "lowest_val_loss": trainer.lowest_val_loss,
+            "history": self.history.state_dict(),
+            **({"virtual_shards": trainer.settings.virtual_shards} if trainer.settings.elastic else {}),
+        }
+
+    def check(self) -> None:
+        """Look whether a checkpoint could hold the state.
+
+        Raises:
+            ConfigurationError: it could not.
+        """
+        plain_state(self._trainer.backend.state_dict())
+        for group, members in self._groups.items():
+            for name, member in members.items():
+                try:
+                    state = member.state_dict()
+                except Exception:  # one that has no state before its first epoch
+                    continue
+                plain_state({group: {name: state}})
+
+    def take_over(self, state: dict[str, Any], path: str) -> None:
+        """Restore every part of the run.
+
+        Args:
+            state: what `gather` gave, with every rank's generators and places in its logs; from the file at `path`.
+            path: of the checkpoint, for messages.
+
+        Raises:
+            CheckpointMismatchError: it is another model's, or no checkpoint of a Trainer.
+        """
+        trainer = self._trainer
+        missing = REQUIRED_KEYS - state.keys()
+        if missing:
+            raise CheckpointMismatchError(
+                f"{path} is no checkpoint of a Trainer: it lacks {', '.join(sorted(missing))}. "
+                f"To start from its weights, load them into the model yourself and pass resume=False."
+            )
+        self._check_shards(state.get("virtual_shards"), path)
+        trainer.backend.load_state_dict(state)
+        with _taken_over("counters", path):
+            trainer.progress.load_state_dict(state["progress"])
+            trainer.metrics.update(state.get("metrics", {}))
+            trainer.lowest_train_loss = float(state.get("lowest_train_loss", trainer.lowest_train_loss))
+            trainer.lowest_val_loss = float(state.get("lowest_val_loss", trainer.lowest_val_loss))
+            self.history.load_state_dict(state.get("history", []))
+        with _taken_over("curves", path):
+            trainer.drawer.load_state_dict(state.get("drawer", {}))
+        for group, members in self._groups.items():
+            self._load_group(group, members, state.get(group, {}), path)
+        with _taken_over("random generators", path):
+            self._generators = self._own_generators(state.get("random", []))
+            self.put_back_generators()
+        progress = trainer.progress
+        trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
+        logs = state.get("logs", [])
+        if isinstance(logs, list) and trainer.rank < len(logs):
+            self._log.heal(logs[trainer.rank], progress.step)
+
+    def _check_shards(self, before: int | None, path: str) -> None:
+        settings = self._trainer.settings
+        if not settings.elastic or before == settings.virtual_shards:
+            return
+        if before is not None:
+            raise CheckpointMismatchError(
+                f"{path} was made with virtual_shards={before}; virtual_shards={settings.virtual_shards} was given. "
+                f"Every sum depends on it: use virtual_shards={before}, or another `code`."
+            )
+        self._trainer.logger.warning(
+            '%s was made without elastic="exact": only from here on are the bits the same at any number of workers.',
+            path,
+        )
+
+    def _load_group(self, group: str, members: Mapping[str, Stateful], states: Any, path: str) -> None:
+        if not isinstance(states, Mapping):
+            raise CheckpointMismatchError(f"{path} is no checkpoint of a Trainer: its {group} are no table by name.")
+        for name, member in members.items():
+            if name in states:
+                with _taken_over(f"state of {group} {name!r}", path):
+                    member.load_state_dict(states[name])
+            else:
+                self._trainer.logger.warning("The checkpoint has no state of %s %r: it starts afresh.", group, name)
+        for name in states.keys() - members.keys():
+            self._trainer.logger.warning("The checkpoint's state of %s %r is not used: there is none now.", group, name)
+
+    def put_back_generators(self) -> None:
+        """Have the random generators as the checkpoint has them, whatever drew from them since."""
+        if self._generators is not None:
+            restore_generators(self._generators)
+
+    def let_generators_go(self) -> None:
+        """Put them back for the last time: from here on what is drawn is the run's own."""
+        self.put_back_generators()
+        self._generators = None
+
+    def _own_generators(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """This rank's own; where the world's size has changed, fresh ones for this point of the run."""
+        trainer = self._trainer
+        if states and trainer.settings.elastic:
+            # Between iterations they are the same on every rank.
+            return states[0]
+        if len(states) == trainer.world_size:
+            return states[trainer.rank]
+        seed_generators(derive_seed(trainer.settings.seed, "resumed", trainer.progress.step, trainer.rank))
+        return generator_states()
+
+
+@contextmanager
+def _taken_over(what: str, path: str) -> Iterator[None]:
+    """Say of which part of a checkpoint it is that cannot be taken over."""
+    try:
+        yield
+    except MinetorchError:
+        raise
+    except Exception as error:
+        raise CheckpointMismatchError(
+            f"The {what} in {path} cannot be taken over ({type(error).__name__}: {error}). Use what the checkpoint was "
+            "made with, another `code`, or resume=False to start afresh."
+        ) from error

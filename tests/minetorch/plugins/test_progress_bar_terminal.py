@@ -74,8 +74,8 @@ class Terminal:
     def lines(self):
         return [line.rstrip() for line in self._screen.display if line.strip()]
 
-    def until(self, found, seconds=75):
-        """Take in what is written until the screen shows something; at most one bar may be there at any time."""
+    def until(self, found, seconds=75, bars=1):
+        """Take in what is written until the screen shows something; at most so many bars may be there at any time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if select.select([self.outer], [], [], 0.1)[0]:
@@ -83,7 +83,7 @@ class Terminal:
                     self._stream.feed(os.read(self.outer, 65536))
                 except OSError:  # the last process has closed it
                     return self.lines()
-            assert sum(bool(BAR.search(line)) for line in self.lines()) <= 1, self.lines()
+            assert sum(bool(BAR.search(line)) for line in self.lines()) <= bars, self.lines()
             if found(self.lines()):
                 return self.lines()
         raise AssertionError("\n".join(self.lines()))
@@ -132,9 +132,12 @@ def test_the_bar_on_eighty_columns_and_on_fewer(workers, terminal, tmp_path):
         assert lines[-2] == "WARNING a word"
 
     screen.resize(60)
-    lines = screen.until(lambda lines: re.search(r"^(\[0\] )?Epoch 1/2 .*loss ", last(lines)) and len(last(lines)) < 60)
+    # On its way from a worker to the terminal may be a bar for eighty columns, which sixty cannot take back.
+    late = 1 if workers else 0
+    narrow = re.compile(r"^(\[0\] )?Epoch 1/2 .*loss ")
+    screen.until(lambda lines: narrow.search(last(lines)) and len(last(lines)) < 60, bars=1 + late)
     (tmp_path / "stop").touch()
-    lines = screen.until(lambda lines: screen.process.poll() is not None)
+    lines = screen.until(lambda lines: screen.process.poll() is not None, bars=1 + late)
     assert screen.process.wait(60) == 0
-    assert not [line for line in lines if BAR.search(line)]
+    assert len([line for line in lines if BAR.search(line)]) <= late
     assert re.fullmatch(rf"{re.escape(label)}INFO Ended at step \d+\.", lines[-1])

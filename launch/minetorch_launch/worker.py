@@ -23,6 +23,7 @@ import multiprocessing.forkserver
 import multiprocessing.process
 import os
 import pickle
+import re
 import runpy
 import signal
 import socket
@@ -309,9 +310,15 @@ def _known() -> dict[str, object]:
     return {"uses_trainer": "minetorch" in sys.modules}
 
 
+# What torch makes of an error in a DataLoader's worker: the original's traceback, and below its frames what it says.
+_OF_LOADER = re.compile(r"Caught \w+ in (DataLoader worker process \d+)\.\n(?:.*\n)* {2}.*\n(\S.*)")
+
+
 def _in_a_line(error: BaseException) -> str:
     """``ValueError: what it says``, but for a syntax error, which begins with the place."""
     lines = traceback.format_exception_only(type(error), error)
+    if wrapped := _OF_LOADER.search("".join(lines)):
+        return f"{wrapped[2]} (in {wrapped[1]})"
     return next((line for line in lines if not line.startswith(" ")), lines[-1]).split("\n")[0]
 
 

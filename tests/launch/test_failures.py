@@ -260,3 +260,19 @@ def test_a_terminal_gives_workers_its_width(launches):
     os.close(slave)
     os.close(master)
     assert out == "[0] 76 False\n"
+
+
+def test_an_error_in_a_loaders_worker_is_named_in_the_first_line(launches):
+    script = launches.script("""
+        from torch.utils.data import DataLoader
+
+        class Data(list):
+            def __getitem__(self, index):
+                raise RuntimeError("struck\\nand more")
+
+        for batch in DataLoader(Data([1]), num_workers=1):
+            pass
+    """)
+    done = launches.run("--nproc", 1, script)
+    assert done.returncode == 1
+    assert "minetorch-launch: rank 0 failed: RuntimeError: struck (in DataLoader worker process 0)\n" in done.stderr

@@ -275,4 +275,4 @@ def test_an_error_in_a_loaders_worker_is_named_in_the_first_line(launches):
     """)
     done = launches.run("--nproc", 1, script)
     assert done.returncode == 1
-    assert "minetorch-launch: rank 0 failed: RuntimeError: struck (in DataLoader worker process 0)\n" in done.stderr
+    assert "rank 0 of 1 failed first: RuntimeError: struck (in DataLoader worker process 0)\n" in done.stderr

@@ -237,6 +237,9 @@ def _expected_of_worker(cell: Cell) -> Expected:
         return Expected(("restarts",), 124, cell.rank, "", within_s=HANG_S + _NOTICE_S)
     if cell.victim == "loader worker":
         says = "RuntimeError: struck" if fault == "exception" else "DataLoader worker .*(killed by signal|unexpectedly)"
+        if is_early and fault in SIGNALS:
+            # What it has fetched ahead may carry its rank over the first step.
+            return Expected(("ends", "restarts"), 1, cell.rank, says)
         return Expected(("ends",) if is_early else ("restarts",), 1, cell.rank, says)
     own_doing = fault not in ("SIGKILL", "out of memory")
     return Expected(("ends",) if own_doing and is_early else ("restarts",), CODES[fault], cell.rank, _SAID[fault])

@@ -684,10 +684,15 @@ class Trainer(TrainerState):
             if explained is None:
                 raise
             raise explained from None
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or (training and not loss.requires_grad):
-            arguments.refuse_loss(loss, self._loss_sum.device)
-        if loss.device != self._loss_sum.device or loss.is_complex():
-            arguments.refuse_loss(loss, self._loss_sum.device)
+        device = self._loss_sum.device
+        if (
+            not isinstance(loss, torch.Tensor)
+            or loss.numel() != 1
+            or (training and not loss.requires_grad)
+            or loss.device != device
+            or loss.is_complex()
+        ):
+            arguments.refuse_loss(loss, device)
         return loss if loss.ndim == 0 else loss.reshape(())
 
     def _is_validation_due(self) -> bool:

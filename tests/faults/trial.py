@@ -141,20 +141,12 @@ class Trial:
 
     @contextmanager
     def _s3(self) -> Iterator[Proxy]:
-        import boto3
-
         from tests.fakes.flaky_s3 import Proxy
         from tests.fakes.s3_server import serving
 
         (self.folder / "s3").mkdir()
         with serving(self.folder / "s3") as server, Proxy(server.url) as proxy:
-            client = boto3.client(
-                "s3",
-                endpoint_url=server.url,
-                region_name="us-east-1",
-                aws_access_key_id=server.key,
-                aws_secret_access_key=server.secret,
-            )
+            client = server.client()
             client.create_bucket(Bucket="runs")
             client.close()
             self._more = {**server.environ, "AWS_ENDPOINT_URL": proxy.url}

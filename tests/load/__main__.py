@@ -48,18 +48,10 @@ def workers(folder: Path, count: int = 64) -> str:
 
 def checkpoints(folder: Path, count: int = 200) -> str:
     """So many checkpoints in a row on S3, of which three are kept."""
-    import boto3
-
     from tests.fakes.s3_server import serving
 
     with serving(folder) as server:
-        client = boto3.client(
-            "s3",
-            endpoint_url=server.url,
-            region_name="us-east-1",
-            aws_access_key_id=server.key,
-            aws_secret_access_key=server.secret,
-        )
+        client = server.client()
         client.create_bucket(Bucket="many")
         words = [sys.executable, TRAINING, "s3://many/runs", "saving", count, 1, 1, max(1, count // 10)]
         run([words], folder, **server.environ)

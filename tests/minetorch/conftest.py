@@ -6,7 +6,6 @@ import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
-import boto3
 import pytest
 import torch
 from s3fs import S3FileSystem
@@ -121,13 +120,7 @@ def bucket(s3_server):
         "AWS_ENDPOINT_URL": s3_server.url,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_server.url,
-        region_name="us-east-1",
-        aws_access_key_id=s3_server.key,
-        aws_secret_access_key=s3_server.secret,
-    )
+    client = s3_server.client()
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
     yield SimpleNamespace(name=name, url=f"s3://{name}", options=options, environ=environ, client=client)

@@ -114,16 +114,10 @@ def s3_server(tmp_path_factory):
 def bucket(s3_server):
     """A new bucket: its `name` and `url`, `options` for fsspec, the `environ` for a process, and a boto3 `client`."""
     options = {"key": s3_server.key, "secret": s3_server.secret, "endpoint_url": s3_server.url}
-    environ = {
-        "AWS_ACCESS_KEY_ID": s3_server.key,
-        "AWS_SECRET_ACCESS_KEY": s3_server.secret,
-        "AWS_ENDPOINT_URL": s3_server.url,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
     client = s3_server.client()
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
-    yield SimpleNamespace(name=name, url=f"s3://{name}", options=options, environ=environ, client=client)
+    yield SimpleNamespace(name=name, url=f"s3://{name}", options=options, environ=s3_server.environ, client=client)
     client.close()
 
 

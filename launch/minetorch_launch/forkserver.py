@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STOP_SIGNALS",
     "environment",
+    "files_beside_the_server",
     "fork_server",
     "has_died",
     "is_alive",
@@ -175,6 +176,16 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def files_beside_the_server() -> Iterator[None]:
+    """Have temporary files made in the fork server's folder, which goes with it: torch makes one for each worker."""
+    before, tempfile.tempdir = tempfile.tempdir, multiprocessing.util.get_temp_dir()
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _ensure_tracker() -> None:

@@ -6,6 +6,7 @@ So nothing of a trial can escape, nothing of the machine's can disturb it, and w
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -115,5 +116,12 @@ def _left(variable: str, ports: set[int], scratch: Path) -> list[str]:
 
 
 def _is_torchs(path: Path) -> bool:
-    """A folder that torch makes when it is imported, for whatever is compiled later by anybody."""
-    return path.name.startswith("torchinductor_")
+    """Whether torch has made it.
+
+    A folder, when it is imported, for whatever is compiled later by anybody; and empty files, when a DataLoader worker
+    dies, to see whether more can be opened: one of them stays if just then the next signal comes.
+    """
+    with suppress(OSError):
+        is_trial = re.fullmatch(r"tmp[a-z0-9_]{8}", path.name) is not None and path.is_file()
+        return path.name.startswith("torchinductor_") or (is_trial and path.stat().st_size == 0)
+    return False

@@ -7,7 +7,7 @@ import time
 import pytest
 
 WAYS_TO_HANG = """
-    import ctypes, os, signal, sys, time
+    import ctypes, os, signal, sys, threading, time
     import torch, torch.distributed as dist
     from torch.utils.data import DataLoader, Dataset
 
@@ -39,13 +39,17 @@ WAYS_TO_HANG = """
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         hold_the_interpreter()
 
+    def hold_it_beside():
+        threading.Timer(0.5, hold_the_interpreter).start()
+        train_step(loss)
+
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     loss = torch.ones(1)
     print("there", rank, flush=True)
     if rank in (0, 6):
         train_step(loss)
-    (None, batches, hold_the_interpreter, run_another_program, stop, block_signals)[rank]()
+    (None, batches, hold_the_interpreter, run_another_program, stop, block_signals, None, hold_it_beside)[rank]()
 """
 
 
@@ -80,8 +84,8 @@ def wait_for_lines(process, number):
 
 
 def test_each_way_to_hang_is_told_on_demand(launches):
-    process = launches.start("--nproc", 7, "--grace", 0.5, launches.script(WAYS_TO_HANG, "train é.py"))
-    wait_for_lines(process, 7)
+    process = launches.start("--nproc", 8, "--grace", 0.5, launches.script(WAYS_TO_HANG, "train é.py"))
+    wait_for_lines(process, 8)
     rows = roll_call_with(
         process,
         [
@@ -91,13 +95,14 @@ def test_each_way_to_hang_is_told_on_demand(launches):
             r"ranks 2, 5 +in the script's own code +at train é.py:\d+ in hold_the_interpreter: ctypes.*",
             r"rank 3 +does not answer: has replaced its process, which now runs: sleep 1000",
             r"rank 4 +does not answer: stopped \(T\)",
+            r"rank 7 +in all_reduce \(torch.distributed\), another thread holds the interpreter +at train é.py:\d+ .*",
         ],
     )
-    assert len(rows) == 5
+    assert len(rows) == 6
     process.send_signal(signal.SIGTERM)
     err = process.stderr.read()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert err.count("main thread, most recent call first:") == 3
+    assert err.count("main thread, most recent call first:") == 4
     for internal in ("minetorch_launch/", "multiprocessing/forkserver", "multiprocessing/process.py"):
         assert internal not in err
 

@@ -106,3 +106,29 @@ def test_a_launch_killed_at_a_random_moment_leaves_nothing(launches, seed):
     for file in names.iterdir():
         for name in file.read_text().split():
             assert not Path("/dev/shm", name).exists(), (victim, name)
+
+
+# Torch makes a file for each worker that it starts, to delete it at once.
+KILLED_AT_TORCHS_FILE = """
+    import os, signal, sys
+
+    def look(event, args):
+        if event == "os.remove" and "pytorch-errorfile" in str(args[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+"""
+
+
+def test_a_launcher_killed_between_a_files_making_and_its_end_leaves_no_file(launches):
+    launches.script(KILLED_AT_TORCHS_FILE, "hook/sitecustomize.py")
+    folder = launches.folder / "tmp"
+    folder.mkdir()
+    env = {"TMPDIR": str(folder), "PYTHONPATH": str(launches.folder / "hook")}
+    done = launches.run("--nproc", 2, launches.script("import torch"), env=env)
+    assert done.returncode == -signal.SIGKILL
+    assert launches.gone_within(5), launches.processes()
+    end = time.monotonic() + 5
+    while (left := sorted(path.name for path in folder.iterdir())) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert [name for name in left if not name.startswith("torchinductor_")] == []

@@ -214,6 +214,19 @@ def test_who_is_in_no_collective_is_blamed_before_the_fewest():
     assert call.odd_ranks == (1, 2)
 
 
+def test_who_waits_for_others_but_holds_the_interpreter_elsewhere_is_blamed_before_who_may_wait():
+    threads = read(dump((MAIN, [*ALL_REDUCE, *BOTTOM]), (5, [("/home/a b/train.py", 5, "in_the_background")])))
+    forward = [(f"{TORCH}/nn/parallel/distributed.py", 1, "forward"), ("/home/a b/train.py", 90, "g")]
+    held = Answer(0, "vm", 100, threads, is_held=True)
+    assert RollCall([held, answer(1, forward)]).blame() == (
+        "rank 0 hung in all_reduce (torch.distributed), another thread holds the interpreter at train.py:88 in "
+        "train_step, while rank 1 stood in forward (torch DDP) at train.py:90 in g"
+    )
+    assert RollCall([Answer(0, "vm", 100, threads), answer(1, forward)]).odd_ranks == (1,)
+    alone = Answer(0, "vm", 100, threads[:1], is_held=True)
+    assert RollCall([alone, answer(1, forward)]).odd_ranks == (1,), "there is no other thread that could hold it"
+
+
 def test_of_two_collectives_the_one_with_the_fewest_is_odd():
     other = [(f"{TORCH}/distributed/distributed_c10d.py", 1, "broadcast"), ("/home/a b/train.py", 90, "g")]
     assert RollCall([*(answer(rank, ALL_REDUCE) for rank in range(3)), answer(3, other)]).odd_ranks == (3,)

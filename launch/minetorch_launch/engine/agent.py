@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +41,11 @@ class Agent(LocalElasticAgent):
         for rank in ranks:  # one log may hold many starts, of which the last is not always the one to read
             of = f"rank {rank} of {worker_group.workers[0].world_size}"
             engine.console.log(rank, f"minetorch-launch: {time.strftime('%F %T')} {engine.plan.target} as {of}")
-        if engine.plan.start_method == "forkserver":
-            forkserver.keep_running(engine.guard)
-        with forkserver.signals_blocked():
+        with ExitStack() as stack:
+            if engine.plan.start_method == "forkserver":
+                forkserver.keep_running(engine.guard)
+                stack.enter_context(forkserver.files_beside_the_server())
+            stack.enter_context(forkserver.signals_blocked())
             ids: dict[int, Any] = super()._start_workers(worker_group)
             engine.signals.hold()
         self.workers = Workers(

@@ -77,6 +77,11 @@ class _Asked:
             except ProcessLookupError:
                 self.refused = "has ended"
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it has answered to the signal, and not in words."""
+        return self._blocking is not None and not self.refused and self.worker.answered != self.worker.asked
+
     def is_settled(self) -> bool:
         """Whether its stacks are written, or never will be."""
         if self.refused or self.worker.answered == self.worker.asked or self.worker.ended_at is not None:
@@ -154,7 +159,7 @@ def _answer(rank: int, host: str, asked: _Asked, places: Places) -> Answer:
     if not threads and not silence:
         status = _Status.read(worker.pid)
         silence = _state(worker.pid, status) if status else "has ended"
-    return Answer(rank, host, worker.pid, threads, silence)
+    return Answer(rank, host, worker.pid, threads, silence, is_held=asked.is_held)
 
 
 def _blocking(pid: int) -> set[int]:

@@ -51,6 +51,9 @@ class Answer:
     silence: str = ""
     """Why it did not answer, e.g. ``stopped (T)``."""
 
+    is_held: bool = False
+    """Whether it answered to the signal alone: some thread of it does not let go of the interpreter."""
+
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON can hold it."""
         return asdict(self)
@@ -247,7 +250,11 @@ class RollCall:
 def _stands(answer: Answer) -> tuple[Wait, Frame | None]:
     if not answer.threads:
         return Wait(f"does not answer: {answer.silence or 'not known why'}", Waiting.SILENT), None
-    return find_wait(answer.threads[0].frames)
+    wait, frame = find_wait(answer.threads[0].frames)
+    if answer.is_held and len(answer.threads) > 1 and wait.waiting > Waiting.ALONE:
+        # Who waits for other ranks lets go of the interpreter: what the others wait for is in another thread.
+        wait = Wait(f"{wait.name}, another thread holds the interpreter", Waiting.ALONE)
+    return wait, frame
 
 
 def _blame_order(place: Place) -> tuple[int, int, int]:

@@ -8,11 +8,13 @@ Figures are of the main process's CPU time on one thread. Nobody else does this,
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -46,15 +48,26 @@ Costs = Iterator[tuple[str, list[float]]]
 """What, and the seconds of processor time that it took in each round."""
 
 
+class Drawing(Numbers):
+    """The same, drawing from all generators that are seeded."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        random.random()
+        np.random.random()
+        return super().__getitem__(index)
+
+
 def a_sample(rounds: int) -> Costs:
     """Seeding before a sample, and fetching a batch with and without it."""
-    yield "seeds of a sample", repeated(rounds, lambda: reseed(123 << 40), 2000)
-    fetcher, task = Fetcher(Numbers(), list, batched=True), Task(list(range(BATCH)), 5, 0, None)
-    fetcher.collation_draws = False
-    times = {}
-    for fetcher.draws in (True, False):
-        times[fetcher.draws] = repeated(rounds, lambda: fetcher[task], 200)
-    yield "per sample, where data is fetched in the main process", more(times[True], times[False], BATCH)
+    yield "seeds of a sample for all generators", repeated(rounds, lambda: reseed(123 << 40), 2000)
+    task = Task(list(range(BATCH)), 5, 0, None)
+    for name, dataset in (("torch's generator alone", Numbers()), ("all generators", Drawing())):
+        fetcher = Fetcher(dataset, list, batched=True)
+        fetcher.collation_draws = False
+        times = {}
+        for fetcher.draws in (True, False):
+            times[fetcher.draws] = repeated(rounds, lambda: fetcher[task], 200)  # noqa: B023 - called at once
+        yield f"per sample that draws from {name} or nothing, in the main process", more(*times.values(), BATCH)
 
 
 def a_batch(rounds: int) -> Costs:

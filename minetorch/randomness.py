@@ -6,7 +6,7 @@ import ctypes
 import functools
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,10 +33,37 @@ def reseed(seed: int, device: torch.device | None = None) -> None:
         device: this worker's, where its generator is to be seeded, too.
     """
     random.seed(seed)
-    np.random.seed(seed >> 31)
+    _seed_numpy(seed)
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type == "cuda":
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+
+
+def _seed_numpy(seed: int) -> None:
+    np.random.seed(seed >> 31)
+
+
+class Twister:
+    """Python's generator or NumPy's: to be seeded as `reseed` does it, or to be watched for whether it moves."""
+
+    def __init__(self, seed: Callable[[int], None], address: int | None) -> None:
+        self.seed = seed
+        self._words = None if address is None else ctypes.c_uint64.from_address(address)
+        self._marked = 0
+
+    def mark(self) -> None:
+        """To be called when it has just been seeded: whatever is drawn next then makes all of its words anew."""
+        if self._words is not None:
+            self._marked = self._words.value
+
+    def has_moved(self) -> bool:
+        """Whether anything may have been drawn from it since."""
+        return self._words is None or self._words.value != self._marked
+
+
+def twisters() -> list[Twister]:
+    """Python's generator and NumPy's."""
+    return [Twister(random.seed, _python_address()), Twister(_seed_numpy, _numpy_address())]
 
 
 @contextmanager

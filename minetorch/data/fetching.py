@@ -3,6 +3,7 @@
 Augmentation draws from Python's `random`, from NumPy's global generator and from torch's. They are seeded before each
 sample from (seed, epoch, the sample's place in the epoch's global order), and once more before the batch is collated.
 So it matters neither how many workers there are, nor how far one has run before, nor which rank a sample falls to.
+(A generator that no sample draws from is spared: see `seeding`.)
 A dataset that fetches a whole batch at once (`__getitems__`) is seeded once a batch.
 """
 
@@ -24,7 +25,8 @@ from torch.utils.data import (
 from torch.utils.data._utils.collate import default_convert
 
 from minetorch.data.gathering import can_gather, gather
-from minetorch.data.order import derive_seed
+from minetorch.data.order import derive_seed, derive_seeds
+from minetorch.data.seeding import SampleSeeds
 from minetorch.randomness import kept_generators, reseed
 
 
@@ -40,11 +42,12 @@ class Task(NamedTuple):
     offset: int | None
     """Of the first sample in the user's own batch; None where there is no such batch."""
 
-    def seed_of(self, index: int) -> int:
-        """The seed of the index-th sample."""
+    def seeds(self) -> list[int]:
+        """Each sample's seed."""
         if self.offset is None:
-            return derive_seed(self.seed, self.place + index)
-        return derive_seed(self.seed, self.place, self.offset + index)
+            return derive_seeds(self.seed, numbers=range(self.place, self.place + len(self.units)))
+        first = self.offset
+        return derive_seeds(self.seed, self.place, numbers=range(first, first + len(self.units)))
 
     def seed_of_collation(self) -> int:
         """The seed of what is done to the batch as a whole."""
@@ -61,6 +64,7 @@ class Fetcher(Dataset[Any]):
         self.collation_draws = not draws_nothing_to_collate(collate)
         self.draws = self.collation_draws or not draws_nothing(dataset)
         self.gathers = batched and collate is default_collate and can_gather(dataset)
+        self._seeds: SampleSeeds | None = None
 
     def __getitem__(self, task: Task) -> Any:
         """Fetch and collate."""
@@ -83,13 +87,11 @@ class Fetcher(Dataset[Any]):
 
     def _drawn(self, task: Task) -> list[Any]:
         if self._fetches_batches():
-            reseed(task.seed_of(0))
+            reseed(task.seeds()[0])
             return self._samples(task.units)
-        dataset, samples = self.dataset, []
-        for index, unit in enumerate(task.units):
-            reseed(task.seed_of(index))
-            samples.append(dataset[unit])
-        return samples
+        if self._seeds is None:  # made where it is used: a worker has generators of its own
+            self._seeds = SampleSeeds()
+        return self._seeds.fetch(self.dataset.__getitem__, task.units, task.seeds())
 
     def _collate(self, samples: list[Any]) -> Any:
         return self.collate(samples if self.batched else samples[0])

@@ -9,7 +9,7 @@ unit is seen once, and the ranks' shares of one iteration differ by one unit at 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -25,6 +25,17 @@ def derive_seed(seed: int, *path: int | str) -> int:
     """
     text = "/".join(map(str, (seed, *path)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def derive_seeds(seed: int, *path: int | str, numbers: Iterable[int]) -> list[int]:
+    """`derive_seed(seed, *path, number)` for each of these numbers, in half the time."""
+    begun = hashlib.blake2b("".join(f"{part}/" for part in (seed, *path)).encode(), digest_size=8)
+    seeds = []
+    for number in numbers:
+        digest = begun.copy()
+        digest.update(b"%d" % number)
+        seeds.append(int.from_bytes(digest.digest(), "big") >> 1)
+    return seeds
 
 
 def split_evenly(length: int, parts: int, part: int) -> range:

@@ -10,6 +10,7 @@ it, and what they are compared with does not.
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -231,8 +232,9 @@ class Stalls:
 
 
 def by_turns(contenders: dict[str, Callable[[], float]], into: dict[str, list[float]]) -> None:
-    """Ask each once."""
+    """Ask each once, when what the one before has left behind is gone: to give memory back holds all threads up."""
     for name, contender in contenders.items():
+        gc.collect()
         into[name].append(contender())
 
 
@@ -420,7 +422,7 @@ def measure(options: Options) -> Iterator[Row]:
                 continue
             root = options.arguments.s3 or (ours_s3 if megabytes <= MOST_FOR_OUR_S3 else None)
             url = f"{root.rstrip('/')}/{uuid.uuid4().hex}" if root else None
-            fewer = options if megabytes <= MOST_FOR_DISK else options.at_most(1)
+            fewer = options if megabytes <= MOST_FOR_DISK else options.at_most(3)
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 values = measure_size(megabytes, Path(own), url, fewer, python)
             for what, each in values.items():

@@ -61,13 +61,13 @@ def a_sample(rounds: int) -> Costs:
     """Seeding before a sample, and fetching a batch with and without it."""
     yield "seeds of a sample for all generators", repeated(rounds, lambda: reseed(123 << 40), 2000)
     task = Task(list(range(BATCH)), 5, 0, None)
-    for name, dataset in (("torch's generator alone", Numbers()), ("all generators", Drawing())):
+    for name, dataset in (("nothing, or torch's generator", Numbers()), ("all generators", Drawing())):
         fetcher = Fetcher(dataset, list, batched=True)
         fetcher.collation_draws = False
         times = {}
         for fetcher.draws in (True, False):
             times[fetcher.draws] = repeated(rounds, lambda: fetcher[task], 200)  # noqa: B023 - called at once
-        yield f"per sample that draws from {name} or nothing, in the main process", more(*times.values(), BATCH)
+        yield f"per sample that draws from {name}, in the main process", more(*times.values(), BATCH)
 
 
 def a_batch(rounds: int) -> Costs:

@@ -10,7 +10,6 @@ import atexit
 import os
 import re
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minetorch.errors import CollectiveError, ConfigurationError, RemoteError, in_brief
+from minetorch_launch.gloo import let_threads_finish
 
 T = TypeVar("T")
 
@@ -39,9 +39,6 @@ BROADCAST_CHUNK = 256 * 2**20
 """Bytes sent at once by `broadcast_bytes`: bounds the buffers that gloo and NCCL take for it."""
 
 _MOST_DIGITS = 18
-
-GLOO_LETS_GO_S = 0.05
-"""Seconds that gloo's thread is given at exit; it needs microseconds."""
 
 
 @dataclass(frozen=True)
@@ -234,13 +231,10 @@ def _leave(device_type: str) -> None:
 
     With NCCL that can wait for the others, so it is not done after a failure.
     """
+    let_threads_finish()
     failed = getattr(sys, "last_value", None) is not None
     if dist.is_initialized() and not (failed and device_type == "cuda"):
         dist.destroy_process_group()
-    # DDP keeps the group alive, and gloo's thread drops the last collective's tensors when it gets to it. If
-    # Python has begun to end by then, that aborts the process (SIGABRT, seen in one exit of fifteen). This
-    # lets the thread have Python for a moment.
-    time.sleep(GLOO_LETS_GO_S)
 
 
 def _as_tensor(data: bytes | bytearray | memoryview) -> torch.Tensor:

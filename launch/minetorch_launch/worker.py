@@ -13,6 +13,7 @@ import base64
 import builtins
 import ctypes
 import faulthandler
+import functools
 import gc
 import importlib.machinery
 import io
@@ -37,6 +38,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from minetorch_launch.ending import end_process
+from minetorch_launch.gloo import let_threads_finish
 from minetorch_launch.hangs.memory import SharedMemory
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ def run(task: Task) -> NoReturn:
     _become_main_process()
     _keep_interrupts()
     _set_environment(task)
+    _destroy_groups_safely()
     os.environ["MINETORCH_HEARTBEAT_FD"] = str(memory.heartbeat)
     gc.freeze()  # what came with the fork is nothing for the collector, which would copy it by looking
     gc.enable()
@@ -229,6 +232,22 @@ def _set_environment(task: Task) -> None:
         numpy_random.seed()
     if task.sys_path is not None:
         sys.path[:] = task.sys_path
+
+
+def _destroy_groups_safely() -> None:
+    """Have ``destroy_process_group`` wait for gloo's threads first, without which it may hang for ever."""
+    modules = [sys.modules.get(name) for name in ("torch.distributed", "torch.distributed.distributed_c10d")]
+    destroy = getattr(modules[0], "destroy_process_group", None)  # torch may have been built without
+    if destroy is None:
+        return
+
+    @functools.wraps(destroy)
+    def destroy_when_idle(*args: Any, **kwargs: Any) -> None:
+        let_threads_finish()
+        destroy(*args, **kwargs)
+
+    for module in modules:
+        module.destroy_process_group = destroy_when_idle  # type: ignore[union-attr]
 
 
 def _run_target(task: Task, link: _Link) -> int:

@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import active_children, parent_process, resource_tracker, util
@@ -25,11 +24,9 @@ from typing import Any
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-_PR_SET_PDEATHSIG = 1
+from minetorch_launch.gloo import let_threads_finish
 
-_SETTLE_S = 0.01
-"""Seconds for the threads of the last collective to let go of its tensors. One that does so at the moment of a fork has
-a lock of the interpreter, which Python before 3.12 leaves taken in the child: that worker would never start."""
+_PR_SET_PDEATHSIG = 1
 
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR2, signal.SIGINT})
 """What a worker does not obey."""
@@ -77,7 +74,9 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
             resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         elif dist.is_available() and dist.is_initialized():
-            time.sleep(_SETTLE_S)
+            # One that lets go of a tensor at the moment of the fork has a lock of the interpreter, which Python before
+            # 3.12 leaves taken in the child: that worker would never start.
+            let_threads_finish()
         return iter(loader)
     finally:
         for process in set(active_children()) - before:

@@ -83,7 +83,7 @@ def strike():
     elif fault == "GIL held":
         ctypes.PyDLL(None).sleep(1000)
     elif fault == "SIGTERM ignored":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN; Python's own is for the main thread
         (NOTES / "deaf").touch()
         time.sleep(1000)
     elif fault == "out of memory":

@@ -101,11 +101,30 @@ class Council:
         self.statuses: dict[int, Any] = {}
         """What the others' last pulses carried."""
 
+        self.store_is_lost = False
+        """Whether the store has failed to answer once: it is not asked again."""
+
         self._store, self._clock = store, clock
         self._pulses = 1
         self._pulsed_at = self._asked_at = clock()
         self._heard: dict[int, tuple[bytes, float]] = {}
         self._read = 0
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around questions to the store.
+
+        After one whose answer took too long the connection is of no use any more: the answer may still come, when the
+        store's host was only stopped, and be taken for that to the next question.
+        """
+        if self.store_is_lost:
+            raise StoreLostError("it has failed to answer before")
+        try:
+            with guarded():
+                yield
+        except StoreLostError:
+            self.store_is_lost = True
+            raise
 
     @property
     def many(self) -> bool:
@@ -125,7 +144,7 @@ class Council:
     def post(self, kind: str, **news: Any) -> None:
         """Tell all other nodes something."""
         if self.many:
-            with guarded():
+            with self.asking():
                 number = self._store.add("news", 1)
                 self._store.set(f"news/{number}", json.dumps({"kind": kind, "from": self.rank, **news}))
 
@@ -133,7 +152,7 @@ class Council:
         """Pulse, look who else does, and return what other nodes have posted since."""
         if not self.many or self._clock() - self._asked_at < _ASK_SECONDS:
             return []
-        with guarded():
+        with self.asking():
             self._pulse()
             self._asked_at = self._clock()
             heard = []
@@ -155,20 +174,20 @@ class Council:
         end = self._clock() + seconds
         missing = set(range(len(self.members)))
         while True:
-            with guarded():
+            with self.asking():
                 self._pulse()
                 missing -= {rank for rank in missing if self._store.check([f"{what}/{rank}"])}
             check()
             if not missing - self.lost or self._clock() > end:
                 break
             time.sleep(0.05)
-        with guarded():
+        with self.asking():
             there = sorted(set(range(len(self.members))) - missing)
             return {rank: json.loads(self._store.get(f"{what}/{rank}")) for rank in there}
 
     def put(self, what: str, mine: Any) -> None:
         """Say what this node has to say on ``what``, for whoever gathers it."""
-        with guarded():
+        with self.asking():
             self._store.set(f"{what}/{self.rank}", json.dumps(mine))
 
     def agree(self, what: str, decide: Callable[[], Any], seconds: float, check: Callable[[], None]) -> Any:
@@ -177,13 +196,13 @@ class Council:
             return decide()
         end = self._clock() + seconds
         while self._clock() < end:
-            with guarded():
+            with self.asking():
                 if self._store.check([what]):
                     return json.loads(self._store.get(what))
                 self._pulse()
             if self.leads:
                 decision = decide()
-                with guarded():
+                with self.asking():
                     # Two may think that they lead for a moment: the first word counts.
                     return json.loads(self._store.compare_set(what, "", json.dumps(decision)))
             check()
@@ -193,14 +212,14 @@ class Council:
     def mark(self, what: str) -> None:
         """Note for all that this node has done ``what``."""
         if self.many:
-            with guarded():
+            with self.asking():
                 self._store.set(f"{what}/{self.rank}", "1")
 
     def all_marked(self, what: str) -> bool:
         """Whether every node that is not lost has done ``what``."""
         if not self.many:
             return True
-        with guarded():
+        with self.asking():
             living = set(range(len(self.members))) - self.lost
             return bool(self._store.check([f"{what}/{rank}" for rank in sorted(living)]))
 

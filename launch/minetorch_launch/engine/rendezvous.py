@@ -109,6 +109,8 @@ class Rendezvous(RendezvousHandler):
             JoinError: there were too few of them for too long.
         """
         self.regroup = False
+        if self.council.store_is_lost and not self.keeps_store:
+            self._move_store()
         while True:
             try:
                 return self._meet()
@@ -379,7 +381,7 @@ class Rendezvous(RendezvousHandler):
         if not self.plan.many_nodes or now - self._looked < _LOOK_SECONDS:
             return False
         self._looked = now
-        with guarded(), self._inner._heartbeat_lock:
+        with self.council.asking(), self._inner._heartbeat_lock:
             self._holder.sync()
             waiting = set(self._holder.state.wait_list)
         new = waiting - self._called_for

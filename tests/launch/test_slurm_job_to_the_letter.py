@@ -1,10 +1,11 @@
 """Every field, limit and message of what the launcher reads off a SLURM job."""
 
 import json
+import math
 
 import pytest
 
-from minetorch_launch.errors import UsageError
+from minetorch_launch.errors import UsageError, in_brief
 from minetorch_launch.plan import LaunchOptions
 from minetorch_launch.slurm.job import (
     BATCH_VARIABLE,
@@ -102,6 +103,14 @@ def test_every_field_of_a_job_that_says_the_least():
     )
     task = job_of({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1", "SLURM_STEP_ID": "0"})
     assert task == SlurmJob(id="1", number=1, place="task", hosts=("n1",), step=0)
+
+
+def test_a_job_without_a_list_of_nodes():
+    assert message(job_of, {"SLURM_JOB_ID": "1"}) == "SLURM's node list '' is none: it must be like n[003-007,9],m1"
+
+
+def test_a_batch_script_does_not_look_at_a_steps_variables():
+    assert job_of(BATCH | {"SLURM_STEP_TASKS_PER_NODE": "x"}).tasks_here == 1
 
 
 def test_half_an_array_is_none():
@@ -244,6 +253,14 @@ def test_the_word_as_it_is_written():
     word = BatchWord(workers=3, address="h", times=Times(1.0, 2.0))
     assert json.loads(word.text()) == {"workers": 3, "address": "h", "times": {"end": 1.0, "limit": 2.0}}
     assert BatchWord.from_text(word.text()) == word
+    for workers in (1, 2**17):
+        assert BatchWord.from_text(BatchWord(workers=workers).text()).workers == workers
+    for wrong in (
+        *(BatchWord(workers=workers) for workers in (0, -1, 2**17 + 1, True, 1.0, "1", None)),  # type: ignore[arg-type]
+        *(BatchWord(address=address) for address in (1, False, ["h"])),  # type: ignore[arg-type]
+        *(BatchWord(times=Times(*times)) for times in (("1", None), (None, "1"), (math.inf, 1.0), (1.0, math.nan))),
+    ):
+        assert message(BatchWord.from_text, wrong.text()).endswith("is not what a launcher sets: unset it"), wrong
     assert message(BatchWord.from_text, "x") == f"{BATCH_VARIABLE}='x' is not what a launcher sets: unset it"
 
 
@@ -294,7 +311,18 @@ def test_every_message_of_a_node_list(text, words):
 
 def test_lists():
     assert expand_hosts(" n[3-3],m ") == ("n3", "m")
+    assert expand_hosts("n[1-2,5,07-08]") == ("n1", "n2", "n5", "n07", "n08")
     assert expand_counts("3") == (3,)
+    most = 2**17
+    assert len(expand_hosts(f"n[0-{most - 1}]")) == len(expand_hosts(f"n[0-{most - 3}],a,b")) == most
+    assert len(expand_hosts(f"n[0-1,2-{most - 1}]")) == len(expand_hosts(f"n[1-2]m[1-{most // 2}]")) == most
+    for text in (f"n[0-{most}]", f"n[0-{most - 2}],a,b", f"n[7,1-{most}]", f"n[1-2]m[1-{most // 2 + 1}]", "n[1-9]" * 9):
+        assert message(expand_hosts, text) == (
+            f"SLURM's node list {in_brief(text)} is none: it names more than {most} hosts"
+        )
+    assert len(expand_counts(f"1(x{most})")) == len(expand_counts(f"1(x{most - 2}),2,3")) == most
+    for text in (f"1(x{most + 1})", f"1(x{most}),2", f"1,2(x{most})"):
+        assert message(expand_counts, text).endswith("it must be like 2(x3),1")
     assert expand_counts("1,2(x2)") == (1, 2, 2)
     assert message(expand_counts, "2(x)") == "SLURM's list of numbers '2(x)' is none: it must be like 2(x3),1"
     assert message(job_of, BATCH | {"SLURM_GPUS_ON_NODE": "x"}) == (

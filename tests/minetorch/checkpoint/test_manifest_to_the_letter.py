@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -190,6 +191,37 @@ def test_the_least_and_the_most_that_is_allowed(manifest: Make) -> None:
     ):
         Manifest.from_json(changed(manifest(), changes))
     assert isinstance(Manifest.from_json(changed(manifest(), {"created": 5})).created, float)
+    for created in (0, 0.5, 1e300):
+        assert Manifest.from_json(changed(manifest(), {"created": created})).created == created
+    for created in (-0.5, math.inf):
+        assert refusal(changed(manifest(), {"created": created})) == (
+            "/run/x.json is not a manifest: its time or host is not one"
+        )
+    first = manifest(generation=0, sequence=0, step=0)
+    assert Manifest.from_json(first.to_json()) == first
+
+
+def test_a_number_beyond_what_a_float_holds_is_refused(manifest: Make) -> None:
+    for changes in ({"metrics": {"loss": 10**400}}, {"created": 10**400}):
+        assert refusal(changed(manifest(), changes)) == (
+            "/run/x.json is not a manifest: int too large to convert to float"
+        )
+
+
+def test_what_came_later_may_be_missing(manifest: Make) -> None:
+    content = json.loads(manifest().to_json())
+    for name in ("seal", "monitor", "mode", "settings"):
+        del content[name]
+    read = Manifest.from_json(json.dumps({**content, "seal": _seal(content)}).encode())
+    assert (read.monitor, read.mode, read.settings) == ("", "", {})
+
+
+def test_what_json_or_utf_8_cannot_hold(manifest: Make) -> None:
+    odd = manifest(host="h\udcffst", versions={"torch": "\ud800"})
+    assert b"h\\udcffst" in odd.to_json()
+    assert Manifest.from_json(odd.to_json()) == odd
+    with pytest.raises(ValueError, match="Out of range float"):
+        manifest(settings={"lr": math.nan}).to_json()
 
 
 @pytest.mark.parametrize(

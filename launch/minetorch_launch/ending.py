@@ -26,7 +26,7 @@ def end_process(code: int, *, forked: bool) -> NoReturn:
     copy all the memory that it shares with the fork server, 0.4 s of CPU for each worker; and C's exit
     handlers belong to libraries whose threads did not come along in the fork.
     """
-    let_threads_finish()
+    let_threads_finish()  # one that needs Python when there is none any more aborts the process
     if not forked and code >= 0:
         finalize = ctypes.pythonapi.Py_Exit
         finalize.argtypes, finalize.restype = [ctypes.c_int], None

@@ -169,7 +169,7 @@ def test_which_node_this_is(changes, node):
 )
 def test_workers_of_a_node(per_node, tasks, workers):
     job = job_of(BATCH | {"SLURM_NTASKS_PER_NODE": per_node, "SLURM_NTASKS": tasks})
-    assert job.workers == workers
+    assert (job.workers, type(job.workers)) == (workers, int)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,14 @@ def test_lists():
     most = 2**17
     assert len(expand_hosts(f"n[0-{most - 1}]")) == len(expand_hosts(f"n[0-{most - 3}],a,b")) == most
     assert len(expand_hosts(f"n[0-1,2-{most - 1}]")) == len(expand_hosts(f"n[1-2]m[1-{most // 2}]")) == most
-    for text in (f"n[0-{most}]", f"n[0-{most - 2}],a,b", f"n[7,1-{most}]", f"n[1-2]m[1-{most // 2 + 1}]", "n[1-9]" * 9):
+    for text in (
+        f"n[0-{most}]",
+        f"n[0-{10**17}]",
+        f"n[0-{most - 2}],a,b",
+        f"n[7,1-{most}]",
+        f"n[1-2]m[1-{most // 2 + 1}]",
+        "n[1-9]" * 9,
+    ):
         assert message(expand_hosts, text) == (
             f"SLURM's node list {in_brief(text)} is none: it names more than {most} hosts"
         )
@@ -334,7 +341,8 @@ def test_lists():
     ("text", "seconds"),
     [
         ("1", 60), ("1:1", 61), ("1:1:1", 3661), ("1-1", 90000), ("1-1:1", 90060), ("1-1:1:1", 90061), (" 5 ", 300),
-        ("1:1:1:1", None), ("1-1:1:1:1", None), ("x-1", None), ("-1", None), ("1-", None), ("1:x", None), ("0", 0),
+        ("1:1:1:1", None), ("1-1:1:1:1", None),
+        ("9" * 18, 6e19), ("9" * 19, None), ("x-1", None), ("-1", None), ("1-", None), ("1:x", None), ("0", 0),
     ],
 )  # fmt: skip
 def test_durations_to_the_second(text, seconds):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minetorch.data.order import EpochPlan, Share, count_chunks, derive_seed, share_of, split_evenly
+from minetorch.data.order import EpochPlan, Share, count_chunks, derive_seed, derive_seeds, share_of, split_evenly
 
 
 def test_seeds_are_the_same_for_ever():
@@ -10,6 +10,8 @@ def test_seeds_are_the_same_for_ever():
     assert derive_seed(0) == 4761921975702974394
     assert derive_seed(0, "order", 1) == 2961819992523135983
     assert derive_seed(7, "augment", 3, 2) == 3570792032232511536
+    assert derive_seeds(7, "augment", 3, numbers=(9, 2)) == [derive_seed(7, "augment", 3, 9), 3570792032232511536]
+    assert derive_seeds(7, numbers=range(1)) == [derive_seed(7, 0)]
 
 
 def test_the_first_parts_get_one_more():

@@ -34,13 +34,14 @@ def test_shares_know_their_place():
 
 def test_a_plan_by_its_figures():
     plan = EpochPlan("abcdefg", 4, 1, 2)
-    assert [plan[index] for index in range(len(plan))] == [Share("cd", 2, 4, 2), Share("g", 1, 3, 6)]
+    assert [plan[index] for index in range(len(plan))] == list(plan) == [Share("cd", 2, 4, 2), Share("g", 1, 3, 6)]
     rest = EpochPlan("abcdefg", 4, 0, 1, start=2)
-    assert [rest[index] for index in range(len(rest))] == [Share("cdef", 4, 4, 2), Share("g", 1, 1, 6)]
+    assert [rest[index] for index in range(len(rest))] == list(rest) == [Share("cdef", 4, 4, 2), Share("g", 1, 1, 6)]
     full = EpochPlan("abcdefg", 4, 0, 1, start=2, drop_last=True)
-    assert [full[index] for index in range(len(full))] == [Share("cdef", 4, 4, 2)]
+    assert [full[index] for index in range(len(full))] == list(full) == [Share("cdef", 4, 4, 2)]
     assert len(EpochPlan("abc", 4, 0, 1, start=3)) == len(EpochPlan("abc", 4, 0, 1, start=9)) == 0
     assert len(EpochPlan("abc", 4, 0, 1, start=9, drop_last=True)) == 0
+    assert list(EpochPlan("abc", 4, 0, 1, start=3)) == []
 
 
 @pytest.mark.parametrize("index", [-1, 2, 3])

@@ -122,6 +122,7 @@ def test_what_differs_from_the_record_is_replaced_and_what_is_missing_comes_back
     third = Start(tmp_path / "run", database.url)
     third.resume(second.save())
     third.drawer.close()
+    second.drawer.close()
     assert database.rows(POINTS) == [
         ("loss", curve, number, number + 1, (number + 1) * factor, None)
         for curve, factor in (("train", 1), ("val", 0.25))

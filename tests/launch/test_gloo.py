@@ -28,6 +28,8 @@ def thread():
     idle.set()
     over.set()
     worker.join()
+    while gloo._states():  # Python lets go of a thread a moment before the kernel does
+        time.sleep(0.001)
 
 
 def seconds():

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 __all__ = ["let_threads_finish"]
 
-_THREAD = "(pt_gloo_runloop)"
+_THREAD = "(pt_gloo_runloop"
 _LOOK_SECONDS = 0.003
 _LOOKS = 3
 _MOST_SECONDS = 5.0
@@ -42,5 +42,6 @@ def _states() -> str:
     for task in os.listdir("/proc/self/task"):  # noqa: PTH208 - a thousand threads make a thousand Paths
         with suppress(OSError), open(f"/proc/self/task/{task}/stat") as file:
             name, _, rest = file.read().partition(") ")
-            states += rest[:1] if f"{name})".endswith(_THREAD) else ""
+            if name.endswith(_THREAD):
+                states += rest[:1]
     return states

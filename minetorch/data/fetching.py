@@ -42,12 +42,11 @@ class Task(NamedTuple):
     offset: int | None
     """Of the first sample in the user's own batch; None where there is no such batch."""
 
-    def seeds(self) -> list[int]:
-        """Each sample's seed."""
+    def seeds(self, count: int) -> list[int]:
+        """The seeds of its first `count` samples."""
         if self.offset is None:
-            return derive_seeds(self.seed, numbers=range(self.place, self.place + len(self.units)))
-        first = self.offset
-        return derive_seeds(self.seed, self.place, numbers=range(first, first + len(self.units)))
+            return derive_seeds(self.seed, numbers=range(self.place, self.place + count))
+        return derive_seeds(self.seed, self.place, numbers=range(self.offset, self.offset + count))
 
     def seed_of_collation(self) -> int:
         """The seed of what is done to the batch as a whole."""
@@ -87,11 +86,11 @@ class Fetcher(Dataset[Any]):
 
     def _drawn(self, task: Task) -> list[Any]:
         if self._fetches_batches():
-            reseed(task.seeds()[0])
+            reseed(task.seeds(1)[0])
             return self._samples(task.units)
         if self._seeds is None:  # made where it is used: a worker has generators of its own
             self._seeds = SampleSeeds()
-        return self._seeds.fetch(self.dataset.__getitem__, task.units, task.seeds())
+        return self._seeds.fetch(self.dataset.__getitem__, task.units, task.seeds(len(task.units)))
 
     def _collate(self, samples: list[Any]) -> Any:
         return self.collate(samples if self.batched else samples[0])

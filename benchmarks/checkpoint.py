@@ -34,7 +34,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from benchmarks import peers, s3
-from benchmarks.harness import OURS, Options, Row, Target, main, make_parser
+from benchmarks.harness import FAILED, OURS, Options, Row, Target, main, make_parser, progress
 from benchmarks.processes import Answering, available_mib
 from minetorch.checkpoint import Checkpointer, Store, parse_resume
 from minetorch.checkpoint.catalogue import Catalogue
@@ -43,7 +43,7 @@ from minetorch.checkpoint.saver import Saver
 from minetorch.checkpoint.verification import read_verified
 from minetorch.checkpoint.writer import write_payload
 
-__all__ = ["measure"]
+__all__ = ["BESIDE", "HIDDEN", "IN_THE_OPEN", "measure", "measure_size", "rows", "targets"]
 
 LOGGER = logging.Logger("benchmark")
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -57,8 +57,6 @@ MOST_FOR_DISK = 512
 
 MOST_FOR_OUR_S3 = 64
 """MB; the server that is started here is slow."""
-
-GPU_MEGABYTES = 2048
 
 IN_MEMORY = 5
 """How many times the state is there at once, at the most."""
@@ -133,9 +131,9 @@ def seconds(action: Callable[[], object], device: str = "cpu") -> float:
 
 
 def wait_for(device: str) -> None:
-    """Until a GPU has done what it was given."""
+    """Until a GPU has done what this thread gave it, and what that has to wait for."""
     if device == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()
 
 
 def compute(seconds: float, device: str = "cpu") -> None:
@@ -186,6 +184,7 @@ class Stalls:
         """With a computation of so many seconds."""
         return {
             OURS: partial(self._save_and_step, hidden),
+            DCP_ASYNC: self._dcp_async,  # copies before it returns: a computation hides nothing of it
             f"{DCP_ASYNC}, stager kept": partial(self._dcp_staged, hidden),
         }
 
@@ -200,7 +199,7 @@ class Stalls:
     def _save_and_step(self, hidden: float = 0.0) -> float:
         stalled = seconds(self._run.save)
         compute(hidden, self._device)
-        stalled += seconds(self._run.saver.before_step)
+        stalled += seconds(self._run.saver.before_step, self._device)
         self._run.settle()
         return stalled
 
@@ -235,7 +234,13 @@ def by_turns(contenders: dict[str, Callable[[], float]], into: dict[str, list[fl
     """Ask each once, when what the one before has left behind is gone: to give memory back holds all threads up."""
     for name, contender in contenders.items():
         gc.collect()
-        into[name].append(contender())
+        try:
+            into[name].append(contender())
+        except Exception as error:
+            if name == OURS:
+                raise
+            progress(f"{name} failed: {type(error).__name__}: {error}")
+            into[name].append(FAILED)
 
 
 def measure_steps(run: Run, into: dict[str, list[float]], count: int = 30) -> None:
@@ -427,18 +432,6 @@ def measure(options: Options) -> Iterator[Row]:
                 values = measure_size(megabytes, Path(own), url, fewer, python)
             for what, each in values.items():
                 yield from rows(f"{megabytes} MB", what, each)
-        yield from measure_gpu(GPU_MEGABYTES, Path(folder), options)
-
-
-def measure_gpu(megabytes: int, folder: Path, options: Options) -> Iterator[Row]:
-    """Rows of a state that is on a GPU."""
-    told = f"GPU, {megabytes} MB"
-    if torch.cuda.is_available():
-        for what, each in measure_size(megabytes, folder, None, options, None, "cuda").items():
-            yield from rows(told, what, each)
-        return
-    for what in IN_THE_OPEN, HIDDEN, BESIDE:
-        yield Row("checkpoint", f"{told}: {what}", "s", target=targets(what)[-1], note="needs a GPU")
 
 
 def rows(size: str, what: str, values: dict[str, list[float]]) -> Iterator[Row]:

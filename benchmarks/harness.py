@@ -233,13 +233,20 @@ def machine() -> dict[str, str]:
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
         "date": f"{date.today():%d %B %Y}",
-        "cores": f"{len(os.sched_getaffinity(0))} cores of {model}",
+        "cores": f"{len(os.sched_getaffinity(0))} cores of {model}{_gpus()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "torch": version("torch"),
         "system": f"{platform.system()} {platform.release()}",
         "load": f"{_LOAD_BEFORE:.1f}",
     }
+
+
+def _gpus() -> str:
+    import torch  # only here: the figures of a launch need none
+
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return "".join(f", {names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
 def save(path: Path, rows: Iterable[Row], **more: Any) -> None:

@@ -24,29 +24,31 @@ _COLUMNS_AND_ROWS = {"COLUMNS": "100", "LINES": "24"}
 class Loop:
     """A loop of `benchmarks.loops` in processes of its own, one for each rank, on a terminal that somebody reads."""
 
-    def __init__(self, name: str, python: Path | None = None, *, world_size: int = 1) -> None:
+    def __init__(self, name: str, python: Path | None = None, *, world_size: int = 1, device: str = "cpu") -> None:
         """Start the processes, which import torch and wait.
 
         Args:
             name: of the loop.
             python: the interpreter; None for this one's.
             world_size: how many ranks.
+            device: "cpu" or "cuda".
         """
         self.name = name
+        self.device = device
         self.world_size = world_size
         self._terminal, screen = pty.openpty()
         # Nobody would read what a bar draws, and the terminal's buffer is small.
         threading.Thread(target=self._read, daemon=True).start()
         port = _free_port()
         command = [python or sys.executable, "-m", "benchmarks.loops", name]
-        self._ranks = [_Rank(command, screen, _variables(rank, world_size, port)) for rank in range(world_size)]
+        self._ranks = [_Rank(command, screen, _variables(rank, world_size, port, device)) for rank in range(world_size)]
         os.close(screen)
 
     def run(self, steps: int, epochs: int, *, ready: bool = False) -> float:
         """Seconds of a step of one whole training, of the slowest rank; NaN where it failed."""
         with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as directory:
             order = {"steps": steps, "epochs": epochs, "directory": directory, "world_size": self.world_size}
-            order["ready"] = ready
+            order |= {"device": self.device, "ready": ready}
             for rank in self._ranks:
                 rank.tell(json.dumps(order))
             answers = [rank.answer() for rank in self._ranks]
@@ -108,8 +110,8 @@ class _Rank:
         self._answers.close()
 
 
-def _variables(rank: int, world_size: int, port: int) -> dict[str, str]:
-    variables = {"OMP_NUM_THREADS": "1", "MINETORCH_DEVICE": "cpu", **_COLUMNS_AND_ROWS}
+def _variables(rank: int, world_size: int, port: int, device: str) -> dict[str, str]:
+    variables = {"OMP_NUM_THREADS": "1", "MINETORCH_DEVICE": device, **_COLUMNS_AND_ROWS}
     if world_size > 1:
         variables |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
         variables |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

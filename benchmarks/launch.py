@@ -16,13 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import peers
 from benchmarks.harness import FAILED, OURS, Figure, Options, Row, Target, interleave, main, make_parser, progress
 from benchmarks.processes import DiedError, Tree, count_opened_files, environment, gate
 
-__all__ = ["commands", "measure"]
+__all__ = ["WALL", "commands", "measure", "measure_size", "title"]
 
 SCRIPTS = Path(__file__).parent / "scripts"
 WALL = {2: 0.65, 8: 0.3, 32: 0.1}
@@ -105,16 +103,21 @@ def measure_size(workers: int, device: str, contenders: dict[str, Command], opti
         warm_up=False,
     )
     floors = {what: Figure.of(each.pop(ALONE)).median for what, each in values.items()}
-    unit = "worker" if workers == 1 else "workers"
-    kind = "GPU " if device == "cuda" else ""
 
-    def row(what: str, figure: str, unit: str, target: float | None, **more: Any) -> Row:
+    def row(name: str, figure: str, unit: str, target: float | None, **more: Any) -> Row:
         aimed = Target("torchrun", target) if target is not None else None
-        return Row.of("launch", f"{kind}{what}", unit, values[figure], target=aimed, **more)
+        return Row.of("launch", title(workers, device, name), unit, values[figure], target=aimed, **more)
 
-    yield row(f"{workers} {unit}: time", "wall", "s", WALL.get(workers), floor=floors["wall"], note=FLOOR)
-    yield row(f"{workers} {unit}: processor time", "cpu", "s", CPU.get(workers), floor=floors["cpu"], note=FLOOR)
-    yield row(f"{workers} {unit}: memory of each (PSS)", "memory", "MiB", MEMORY if workers > 1 else None)
+    yield row("time", "wall", "s", WALL.get(workers), floor=floors["wall"], note=FLOOR)
+    yield row("processor time", "cpu", "s", CPU.get(workers), floor=floors["cpu"], note=FLOOR)
+    yield row("memory of each (PSS)", "memory", "MiB", MEMORY if workers > 1 else None)
+
+
+def title(workers: int, device: str, figure: str) -> str:
+    """What a row is of."""
+    if workers == 1:
+        return f"1 worker{' on a GPU' if device == 'cuda' else ''}: {figure}"
+    return f"{workers} workers{' on a GPU each' if device == 'cuda' else ''}: {figure}"
 
 
 def measure_files(workers: int, contenders: dict[str, Command]) -> Iterator[Row]:
@@ -146,12 +149,6 @@ def measure(options: Options) -> Iterator[Row]:
         few = {name: each for name, each in contenders.items() if name != "accelerate launch" or workers in (2, 8)}
         yield from measure_size(workers, "cpu", few, options.at_most(1 if workers > 16 else 2 if workers > 8 else 99))
     yield from measure_files(4, contenders)
-    for workers in 2, 8:
-        if torch.cuda.device_count() >= workers:
-            yield from measure_size(workers, "cuda", commands("cuda"), options)
-        else:
-            target = Target("torchrun", WALL[workers])
-            yield Row("launch", f"GPU {workers} workers: time", "s", target=target, note=f"needs {workers} GPUs")
 
 
 if __name__ == "__main__":

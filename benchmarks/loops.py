@@ -37,6 +37,8 @@ class Training:
     directory: Path
     """For what a contender writes."""
     world_size: int = 1
+    device: str = "cpu"
+    """Or "cuda"."""
     ready: bool = False
     """Whether the dataset is of whole batches, so that a loader has nothing to do but to hand them out."""
     dataset: Dataset[Any] = field(init=False)
@@ -49,7 +51,7 @@ class Training:
         torch.manual_seed(0)
         samples = self.steps * BATCH * self.world_size
         self.dataset = TensorDataset(torch.randn(samples, FEATURES), torch.randint(CLASSES, (samples,)))
-        self.model = nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES))
+        self.model = nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, CLASSES)).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters())
 
     def loader(self, dataset: Dataset[Any] | None = None) -> DataLoader[Any]:
@@ -60,6 +62,8 @@ class Training:
 
     def begin_epoch(self) -> None:
         """To be called where an epoch begins."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
         self.began.append(time.perf_counter())
 
     def step_s(self) -> float:
@@ -84,6 +88,8 @@ def bare(training: Training) -> None:
             loader.sampler.set_epoch(epoch)
         for inputs, targets in loader:
             optimizer.zero_grad()
+            if training.device == "cuda":
+                inputs, targets = inputs.cuda(), targets.cuda()
             loss = functional.cross_entropy(model(inputs), targets)
             loss.backward()
             optimizer.step()
@@ -95,7 +101,7 @@ def floor(training: Training) -> None:
     if training.world_size > 1:
         join()
         model = DistributedDataParallel(model)
-    batches = list(training.loader())[: training.steps]
+    batches = [[tensor.to(training.device) for tensor in batch] for batch in training.loader()][: training.steps]
     for _ in range(training.epochs):
         training.begin_epoch()
         for inputs, targets in batches:
@@ -135,7 +141,9 @@ def ignite(training: Training) -> None:
     """https://docs.pytorch.org/ignite: `create_supervised_trainer`, with nothing attached."""
     from ignite.engine import Events, create_supervised_trainer
 
-    engine = create_supervised_trainer(training.model, training.optimizer, nn.CrossEntropyLoss())
+    engine = create_supervised_trainer(
+        training.model, training.optimizer, nn.CrossEntropyLoss(), device=training.device
+    )
     engine.add_event_handler(Events.EPOCH_STARTED, training.begin_epoch)
     engine.run(training.loader(), max_epochs=training.epochs)
 
@@ -144,7 +152,7 @@ def fabric(training: Training) -> None:
     """https://lightning.ai/docs/fabric: the loop is the user's."""
     from lightning.fabric import Fabric
 
-    lightning = Fabric(accelerator="cpu", devices=1)
+    lightning = Fabric(accelerator=training.device, devices=1)
     model, optimizer = lightning.setup(training.model, training.optimizer)
     loader = lightning.setup_dataloaders(training.loader())
     for _ in range(training.epochs):
@@ -160,7 +168,7 @@ def accelerate(training: Training) -> None:
     """https://huggingface.co/docs/accelerate: `prepare` of everything; the loop is the user's."""
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=training.device == "cpu")
     model, optimizer, loader = accelerator.prepare(training.model, training.optimizer, training.loader())
     for _ in range(training.epochs):
         training.begin_epoch()
@@ -194,7 +202,7 @@ def lightning(training: Training) -> None:
 
     workers = {"devices": training.world_size, "strategy": "ddp"} if training.world_size > 1 else {"devices": 1}
     trainer = lightning.Trainer(
-        accelerator="cpu", max_epochs=training.epochs, default_root_dir=training.directory, **workers
+        accelerator=training.device, max_epochs=training.epochs, default_root_dir=training.directory, **workers
     )
     trainer.fit(Module(), training.loader())
 
@@ -228,7 +236,7 @@ def transformers(training: Training) -> None:
         output_dir=str(training.directory),
         per_device_train_batch_size=BATCH,
         num_train_epochs=training.epochs,
-        use_cpu=True,
+        use_cpu=training.device == "cpu",
     )
     trainer = Trainer(
         Model(), options, train_dataset=Named(), optimizers=(training.optimizer, None), callbacks=[Epochs()]

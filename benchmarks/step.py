@@ -18,7 +18,7 @@ from benchmarks.harness import OURS, Options, Row, Target, interleave, main, mak
 from benchmarks.interpreters import Loop
 from benchmarks.loops import ENVIRONMENTS
 
-__all__ = ["measure"]
+__all__ = ["measure", "measured"]
 
 EPOCHS = 3
 BARE, FLOOR = "bare", "floor"
@@ -57,12 +57,16 @@ def measure(options: Options) -> Iterator[Row]:
         )
 
 
-def measured(names: list[str], rounds: int, steps: int, world_size: int, *, ready: bool) -> dict[str, list[float]]:
+def measured(
+    names: list[str], rounds: int, steps: int, world_size: int, *, ready: bool = False, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Seconds of a step by loop and round; a loop whose environment is not there is left out."""
     found = peers.find(*sorted({ENVIRONMENTS[name] for name in names if name in ENVIRONMENTS}))
     with ExitStack() as stack:
         loops = {
-            name: stack.enter_context(Loop(name, found.get(ENVIRONMENTS.get(name, "")), world_size=world_size))
+            name: stack.enter_context(
+                Loop(name, found.get(ENVIRONMENTS.get(name, "")), world_size=world_size, device=device)
+            )
             for name in names
             if name not in ENVIRONMENTS or ENVIRONMENTS[name] in found
         }

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,39 @@ ROOT = Path(__file__).parents[1]
 
 # For pytest --hypothesis-profile=deep, which looks for minutes where the suite looks for seconds.
 settings.register_profile("deep", max_examples=2_000)
+
+
+def pytest_configure():
+    """Have no signal ignored, as a script's shell starts what it leaves in the background: children inherit it."""
+    for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, usual)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind():
+    """What one test leaves in this process, a later one would meet; which one, depends on their order."""
+    before, threads = _surroundings(), _own_threads()
+    yield
+    after = _surroundings()
+    changed = {name: (before.get(name), after.get(name)) for name in before.keys() | after.keys()}
+    assert {name: pair for name, pair in changed.items() if pair[0] != pair[1]} == {}, "left behind by this test"
+    deadline = time.monotonic() + 5
+    while _own_threads() - threads:
+        assert time.monotonic() < deadline, f"still running: {_own_threads() - threads}"
+        time.sleep(0.01)
+
+
+def _surroundings():
+    # pytest sets the one, torch the other when it compiles something for the first time.
+    passing = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+    found = {name: value for name, value in os.environ.items() if name not in passing}
+    found |= {signum.name: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    return found | {"blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, []), "folder": Path.cwd()}
+
+
+def _own_threads():
+    return {thread for thread in threading.enumerate() if thread.name.startswith("minetorch")}
 
 
 @pytest.fixture(scope="session")

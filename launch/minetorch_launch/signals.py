@@ -64,8 +64,9 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for signum in {*STOP_SIGNALS, *self._notices, signal.SIGQUIT}:
                 before = signal.getsignal(signum)
-                # Whoever started us with a signal ignored (nohup, a shell's "&") wants it ignored.
-                if before not in (signal.SIG_IGN, None):
+                # Whoever started us with a stop ignored (nohup, a script's "&") wants it ignored. A roll call ends
+                # nothing, and is for a job in the background above all.
+                if before is not None and (before is not signal.SIG_IGN or signum == signal.SIGQUIT):
                     self._before[signum] = before
         if self._told_all is not None:
             self._listen(self._told_all)

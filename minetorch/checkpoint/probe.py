@@ -165,8 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args(argv)
     # What was written is to be deleted, too, when the caller loses patience.
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    found = probe(given.url)
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        found = probe(given.url)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.stdout.write((json.dumps({"ok": found.ok, **asdict(found)}) if given.json else _text(found)) + "\n")
     return 0 if found.ok else 1
 

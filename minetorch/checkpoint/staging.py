@@ -101,10 +101,10 @@ class Copying:
         """Notice if this tensor is changed before the copies are made."""
         self._versions.append((tensor, tensor._version))
 
-    def add_on_gpu(self, event: torch.cuda.Event, source: torch.Tensor) -> None:
-        """A copy that a GPU makes, which is done when the event has come; `source` is kept for so long."""
+    def add_on_gpu(self, event: torch.cuda.Event, sources: Iterable[torch.Tensor]) -> None:
+        """Copies that a GPU makes, all done when the event has come; the sources are kept for so long."""
         self._events.append(event)
-        self._sources.append(source)
+        self._sources.extend(sources)
         self.is_fenced = False
 
     def fence(self) -> None:
@@ -160,11 +160,14 @@ class _Staging:
         self._steady = {_key(tensor) for tensor in steady if _is_strided(tensor)}
         self._storages: dict[int, torch.Tensor] = {}
         self._done: dict[int, Any] = {}
+        self._on_gpus: dict[tuple[torch.device, bool], list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def copy(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state's copy, of which a part may yet have to be made."""
         self._free = _keep(self._memory, _needs(state))
         copied: dict[str, Any] = self._visit(state)
+        for (device, steady), pairs in self._on_gpus.items():
+            self._copy_from_gpu(device, steady, pairs)
         return copied
 
     def _visit(self, value: Any) -> Any:
@@ -222,22 +225,29 @@ class _Staging:
         if steady:
             self.copying.watch(tensor)
         if source.device.type == "cuda":
-            self._copy_from_gpu(target, source, steady)
+            self._on_gpus.setdefault((source.device, steady), []).append((target, source))
         elif source.device.type == "cpu" and steady:
             self.copying.add(target, source)
         else:
             target.copy_(source)
 
-    def _copy_from_gpu(self, target: torch.Tensor, source: torch.Tensor, steady: bool) -> None:
-        """What is steady on a stream of its own, beside the next computation; the rest before that computation."""
-        current = torch.cuda.current_stream(source.device)
-        stream = _side_stream(source.device) if steady else current
-        stream.wait_stream(current)
+    def _copy_from_gpu(
+        self, device: torch.device, steady: bool, pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """What is steady on a stream of its own, beside the next computation; the rest before that computation.
+
+        All at once: a stream and an event for each tensor would hold up the training of a model of a thousand.
+        """
+        current = torch.cuda.current_stream(device)
+        stream = _side_stream(device) if steady else current
+        targets, sources = map(list, zip(*pairs, strict=True))
         with torch.cuda.stream(stream):
-            target.copy_(source, non_blocking=True)
-            event = torch.cuda.Event()
+            if steady:
+                stream.wait_stream(current)
+            torch._foreach_copy_(targets, sources, non_blocking=True)
+            event = torch.cuda.Event(blocking=True)  # who waits for it leaves the core to others
             event.record(stream)
-        self.copying.add_on_gpu(event, source)
+        self.copying.add_on_gpu(event, sources)
 
 
 _IMMUTABLE = (

@@ -107,6 +107,23 @@ def test_each_way_to_hang_is_told_on_demand(launches):
         assert internal not in err
 
 
+def test_a_job_in_the_background_answers_too(launches):
+    """A script's shell starts it with SIGINT and SIGQUIT ignored: the first stays so."""
+
+    def ignore():
+        for signum in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(signum, signal.SIG_IGN)
+
+    script = launches.script("import time; print('there', flush=True); time.sleep(100)")
+    process = launches.start("--grace", 0.5, script, preexec_fn=ignore)
+    wait_for_lines(process, 1)
+    process.send_signal(signal.SIGINT)
+    assert rows_of_a_roll_call(process)[0].startswith("rank 0  in the script's own code")
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
 LOOP = """
     import os, pathlib, signal, threading
     import torch, torch.distributed as dist

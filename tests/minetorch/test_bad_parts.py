@@ -92,13 +92,13 @@ class Keeps:
 
 
 @pytest.mark.parametrize("state", [lambda: 0, object(), nn.Linear(1, 1), torch.Generator(), {"a": {1: print}}])
-def test_a_state_that_no_checkpoint_can_hold_is_said_before_the_training(parts, tmp_path, state):
+def test_a_state_that_no_checkpoint_can_hold_is_said_before_the_training(make_trainer, parts, tmp_path, state):
     began = []
     with pytest.raises(ConfigurationError, match=r"the checkpoint cannot hold statable\.mine\.kept"):
         Trainer(**parts(statable={"mine": Keeps(state)}, hooks={"before_epoch_start": began.append})).train()
     assert not began
     assert not list(tmp_path.rglob("*.pth.tar"))
-    assert Trainer(**parts()).current_epoch == 0  # the run was let go
+    assert make_trainer().current_epoch == 0  # the run was let go
 
 
 def test_a_hook_that_raises_ends_the_run_with_its_own_error_and_loses_nothing(make_trainer):
@@ -133,7 +133,9 @@ def test_a_hook_that_raises_ends_the_run_with_its_own_error_and_loses_nothing(ma
         ({"random": [{"python": 5}]}, "The random generators in "),
     ],
 )
-def test_a_foreign_state_is_refused_by_its_part_and_stays_as_it_is(trained, parts, tmp_path, changes, said):
+def test_a_foreign_state_is_refused_by_its_part_and_stays_as_it_is(
+    trained, make_trainer, parts, tmp_path, changes, said
+):
     trained(max_epochs=1, statable={"mine": Keeps(3)})
     (file,) = (tmp_path / "runs/default/models").glob("g*.pth.tar")
     foreign = tmp_path / "foreign.pth.tar"
@@ -142,7 +144,7 @@ def test_a_foreign_state_is_refused_by_its_part_and_stays_as_it_is(trained, part
     with pytest.raises(CheckpointMismatchError, match=said):
         Trainer(**parts(resume=str(foreign), code="other", statable={"mine": Keeps(4)}))
     assert foreign.read_bytes() == before
-    assert Trainer(**parts(statable={"mine": Keeps(4)})).current_epoch == 1
+    assert make_trainer(statable={"mine": Keeps(4)}).current_epoch == 1
 
 
 def test_counters_of_every_kind_come_back():

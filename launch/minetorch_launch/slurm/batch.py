@@ -197,5 +197,5 @@ class _Step:
 
 
 def _is_wanted(signum: signal.Signals) -> bool:
-    """Whoever started us with a signal ignored (nohup, a shell's "&") wants it ignored."""
-    return signal.getsignal(signum) is not signal.SIG_IGN
+    """Whoever started us with a signal ignored (nohup, a script's "&") wants it ignored, unless it ends nothing."""
+    return signum in _NOT_PASSED or signal.getsignal(signum) is not signal.SIG_IGN

@@ -166,6 +166,8 @@ def test_a_server_that_falls_silent_is_left_after_a_time(server: Server, monkeyp
 def test_a_proxy_is_not_bypassed(server: Server, monkeypatch: pytest.MonkeyPatch, config: str) -> None:
     fs = Signing(skip_instance_cache=True)
     if config == "environment":
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     else:
         fs.config_kwargs = {"proxies": {"http": "http://127.0.0.1:9"}}

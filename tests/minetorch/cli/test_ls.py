@@ -116,6 +116,7 @@ def test_on_another_machine_signs_of_life_tell(command, runs):
 
 def test_a_run_that_tells_nothing_of_its_writers(command, runs):
     shutil.rmtree(runs / "plan-a/models/writers")
+    age(runs, 0)
     assert statuses(command, runs) == ["complete", "running?"]
     age(runs, 3600)
     assert statuses(command, runs) == ["complete", "complete"]

@@ -73,7 +73,7 @@ def saved(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
+def chromium(tmp_path_factory):
     """A real Chromium without a window, 1200 by 900."""
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     if None in programs:
@@ -88,9 +88,17 @@ def browser(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "localhost,127.0.0.1")
         driver = webdriver.Chrome(options, Service(programs[1]))
-        driver.set_page_load_timeout(60)
-        yield driver
-        driver.quit()
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium):
+    """The same with an empty page and no complaints. The page goes before the server that it asks again and again."""
+    yield chromium
+    chromium.get("about:blank")
+    chromium.get_log("browser")
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from torch.utils.data import (
 import minetorch
 
 EPOCHS = 2
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def sample(index):
@@ -214,7 +215,7 @@ class Case:
     """DataLoader workers before and after the stop; the run that is not stopped has the first number."""
     model: str = "dropout"
     accumulate: int = 1
-    amp: bool = False
+    amp: bool | str = False
     optimizer: str = "AdamW"
     split: bool = False
     persistent: bool = False
@@ -227,8 +228,10 @@ class Case:
         return " ".join(said).replace("'", "") or "plain"
 
 
-def cases(world):
-    """The runs that are tried with `world` workers."""
+def cases(world, device="cpu"):
+    """The runs that are tried with `world` workers on this kind of device."""
+    if device == "cuda":
+        return cases_on_gpu(world)
     changes = [(0, 0), (0, 2), (2, 3), (2, 0)] if world == 1 else [(0, 1)] if world == 4 else [(2, 1)]
     found = []
     for number, (kind, change) in enumerate(itertools.product(KINDS, changes)):
@@ -237,7 +240,7 @@ def cases(world):
         found.append(Case(kind, workers=change, stop=stop))
         if kind in STREAMS:
             found.append(Case(kind, workers=(change[0], change[0]), stop=(1, 5)))
-    learners = itertools.product(["dropout", "norm"], [1, 3], [False, True], ["AdamW", "SGD"])
+    learners = itertools.product(["dropout", "norm"], [1, 3], [False, "bf16"], ["AdamW", "SGD"])
     for number, (model, accumulate, amp, optimizer) in enumerate(learners):
         stop = [(1, 4), (2, 3), (2, 5)][number % 3]
         found.append(Case(model=model, accumulate=accumulate, amp=amp, optimizer=optimizer, stop=stop))
@@ -249,6 +252,19 @@ def cases(world):
     found = list(dict.fromkeys(found))
     if world > 2:  # these two share them
         found = found[world % 2 :: 2]
+    return [*found, Case(model="large", stop=(1, 3), optimizer="SGD")]
+
+
+def cases_on_gpu(world):
+    """Only what a GPU has to do with: the data come to be where they are on the CPU."""
+    learners = itertools.product(["dropout", "norm"], [1, 3], [False, "bf16", "fp16"], ["AdamW", "SGD"])
+    found = [
+        Case(
+            model=model, accumulate=accumulate, amp=amp, optimizer=optimizer, stop=[(1, 4), (2, 3), (2, 5)][number % 3]
+        )
+        for number, (model, accumulate, amp, optimizer) in enumerate(learners)
+    ]
+    found += [Case("in batches", workers=(2, 1), split=True), Case("stateful stream", workers=(2, 2), stop=(1, 5))]
     return [*found, Case(model="large", stop=(1, 3), optimizer="SGD")]
 
 
@@ -341,7 +357,7 @@ def train(case, folder, workers, stop=None):
         max_epochs=EPOCHS,
         persist_steps=3 if case.accumulate == 1 else 1,
         accumulated_iter=case.accumulate,
-        amp="bf16" if case.amp else False,
+        amp=case.amp,
         split_batches=case.split,
         drawer=None,
     )
@@ -363,13 +379,20 @@ def end_of(trainer, diary, scheduler):
         "metrics": trainer.metrics,
         "lowest": [trainer.lowest_train_loss, trainer.lowest_val_loss],
         "curves": sorted(trainer.drawer.curves.points()) if trainer.is_main else [],
-        "generators": [digest(torch.get_rng_state()), random.random(), np.random.random()],
+        "generators": [
+            digest(torch.get_rng_state()),
+            random.random(),
+            np.random.random(),
+            torch.rand(1, device=DEVICE).item(),
+        ],
         "seen": diary.lines if trainer.is_main else [],
     }
 
 
 def digest(tensor):
-    return hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[
+        :16
+    ]
 
 
 def digest_all(value):
@@ -397,7 +420,7 @@ def main():
     torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 256
     nn.parallel.DistributedDataParallel = SmallBuckets
     found, wholes = {}, {}
-    for number, case in enumerate(cases(world)):
+    for number, case in enumerate(cases(world, DEVICE)):
         alone = replace(case, workers=case.workers[:1], stop=())
         try:
             if alone not in wholes:

@@ -43,6 +43,8 @@ def measure_launches(options: Options) -> Iterator[Row]:
     for workers in WORKERS:
         if torch.cuda.device_count() >= workers:
             contenders = launch.commands("cuda", make=not options.quick)
+            if workers == 1:
+                contenders.pop("accelerate launch", None)  # has an option for several GPUs, and refuses it for one
             yield from launch.measure_size(workers, "cuda", contenders, options)
         else:
             target = Target("torchrun", launch.WALL[workers]) if workers in launch.WALL else None

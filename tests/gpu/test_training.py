@@ -69,9 +69,32 @@ def test_a_stopped_run_ends_in_the_same_bits(launch, tmp_path, worlds):
     assert found.keys() == {str(case) for case in cases}
 
 
-def test_the_proof(tmp_path, run_command, tools, examples):
-    command = [sys.executable, "-m", "minetorch", "prove", "--kills", "2", "--device", "cuda", examples / "digits.py"]
-    output = run_command(*command, "--", "--epochs", "3", cwd=tmp_path, env=tools)
+@pytest.fixture
+def prove(start):
+    def run(script, **variables):
+        command = [sys.executable, "-m", "minetorch", "prove", "--kills", "1", "--device", "cuda", script]
+        process = start(*command, "--", "--epochs", "3", **variables)
+        output, _ = process.communicate(timeout=170)
+        return process.returncode, output
+
+    return run
+
+
+def test_the_proof_names_kernels_that_are_not_deterministic(prove, examples):
+    """cuDNN's convolutions add up in an order that changes, unless they are told not to."""
+    code, output = prove(examples / "digits.py")
+    assert code == 1, output
+    assert "Likely cause: a non-deterministic kernel" in output
+
+
+def test_the_proof_with_deterministic_kernels(prove, examples, script):
+    path = script(f"""
+        import runpy, torch
+        torch.use_deterministic_algorithms(True)
+        runpy.run_path({str(examples / "digits.py")!r}, run_name="__main__")
+    """)
+    code, output = prove(path, CUBLAS_WORKSPACE_CONFIG=":4096:8")
+    assert code == 0, output
     assert "EXACT" in output
 
 

@@ -16,10 +16,11 @@ import selectors
 import socket
 import struct
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from minetorch.errors import CollectiveError
 from minetorch.world import World
@@ -169,25 +170,54 @@ def _call(rank: int, host: str, port: int, token: bytes) -> tuple[socket.socket 
 
 
 def _pick_up(server: socket.socket, count: int, token: bytes) -> dict[int, socket.socket]:
-    """The lines of all other ranks, who have called by now. Strangers are not listened to."""
-    server.settimeout(HELLO_S)
+    """The lines of all other ranks, who have called by now. A stranger is not listened to, nor waited for.
+
+    Raises:
+        CollectiveError: a rank's call has got lost, as where strangers call by the hundred.
+    """
     lines: dict[int, socket.socket] = {}
-    while len(lines) < count:
-        line, _ = server.accept()
-        line.settimeout(HELLO_S)
-        with suppress(OSError, struct.error):
-            said, rank = _HELLO.unpack(line.recv(_HELLO.size, socket.MSG_WAITALL))
-            if hmac.compare_digest(said, token):
-                line.settimeout(None)
-                lines[rank] = line
-                continue
-        line.close()
+    said: dict[socket.socket, bytes] = {}
+    end = time.monotonic() + HELLO_S
+    server.setblocking(False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        try:
+            while len(lines) < count:
+                ready = selector.select(max(0.0, end - time.monotonic()))
+                if not ready:
+                    raise CollectiveError(
+                        f"{count - len(lines)} of {count} ranks did not come through to rank 0 in {HELLO_S:g} s. Start "
+                        "again; if that does not help, see whether a firewall or a port scanner is in the way."
+                    )
+                for key, _ in ready:
+                    if key.fileobj is server:
+                        with suppress(OSError):
+                            line, _ = server.accept()
+                            line.setblocking(False)
+                            selector.register(line, selectors.EVENT_READ)
+                            said[line] = b""
+                        continue
+                    line = cast("socket.socket", key.fileobj)
+                    more = _read(line, _HELLO.size - len(said[line]))
+                    said[line] += more
+                    if more and len(said[line]) < _HELLO.size:
+                        continue
+                    selector.unregister(line)
+                    hello = said.pop(line)
+                    if len(hello) == _HELLO.size and hmac.compare_digest(hello[: len(token)], token):
+                        line.setblocking(True)
+                        lines[_HELLO.unpack(hello)[1]] = line
+                    else:
+                        line.close()
+        finally:
+            for stranger in said:
+                stranger.close()
     return lines
 
 
-def _read(sock: socket.socket) -> bytes:
+def _read(sock: socket.socket, at_most: int = 1 << 16) -> bytes:
     try:
-        return sock.recv(1 << 16)
+        return sock.recv(at_most)
     except OSError:
         return b""
 

@@ -151,7 +151,11 @@ class Verdict:
 
 def ranks_text(count: int) -> str:
     """`1 rank`, `2 ranks`."""
-    return f"{count} rank{'s' * (count > 1)}"
+    return _counted(count, "rank")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _line(head: str, text: str) -> str:
@@ -172,7 +176,7 @@ def _signal(one: Mended) -> str:
 
 def _going_on(one: Mended) -> str:
     lost = one.reached - one.went_on_from
-    again = f", {lost} step{'s' * (lost > 1)} done again" if lost else ", none lost"
+    again = f", {_counted(lost, 'step')} done again" if lost else ", none lost"
     moved = f" on {ranks_text(one.ranks_after)}" if one.ranks_after != one.ranks_before else ""
     return f"went on from {one.went_on_from:,}{moved}{again}"
 
@@ -182,7 +186,7 @@ def _samples(samples: Samples) -> str:
         return " ".join(samples.problems)
     if samples.first_other_epoch is not None:
         return f"others, or in another order, from epoch {samples.first_other_epoch} on"
-    return f"{samples.count:,} in {samples.epochs} epochs: each in its turn, none lost, none twice"
+    return f"{samples.count:,} in {_counted(samples.epochs, 'epoch')}: each in its turn, none lost, none twice"
 
 
 def _steps(comparison: Comparison) -> str:
@@ -195,13 +199,15 @@ def _steps(comparison: Comparison) -> str:
 def _end(run: RunProof) -> str:
     end = run.end
     if not end.differences:
-        return f"{end.tensors} tensors of the last checkpoints are equal, bit for bit"
+        return f"{end.tensors:,} tensors of the last checkpoints are equal, bit for bit"
     if not run.to_the_bit:
         more = "" if end.relative < _ROUNDING else "; batches, dropout or BatchNorm depend on the number of ranks"
         return f"the weights are up to {end.relative:.1e} away, relative to each tensor's greatest{more}"
     first = end.differences[0]
     shown = f" ({first.expected} is {first.found})" if first.expected else f" ({first.found})"
-    return f"{len(end.differences)} values of the last checkpoints differ; the first: {first.path}{shown}"
+    differ = "differs" if len(end.differences) == 1 else "differ"
+    values = _counted(len(end.differences), "value")
+    return f"{values} of the last checkpoints {differ}; the first: {first.path}{shown}"
 
 
 def _where(run: RunProof) -> str:
@@ -227,7 +233,7 @@ def _moment(difference: Difference) -> str:
     if difference.resumed_at is None:
         return f"{step}, before any kill"
     gone = difference.step - difference.resumed_at
-    after = "right after" if gone <= 1 else f"{gone:,} steps after"
+    after = "right after" if gone <= 1 else f"{_counted(gone, 'step')} after"
     return f"{step}, {after} going on from step {difference.resumed_at:,}"
 
 

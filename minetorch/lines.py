@@ -170,49 +170,77 @@ def _call(rank: int, host: str, port: int, token: bytes) -> tuple[socket.socket 
 
 
 def _pick_up(server: socket.socket, count: int, token: bytes) -> dict[int, socket.socket]:
-    """The lines of all other ranks, who have called by now. A stranger is not listened to, nor waited for.
+    """The lines of all other ranks, who have called by now.
 
     Raises:
         CollectiveError: a rank's call has got lost, as where strangers call by the hundred.
     """
     lines: dict[int, socket.socket] = {}
-    said: dict[socket.socket, bytes] = {}
     end = time.monotonic() + HELLO_S
-    server.setblocking(False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(server, selectors.EVENT_READ)
-        try:
-            while len(lines) < count:
-                ready = selector.select(max(0.0, end - time.monotonic()))
-                if not ready:
-                    raise CollectiveError(
-                        f"{count - len(lines)} of {count} ranks did not come through to rank 0 in {HELLO_S:g} s. Start "
-                        "again; if that does not help, see whether a firewall or a port scanner is in the way."
-                    )
-                for key, _ in ready:
-                    if key.fileobj is server:
-                        with suppress(OSError):
-                            line, _ = server.accept()
-                            line.setblocking(False)
-                            selector.register(line, selectors.EVENT_READ)
-                            said[line] = b""
-                        continue
-                    line = cast("socket.socket", key.fileobj)
-                    more = _read(line, _HELLO.size - len(said[line]))
-                    said[line] += more
-                    if more and len(said[line]) < _HELLO.size:
-                        continue
-                    selector.unregister(line)
-                    hello = said.pop(line)
-                    if len(hello) == _HELLO.size and hmac.compare_digest(hello[: len(token)], token):
-                        line.setblocking(True)
-                        lines[_HELLO.unpack(hello)[1]] = line
-                    else:
-                        line.close()
-        finally:
-            for stranger in said:
-                stranger.close()
+    with _Door(server, token) as door:
+        while len(lines) < count:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise CollectiveError(
+                    f"{count - len(lines)} of {count} ranks did not come through to rank 0 in {HELLO_S:g} s. Start "
+                    "again; if that does not help, see whether a firewall or a port scanner is in the way."
+                )
+            lines |= door.let_in(left)
     return lines
+
+
+class _Door:
+    """Where ranks call, and perhaps strangers, who are not listened to, nor waited for."""
+
+    def __init__(self, server: socket.socket, token: bytes) -> None:
+        self._token = token
+        self._said: dict[socket.socket, bytes] = {}
+        self._selector = selectors.DefaultSelector()
+        self._watch(server)
+
+    def __enter__(self) -> _Door:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._selector.close()
+        for stranger in self._said:
+            stranger.close()
+
+    def let_in(self, wait_s: float) -> dict[int, socket.socket]:
+        """The lines of those ranks who have said who they are by the next time that something comes."""
+        lines = {}
+        for key, _ in self._selector.select(wait_s):
+            sock = cast("socket.socket", key.fileobj)
+            if sock not in self._said:
+                self._answer(sock)
+            elif (rank := self._hear(sock)) is not None:
+                lines[rank] = sock
+        return lines
+
+    def _watch(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._selector.register(sock, selectors.EVENT_READ)
+
+    def _answer(self, server: socket.socket) -> None:
+        with suppress(OSError):  # who called may have hung up again
+            line, _ = server.accept()
+            self._said[line] = b""
+            self._watch(line)
+
+    def _hear(self, line: socket.socket) -> int | None:
+        """The rank, once it has said so and shown the token; whoever does not is hung up on."""
+        more = _read(line, _HELLO.size - len(self._said[line]))
+        self._said[line] += more
+        if more and len(self._said[line]) < _HELLO.size:
+            return None
+        self._selector.unregister(line)
+        hello = self._said.pop(line)
+        if len(hello) < _HELLO.size or not hmac.compare_digest(hello[: len(self._token)], self._token):
+            line.close()
+            return None
+        line.setblocking(True)
+        rank: int = _HELLO.unpack(hello)[1]
+        return rank
 
 
 def _read(sock: socket.socket, at_most: int = 1 << 16) -> bytes:

@@ -10,6 +10,7 @@ import ipaddress
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -218,7 +219,8 @@ def serve(store: Store, host: str, port: int, *, depth: int, report: Callable[[s
         if is_loopback(host):
             names = {*_LOOPBACK, shown}
             application.allow([*(f"{name}:{server.port}" for name in names), *(names if server.port == 80 else ())])
-        report(f"http://{shown}:{server.port}/")
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):  # the server ends at one, but this may come before it runs
+            report(f"http://{shown}:{server.port}/")
+            server.serve_forever()
     finally:
         server.server_close()

@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 from minetorch.checkpoint import Store
 from minetorch.errors import StorageError
-from minetorch.views.server import Watched, is_loopback
+from minetorch.views.server import Watched, is_loopback, serve
 
 
 def ask(url, method="GET", path="/", **headers):
@@ -151,6 +151,13 @@ def test_an_address_is_of_this_machine_alone_or_not(host, local):
 def test_a_wrong_command_is_one_clear_error(command, watching, plans, words, message):
     port = urlsplit(watching(plans)).port
     assert message in command("watch", plans, *(word.format(port=port) for word in words), expect=2)
+
+
+def test_ctrl_c_is_its_end_as_soon_as_it_is_shown(plans):
+    def interrupt(url):
+        raise KeyboardInterrupt
+
+    serve(Store.open(plans), "127.0.0.1", 0, depth=4, report=interrupt)
 
 
 def test_a_storage_is_looked_at_no_more_often_than_is_fair(plans):

@@ -69,7 +69,7 @@ class Tree:
 
     def pids(self) -> list[int]:
         """The living ones."""
-        return [pid for pid in _descendants(os.getpid()) if pid not in self._others]
+        return _descendants(os.getpid(), without=self._others)
 
     def memory(self) -> float:
         """MiB that all take, of which each shares its part of what several have mapped (PSS)."""
@@ -205,7 +205,8 @@ def _adopt_orphans(on: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, on, 0, 0, 0)
 
 
-def _descendants(root: int) -> list[int]:
+def _descendants(root: int, without: Collection[int] = ()) -> list[int]:
+    """All below a process; of those left out, theirs neither."""
     parents: dict[int, int] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
@@ -213,7 +214,7 @@ def _descendants(root: int) -> list[int]:
                 parents[int(entry.name)] = int(_stat(int(entry.name))[1])
     found = [root]
     for pid in found:
-        found.extend(child for child, parent in parents.items() if parent == pid)
+        found.extend(child for child, parent in parents.items() if parent == pid and child not in without)
     return found[1:]
 
 

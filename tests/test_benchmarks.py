@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,21 @@ def test_a_tree_tells_what_all_of_it_took_and_leaves_nothing(tmp_path):
     failing = Tree(["sh", "-c", "echo gone wrong; exit 3"], environment(), tmp_path)
     with failing, pytest.raises(DiedError, match=r"exit code 3:\s+gone wrong"):
         failing.finish(60)
+
+
+def test_what_others_start_meanwhile_is_not_the_trees(tmp_path):
+    other = subprocess.Popen(["sh", "-c", "read go; sleep 600 & wait"], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        with Tree(["sleep", "0.5"], environment(), tmp_path) as tree:
+            other.stdin.write(b"\n")
+            other.stdin.close()
+            children = Path(f"/proc/{other.pid}/task/{other.pid}/children")
+            tree.wait_for(children.read_text, 60)
+            assert len(tree.pids()) == 1
+            tree.finish(60)
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
 
 
 def test_opened_files_are_counted(tmp_path):

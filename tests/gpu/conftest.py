@@ -7,15 +7,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
 
 LAUNCHER = [sys.executable, "-m", "minetorch_launch"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _a_gpu_is_there():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
 
 
 @pytest.fixture

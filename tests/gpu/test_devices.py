@@ -10,6 +10,9 @@ import torch
 
 from minetorch_launch.devices import find_driver, find_node, torch_cuda_build
 
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
 SEEN = """
 import json, torch
 properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))

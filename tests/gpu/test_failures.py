@@ -10,6 +10,9 @@ import torch
 
 import minetorch
 
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
 TRAINS = """
     import os, signal, sys, torch
     from torch import nn

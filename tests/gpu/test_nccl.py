@@ -6,6 +6,10 @@ import signal
 import time
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
 
 TRAINS = """
     import os, signal, sys, time, torch

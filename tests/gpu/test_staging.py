@@ -10,6 +10,9 @@ from minetorch.checkpoint import staging
 from minetorch.checkpoint.plain import plain_state
 from minetorch.checkpoint.staging import Stager
 
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
 MIB = 1 << 20
 LONG = 500_000_000
 """Cycles of a kernel that takes a quarter of a second or more."""

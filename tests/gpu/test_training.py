@@ -15,6 +15,9 @@ import minetorch
 from minetorch import Trainer
 from minetorch.plugins import Profile, Throughput
 
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+
 WAYS = {
     "python": [sys.executable],
     "launcher": [sys.executable, "-m", "minetorch_launch"],

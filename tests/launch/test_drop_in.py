@@ -45,8 +45,8 @@ DDP = """
                 dist.all_reduce(loss)
                 if dist.get_rank() == 0:
                     print("loss", repr(loss.item()))
+        time.sleep(0.2)  # torchrun's workers may hang where gloo's thread is not done yet
         dist.destroy_process_group()
-        time.sleep(0.2)
 
 
     if __name__ == "__main__":

@@ -27,6 +27,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from minetorch_launch.devices import find_driver
+from minetorch_launch.doctor.software import tally
+
 __all__ = [
     "OURS",
     "Figure",
@@ -227,26 +230,21 @@ def machine() -> dict[str, str]:
     """What the figures were measured on."""
     from importlib.metadata import version
 
+    driver = find_driver()
+    gpus = f", {tally(driver.gpus)}" if driver is not None and driver.gpus else ""
     model = platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
         "date": f"{date.today():%d %B %Y}",
-        "cores": f"{len(os.sched_getaffinity(0))} cores of {model}{_gpus()}",
+        "cores": f"{len(os.sched_getaffinity(0))} cores of {model}{gpus}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "python": platform.python_version(),
         "torch": version("torch"),
         "system": f"{platform.system()} {platform.release()}",
         "load": f"{_LOAD_BEFORE:.1f}",
     }
-
-
-def _gpus() -> str:
-    import torch  # only here: the figures of a launch need none
-
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return "".join(f", {names.count(name)} x {name}" for name in dict.fromkeys(names))
 
 
 def save(path: Path, rows: Iterable[Row], **more: Any) -> None:

@@ -235,12 +235,13 @@ class _Door:
             return None
         self._selector.unregister(line)
         hello = self._said.pop(line)
-        if len(hello) < _HELLO.size or not hmac.compare_digest(hello[: len(self._token)], self._token):
-            line.close()
-            return None
-        line.setblocking(True)
-        rank: int = _HELLO.unpack(hello)[1]
-        return rank
+        if len(hello) == _HELLO.size:
+            token, rank = _HELLO.unpack(hello)
+            if hmac.compare_digest(token, self._token):
+                line.setblocking(True)
+                return int(rank)
+        line.close()
+        return None
 
 
 def _read(sock: socket.socket, at_most: int = 1 << 16) -> bytes:

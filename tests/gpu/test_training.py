@@ -223,7 +223,8 @@ def test_the_generator_of_the_gpu_goes_on(make_trainer):
             raise KeyboardInterrupt
 
     make_trainer(hooks={"after_train_iteration_end": draw}, max_epochs=1).train()
-    whole, drawn = drawn.copy(), drawn.clear() or drawn
+    whole = drawn.copy()
+    drawn.clear()
     with pytest.raises(KeyboardInterrupt):
         make_trainer(resume=False, code="b", persist_steps=5, hooks={"after_train_iteration_end": stop}).train()
     trainer = make_trainer(code="b", hooks={"after_train_iteration_end": draw}, max_epochs=1)
@@ -233,7 +234,7 @@ def test_the_generator_of_the_gpu_goes_on(make_trainer):
     assert drawn[:10] + drawn[10 + 10 - step :] == whole
 
 
-def test_exact_elasticity_needs_deterministic_kernels(start, script, tmp_path, worlds):
+def test_exact_elasticity_needs_deterministic_kernels(start, script):
     path = script("""
         import sys, torch
         from torch import nn

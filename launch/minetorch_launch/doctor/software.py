@@ -81,7 +81,7 @@ def assess_driver(build: str | None, driver: Driver | None, device: str) -> Find
         return failed(
             check, "none was found", "install the NVIDIA driver; in a container: docker run --gpus all; or --device cpu"
         )
-    found = f"{driver.version} for CUDA {_dotted(driver.cuda)}: {_tally(driver.gpus)}"
+    found = f"{driver.version} for CUDA {_dotted(driver.cuda)}: {tally(driver.gpus)}"
     if device == "cpu":
         return passed(check, f"{found}; not used with --device cpu")
     if build is None:
@@ -122,5 +122,6 @@ def _dotted(numbers: tuple[int, ...]) -> str:
     return ".".join(map(str, numbers))
 
 
-def _tally(names: tuple[str, ...]) -> str:
+def tally(names: tuple[str, ...]) -> str:
+    """Each name with how often it is there, as in ``2 x NVIDIA A100``."""
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU"

@@ -231,7 +231,7 @@ class Case:
 def cases(world, device="cpu"):
     """The runs that are tried with `world` workers on this kind of device."""
     if device == "cuda":
-        return cases_on_gpu(world)
+        return cases_on_gpu()
     changes = [(0, 0), (0, 2), (2, 3), (2, 0)] if world == 1 else [(0, 1)] if world == 4 else [(2, 1)]
     found = []
     for number, (kind, change) in enumerate(itertools.product(KINDS, changes)):
@@ -240,10 +240,7 @@ def cases(world, device="cpu"):
         found.append(Case(kind, workers=change, stop=stop))
         if kind in STREAMS:
             found.append(Case(kind, workers=(change[0], change[0]), stop=(1, 5)))
-    learners = itertools.product(["dropout", "norm"], [1, 3], [False, "bf16"], ["AdamW", "SGD"])
-    for number, (model, accumulate, amp, optimizer) in enumerate(learners):
-        stop = [(1, 4), (2, 3), (2, 5)][number % 3]
-        found.append(Case(model=model, accumulate=accumulate, amp=amp, optimizer=optimizer, stop=stop))
+    found += learners(False, "bf16")
     for kind in ["shuffled", "batch sampler", "stream", "in batches"]:
         found.append(Case(kind, split=True, stop=(2, 3)))
         found.append(Case(kind, split=True, accumulate=2, optimizer="SGD", stop=(1, 5)))
@@ -255,17 +252,21 @@ def cases(world, device="cpu"):
     return [*found, Case(model="large", stop=(1, 3), optimizer="SGD")]
 
 
-def cases_on_gpu(world):
+def cases_on_gpu():
     """Only what a GPU has to do with: the data come to be where they are on the CPU."""
-    learners = itertools.product(["dropout", "norm"], [1, 3], [False, "bf16", "fp16"], ["AdamW", "SGD"])
-    found = [
-        Case(
-            model=model, accumulate=accumulate, amp=amp, optimizer=optimizer, stop=[(1, 4), (2, 3), (2, 5)][number % 3]
-        )
-        for number, (model, accumulate, amp, optimizer) in enumerate(learners)
-    ]
+    found = learners(False, "bf16", "fp16")
     found += [Case("in batches", workers=(2, 1), split=True), Case("stateful stream", workers=(2, 2), stop=(1, 5))]
     return [*found, Case(model="large", stop=(1, 3), optimizer="SGD")]
+
+
+def learners(*amps):
+    """Models, accumulation and optimizers, in each precision."""
+    product = itertools.product(["dropout", "norm"], [1, 3], amps, ["AdamW", "SGD"])
+    stops = itertools.cycle([(1, 4), (2, 3), (2, 5)])
+    return [
+        Case(model=model, accumulate=accumulate, amp=amp, optimizer=optimizer, stop=stop)
+        for (model, accumulate, amp, optimizer), stop in zip(product, stops, strict=False)
+    ]
 
 
 class SmallBuckets(DistributedDataParallel):

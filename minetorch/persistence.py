@@ -205,7 +205,7 @@ class Persistence:
         self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join([where, *also]))
 
     def claim(self) -> int:
-        """Become the run's writer, before anything of the run is read or written. Every rank calls it.
+        """Become the run's writer, before anything of the run is written. Every rank calls it.
 
         By turns, for another process may go on for longer than ranks wait for each other.
 
@@ -213,13 +213,17 @@ class Persistence:
             Which start of the run this is.
 
         Raises:
+            CheckpointError: the run has no such checkpoint as it is to resume from; nothing was written.
             RunInUseError: another process is training this run.
             StorageError: the storage could not be listed, read or written.
         """
+        settings = self._trainer.settings
 
         def claim() -> int:
             assert self._checkpointer is not None
-            claimed = self._checkpointer.claim(self._trainer.settings.if_running, patience_s=CLAIM_TURN_S)
+            if settings.if_running != "wait":  # whom it waits for may save it yet
+                self._checkpointer.check(settings.resume)
+            claimed = self._checkpointer.claim(settings.if_running, patience_s=CLAIM_TURN_S)
             if claimed:
                 self._checkpointer.fence.watch()
             return self._checkpointer.fence.generation

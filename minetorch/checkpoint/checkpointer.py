@@ -135,6 +135,15 @@ class Checkpointer:
         self._damaged: set[CheckpointName] = set()
         self._swept = -float("inf")
 
+    def check(self, resume: bool | int | str | os.PathLike[str]) -> None:
+        """Look whether there is the checkpoint that `resume` names, before anything of the run is written.
+
+        `True` and `False` name none. That it can be read is for `open` to find out; errors as there.
+        """
+        wanted = parse_resume(resume)
+        if wanted.kind not in ("fresh", "newest"):
+            self._finder().look_up(Catalogue.read(self._store), wanted)
+
     def claim(self, if_running: IfRunning = "refuse", patience_s: float = float("inf")) -> bool:
         """Become the run's writer: see `Fence.claim`."""
         return self.fence.claim(if_running, patience_s)
@@ -162,8 +171,7 @@ class Checkpointer:
         self.claim()
         catalogue = Catalogue.read(self._store)
         self.fence.opened(max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None))
-        finder = Finder(self._store, self._expected_keys, self._logger, keep_payload=keep_payload)
-        checkpoint = finder.find(catalogue, wanted)
+        checkpoint = self._finder(keep_payload=keep_payload).find(catalogue, wanted)
         self._begin(catalogue, checkpoint)
         return checkpoint
 
@@ -329,6 +337,9 @@ class Checkpointer:
     def manifests(self) -> _Manifests:
         """The checkpoints that this start knows of, oldest first."""
         return [*self._manifests]
+
+    def _finder(self, *, keep_payload: bool = False) -> Finder:
+        return Finder(self._store, self._expected_keys, self._logger, keep_payload=keep_payload)
 
     def _begin(self, catalogue: Catalogue, checkpoint: Checkpoint | None) -> None:
         self._opened = True

@@ -52,17 +52,28 @@ class Finder:
             return None
         if wanted.kind == "newest":
             return self._read_newest(catalogue)
+        store, found = self.look_up(catalogue, wanted)
+        return self._read_unverified(store, found) if isinstance(found, str) else self._read_committed(store, found)
+
+    def look_up(self, catalogue: Catalogue, wanted: Wanted) -> tuple[Store, Manifest | str]:
+        """Where the one checkpoint that is wanted lies, and its manifest; its file, if it has none.
+
+        Raises:
+            CheckpointNotFoundError: it is not there; the message lists what is.
+            CheckpointError: its manifest is bad.
+            StorageError: the storage could not be listed or read.
+        """
         if wanted.kind == "epoch":
-            return self._read_committed(self._store, catalogue.find(wanted))
+            return self._store, catalogue.find(wanted)
         if wanted.kind == "name":
-            return self._read_named(self._store, catalogue, wanted.text)
+            return self._store, self._of_name(self._store, catalogue, wanted.text)
         store, name = self._store.locate(wanted.text)
         elsewhere = catalogue if store.url == self._store.url else Catalogue.read(store)
         # By the rules of names, so that s3://…/models/best.pth.tar is what the link is on a local disk.
         inside = parse_resume(name)
         if inside.kind == "epoch" and not store.exists(name):
-            return self._read_committed(store, elsewhere.find(inside))
-        return self._read_named(store, elsewhere, name)
+            return store, elsewhere.find(inside)
+        return store, self._of_name(store, elsewhere, name)
 
     def _read_newest(self, catalogue: Catalogue) -> Checkpoint | None:
         failures: list[str] = []
@@ -89,12 +100,12 @@ class Finder:
             )
         return None
 
-    def _read_named(self, store: Store, catalogue: Catalogue, name: str) -> Checkpoint:
+    def _of_name(self, store: Store, catalogue: Catalogue, name: str) -> Manifest | str:
         """By name if the manifests know it, otherwise as a file that stands in the folder without one."""
         own = CheckpointName.of_file(name) is not None
         if name in catalogue.uncommitted or (not own and not store.is_link(name) and store.exists(name)):
-            return self._read_unverified(store, name)
-        return self._read_committed(store, catalogue.find(Wanted("name", text=name)))
+            return name
+        return catalogue.find(Wanted("name", text=name))
 
     def _read_committed(self, store: Store, manifest: Manifest) -> Checkpoint:
         path = store.url_of(manifest.payload)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import ConfigurationError, Trainer
+from minetorch import CheckpointNotFoundError, ConfigurationError, Trainer
 from minetorch.errors import StorageError
 from minetorch.settings import Settings
 
@@ -134,6 +134,17 @@ def test_what_the_storage_has_no_name_for_is_its_own_words(parts, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StorageError, match="File name too long"):
         Trainer(**parts(alchemistic_directory="x" * 300))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [1, "best", "epoch_3", "mine", "runs/mine.pth.tar", "/nowhere/mine.pth.tar"])
+@pytest.mark.parametrize("if_running", ["refuse", "replace"])
+def test_a_checkpoint_that_is_not_there_is_asked_for_and_nothing_is_written(
+    parts, tmp_path, monkeypatch, resume, if_running
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointNotFoundError, match="there is no checkpoint"):
+        Trainer(**parts(resume=resume, if_running=if_running))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -423,6 +423,8 @@ class Trainer(TrainerState):
         elif self.progress.epoch_complete and self._is_stopped_before_epoch():
             self.logger.info("Stopped before epoch %d, as asked.", self.current_epoch + 1)
             return
+        elif self.is_main:
+            self.logger.info("Training on %s.", self.world.describe())
         while not self._at_end():
             self._begin_epoch()
             if not self._run_epoch():

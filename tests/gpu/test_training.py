@@ -35,7 +35,8 @@ def run_digits(start, tmp_path, examples, way, *words, **variables):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_losses_are_those_of_a_cpu(start, tmp_path, examples, way):
-    on_gpu, _ = run_digits(start, tmp_path / "gpu", examples, way, "--epochs", "2", MINETORCH_DEVICE="cuda")
+    on_gpu, log = run_digits(start, tmp_path / "gpu", examples, way, "--epochs", "2", MINETORCH_DEVICE="cuda")
+    assert f"Training on cuda:0 ({torch.cuda.get_device_name(0)})" in log
     on_cpu, _ = run_digits(start, tmp_path / "cpu", examples, "python", "--epochs", "2", MINETORCH_DEVICE="cpu")
     assert len(on_gpu) == 2
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):

@@ -540,7 +540,8 @@ def test_the_log_has_the_format_that_was_asked_for(trained, tmp_path):
     trained(logging_format="<<%(message)s>>")
     lines = (tmp_path / "runs/default/log.txt").read_text().splitlines()
     assert lines[0] == "<<No checkpoint found: training from scratch.>>"
-    assert lines[1].startswith("<<Epoch 1/2: train_loss ")
+    assert lines[1] == "<<Training on cpu.>>"
+    assert lines[2].startswith("<<Epoch 1/2: train_loss ")
 
 
 def test_graphs_are_drawn(trained, tmp_path):

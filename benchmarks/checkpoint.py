@@ -29,11 +29,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from benchmarks import peers, s3
+from benchmarks.groups import group_of_one
 from benchmarks.harness import FAILED, OURS, Options, Row, Target, main, make_parser, progress
 from benchmarks.processes import Answering, available_mib
 from minetorch.checkpoint import Checkpointer, Store, parse_resume
@@ -412,9 +412,8 @@ def measure(options: Options) -> Iterator[Row]:
     if chosen is not None:
         Path(chosen).mkdir(parents=True, exist_ok=True)
     python = peers.find("lightning", make=not options.quick).get("lightning")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     with ExitStack() as stack:
-        stack.callback(dist.destroy_process_group)
+        stack.enter_context(group_of_one())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minetorch-benchmark-", dir=chosen))
         ours_s3 = None
         if options.arguments.s3 is None and not options.quick:

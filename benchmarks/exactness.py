@@ -7,7 +7,6 @@ Figures are of the main process's CPU time on one thread. Nobody else does this,
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from benchmarks.groups import group_of_one
 from benchmarks.harness import OURS, Options, Row, interleave, main, make_parser
 from minetorch.backend import settle_buckets
 from minetorch.data import share_out
@@ -94,15 +93,13 @@ def a_batch(rounds: int) -> Costs:
 
 def buckets(rounds: int) -> Costs:
     """A world of one: the walk through the parameters, without the exchange."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     layers = [nn.Linear(512, 512) for _ in range(16)]
     times = []
-    for _ in range(rounds):
-        ddp = DistributedDataParallel(nn.Sequential(*layers))
-        times.append(cpu(settle_buckets, ddp))
+    with group_of_one():
+        for _ in range(rounds):
+            ddp = DistributedDataParallel(nn.Sequential(*layers))
+            times.append(cpu(settle_buckets, ddp))
     yield "buckets of 4 million parameters in 32 tensors, once", times
-    dist.destroy_process_group()
 
 
 def drain(batches: Any) -> None:

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from benchmarks import checkpoint, launch
+from benchmarks.groups import group_of_one
 from benchmarks.harness import OURS, Options, Row, Target, main, make_parser
 from benchmarks.step import BARE, EPOCHS, FLOOR, measured
 
@@ -73,14 +73,10 @@ def measure_checkpoints(options: Options) -> Iterator[Row]:
             yield Row("checkpoint", f"{told}: {what}", "s", target=checkpoint.targets(what)[-1], note="needs a GPU")
         return
     warnings.filterwarnings("ignore", module="torch.distributed")
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        with tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
-            values = checkpoint.measure_size(megabytes, Path(folder), None, options, None, "cuda")
-        for what, each in values.items():
-            yield from checkpoint.rows(told, what, each)
-    finally:
-        dist.destroy_process_group()
+    with group_of_one(), tempfile.TemporaryDirectory(prefix="minetorch-benchmark-") as folder:
+        values = checkpoint.measure_size(megabytes, Path(folder), None, options, None, "cuda")
+    for what, each in values.items():
+        yield from checkpoint.rows(told, what, each)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from minetorch.backend import settle_buckets
+from minetorch_launch.gloo import let_threads_finish
 
 WORLDS = Path(__file__).parent / "worlds"
 
@@ -200,4 +201,5 @@ def test_settling_ddps_buckets_leaves_no_trace():
             assert not ddp.reducer._rebuild_buckets(), "they were not settled"
         handle.remove()
     finally:
+        let_threads_finish()
         torch.distributed.destroy_process_group()

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.groups import group_of_one
 from minetorch.backend import settle_buckets
-from minetorch_launch.gloo import let_threads_finish
 
 WORLDS = Path(__file__).parent / "worlds"
 
@@ -188,8 +188,7 @@ def test_settling_ddps_buckets_leaves_no_trace():
     model[1].weight.register_hook(lambda gradient: called.append("hook"))
     handle = model[1].weight.register_post_accumulate_grad_hook(lambda parameter: called.append("later hook"))
     model[3].weight.grad = torch.full((1, 3), 7.0)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
+    with group_of_one():
         ddp = nn.parallel.DistributedDataParallel(model)
         settle_buckets(ddp)
         assert called == []
@@ -200,6 +199,3 @@ def test_settling_ddps_buckets_leaves_no_trace():
             assert called == ["hook", "later hook"] * steps
             assert not ddp.reducer._rebuild_buckets(), "they were not settled"
         handle.remove()
-    finally:
-        let_threads_finish()
-        torch.distributed.destroy_process_group()

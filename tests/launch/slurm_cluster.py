@@ -26,6 +26,8 @@ CONF = """
 ClusterName=minetorch
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+# launchers meet where their job's number says, and clusters of other test sessions have the same addresses
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -185,7 +187,7 @@ class Cluster:
     def _write_files(self) -> None:
         host = socket.gethostname().split(".")[0]
         ports = _free_ports(1 + len(NODES))
-        conf = CONF.format(folder=self.folder, host=host, port=ports[0], nodes=NODES)
+        conf = CONF.format(folder=self.folder, host=host, port=ports[0], first_job=100 * ports[0], nodes=NODES)
         for number, (node, port) in enumerate(zip(NODES, ports[1:], strict=True), start=2):
             conf += (
                 f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.{number} Port={port} "

@@ -259,6 +259,32 @@ def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes
     assert not launches.processes()
 
 
+def test_a_launcher_too_many_takes_the_place_of_one_that_goes(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
+    first.wait_for("going with 2")
+    third = nodes(script, 10**6, -1)
+    third.wait_for(r"other launchers have all 2 places of the job \(on 127\.0\.0\.1\); waiting")
+    second.process.kill()
+    third.wait_for("going with 2")
+    third.process.send_signal(signal.SIGINT)
+    assert (first.end(), third.end()) == (130, 130)
+    assert not launches.processes()
+
+
+def test_a_launcher_too_many_ends_with_the_job_and_says_so(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second = nodes(script, 10**6, -1), nodes(script, 10**6, -1)
+    first.wait_for("going with 2")
+    third = nodes(script, 10**6, -1)
+    third.wait_for("waiting until one is free")
+    first.process.send_signal(signal.SIGINT)
+    assert (first.end(), second.end(), third.end()) == (130, 130, 1)
+    said = "has ended without this machine, or its rendezvous has moved: other launchers have all 2 places of the job"
+    assert said in third.lines[-1]
+    assert not launches.processes()
+
+
 @pytest.mark.parametrize(
     ("rdzv", "said"),
     [

@@ -29,6 +29,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
+    RendezvousGracefulExitError,
     RendezvousTimeoutError,
 )
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
@@ -89,7 +90,7 @@ class Rendezvous(RendezvousHandler):
         self._began = self._said = self._looked = time.monotonic()
         self._called_for: set[Any] = set()
         self._here: list[str] = []
-        self._is_meeting = False
+        self._is_meeting = self._is_spare = False
         self._home: tuple[str, int] | None = None
         self._looked_home = 0.0
         self._workers_store: TCPStore | None = None
@@ -106,7 +107,7 @@ class Rendezvous(RendezvousHandler):
         """Meet the other nodes.
 
         Raises:
-            JoinError: there were too few of them for too long.
+            JoinError: there were too few of them for too long, or always enough without this one.
         """
         self.regroup = False
         if self.council.store_is_lost and not self.keeps_store:
@@ -122,6 +123,7 @@ class Rendezvous(RendezvousHandler):
                 self._say("minetorch-launch: a node left while the others were meeting; meeting again")
 
     def _meet(self) -> RendezvousInfo:
+        self._is_spare = False
         self._strike_lost()
         self._began = self._said = time.monotonic()
         self._is_meeting = True
@@ -134,6 +136,8 @@ class Rendezvous(RendezvousHandler):
                 f"the job {self.plan.run_id} at {self.plan.rdzv} has ended: another node has failed for good or was "
                 "stopped; see its report"
             ) from None
+        except RendezvousGracefulExitError:
+            raise self._no_place() from None
         finally:
             self._is_meeting = False
         self._inner._settings.timeout._last_call = timedelta(seconds=_LATER_LAST_CALL_SECONDS)
@@ -247,9 +251,13 @@ class Rendezvous(RendezvousHandler):
         living = (member for rank, member in enumerate(self.council.members) if rank not in self.council.lost)
         members = [member for member in living if not member.keeps_store]
         if self.keeps_store or not members:
-            raise JoinError(
-                f"{self.plan.node.host} lost the rendezvous at {self.plan.rdzv} before the nodes had met: is its "
-                "launcher still running? Start all nodes again"
+            raise (
+                self._no_place()
+                if self._is_spare
+                else JoinError(
+                    f"{self.plan.node.host} lost the rendezvous at {self.plan.rdzv} before the nodes had met: is its "
+                    "launcher still running? Start all nodes again"
+                )
             )
         self._inner._stop_heartbeats()
         for member in members:
@@ -347,7 +355,10 @@ class Rendezvous(RendezvousHandler):
         self._here = sorted({node.addr for node in self._holder.state.participants}) or self._here
         now = time.monotonic()
         self._look_home(now)
-        if self.plan.many_nodes and now - self._said > _SAY_EVERY_SECONDS:
+        was_spare, self._is_spare = self._is_spare, self._inner._this_node in self._holder.state.redundancy_list
+        if self._is_spare and not was_spare:
+            self._say(f"minetorch-launch: {self._full()}; waiting until one is free")
+        elif self.plan.many_nodes and not self._is_spare and now - self._said > _SAY_EVERY_SECONDS:
             self._said = now
             self._say(f"minetorch-launch: {self._too_few()}")
 
@@ -356,6 +367,15 @@ class Rendezvous(RendezvousHandler):
             f"{len(self._here)} of {self.plan.nodes[0]} nodes have met at {self.plan.rdzv} after "
             f"{time.monotonic() - self._began:.0f} s (here: {', '.join(self._here) or 'none'}): start minetorch-launch "
             "with the same command, --nodes and --rdzv on the others, and see whether they can reach this address"
+        )
+
+    def _full(self) -> str:
+        return f"other launchers have all {self.plan.nodes[1]} places of the job (on {', '.join(self._here)})"
+
+    def _no_place(self) -> JoinError:
+        return JoinError(
+            f"the job {self.plan.run_id} at {self.plan.rdzv} has ended without this machine, or its rendezvous has "
+            f"moved: {self._full()}. If this was to be a job of its own, give it another --run-id"
         )
 
     def _strike_lost(self) -> None:

@@ -113,6 +113,11 @@ def in_brief(value: object) -> str:
         return f"{type(value).__name__}(…)"
 
 
+def in_one_line(text: str) -> str:
+    """Words with something in them that somebody else gave, for a message: without line breaks, cut where long."""
+    return _SHORT.repr(text)[1:-1]
+
+
 def unknown_name(kind: str, given: object, known: Iterable[str]) -> str:
     """A sentence for a name that is none of `known`, with the nearest one suggested."""
     known = list(known)

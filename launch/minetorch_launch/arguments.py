@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from minetorch_launch import checks, torchrun
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, in_brief, in_one_line
 from minetorch_launch.plan import DEVICES, SHOWS, START_METHODS, LaunchOptions
 from minetorch_launch.target import Module, Script
 
@@ -156,7 +156,8 @@ def _seconds(option: str, text: str) -> float:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the whole usage."""
+        """Raise one line instead of printing the whole usage."""
+        message = in_one_line(message)
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
         if not message.startswith("unrecognized"):
             raise UsageError(f"{message}: type minetorch-launch --help for the options")

@@ -33,6 +33,7 @@ __all__ = [
     "UsageError",
     "WorkerFailedError",
     "in_brief",
+    "in_one_line",
 ]
 
 EXIT_STOPPED_EARLY = 75
@@ -112,3 +113,8 @@ def in_brief(value: object) -> str:
         return _SHORT.repr(value)
     except ValueError:  # an int of more digits than Python puts into words
         return f"{type(value).__name__}(…)"
+
+
+def in_one_line(text: str) -> str:
+    """Words with something in them that somebody else gave, for a message: without line breaks, cut where long."""
+    return _SHORT.repr(text)[1:-1]

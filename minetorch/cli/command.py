@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from minetorch.cli import compare, cp, export, ls, prove, prune, report, show, verify, watch
-from minetorch.errors import ConfigurationError, MinetorchError
+from minetorch.errors import ConfigurationError, MinetorchError, in_one_line
 from minetorch.version import __version__
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def _fail(err: MinetorchError, code: int) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise one line. What is not known is not shown whole: it may hold a secret."""
+        message = in_one_line(message)
         prefix = "unrecognized arguments: "
         if not message.startswith(prefix):
             raise ConfigurationError(f"{message}: type {self.prog} --help")

@@ -68,6 +68,8 @@ words = st.one_of(
 @given(st.lists(words, max_size=8), st.sampled_from(NODES))
 @example(["--grace", "inf", "x.py"], NODES[0])
 @example(["--nproc", HUGE, "x.py"], NODES[0])
+@example([f"--dry-run={HUGE}", "x.py"], NODES[0])
+@example([f"--no\nsuch{HUGE}", "x.py"], NODES[0])
 @example(["--notice-signals", HUGE, "x.py"], NODES[0])
 @example(["--start-method", "spawn", "--nproc", "999999999999", "x.py"], NODES[0])
 def test_a_command_line_is_understood_or_refused_in_one_line(line, node):

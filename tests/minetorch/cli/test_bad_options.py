@@ -157,6 +157,14 @@ def test_a_bad_value_is_one_line_and_nothing_is_written(
     assert {path: path.stat().st_mtime_ns for path in trained_runs.rglob("*")} == before
 
 
+@pytest.mark.parametrize("words", [[LONG], ["ls", f"--json={LONG}"], ["ls", f"--no\nsuch{LONG}"], ["ls", "x", LONG]])
+def test_what_is_not_understood_is_shown_in_one_short_line(command, words):
+    text = command(*words, expect=None)
+    assert text.startswith("minetorch: error: ")
+    assert text.count("\n") == 1
+    assert len(text) < 1000
+
+
 def test_a_run_whose_name_is_no_text(run_command, trained_runs, tmp_path):
     run = tmp_path / os.fsdecode(b"run \xff")
     run.symlink_to(trained_runs / "plan-a")

@@ -264,7 +264,7 @@ def test_a_launcher_too_many_takes_the_place_of_one_that_goes(launches, nodes):
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     third = nodes(script, 10**6, -1)
-    third.wait_for(r"other launchers have all 2 places of the job \(on 127\.0\.0\.1\); waiting")
+    third.wait_for(r"other launchers have 2 of 2 places of the job \(on 127\.0\.0\.1\); waiting to be taken in")
     second.process.kill()
     third.wait_for("going with 2")
     third.process.send_signal(signal.SIGINT)
@@ -277,11 +277,24 @@ def test_a_launcher_too_many_ends_with_the_job_and_says_so(launches, nodes):
     first, second = nodes(script, 10**6, -1), nodes(script, 10**6, -1)
     first.wait_for("going with 2")
     third = nodes(script, 10**6, -1)
-    third.wait_for("waiting until one is free")
+    third.wait_for("waiting to be taken in")
     first.process.send_signal(signal.SIGINT)
     assert (first.end(), second.end(), third.end()) == (130, 130, 1)
-    said = "has ended without this machine, or its rendezvous has moved: other launchers have all 2 places of the job"
-    assert said in third.lines[-1]
+    said = "has ended(, or its rendezvous has moved,)? without this machine: other launchers have . of 2 places of the job"
+    assert re.search(said, third.lines[-1])
+    assert not launches.processes()
+
+
+def test_a_launcher_too_many_that_goes_leaves_the_job_to_the_others(launches, nodes):
+    script = launches.script(COUNTS)
+    first, second = (nodes("--max-restarts", 1, script, 300, 150, rank=rank) for rank in (0, 1))
+    first.wait_for("going with 2")
+    third = nodes("--max-restarts", 1, script, 300, 150)
+    third.wait_for("waiting to be taken in")
+    third.process.send_signal(signal.SIGINT)
+    assert third.end() == 130
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+    assert first.text.count("going with 2") == 2
     assert not launches.processes()
 
 

@@ -90,7 +90,7 @@ class Rendezvous(RendezvousHandler):
         self._began = self._said = self._looked = time.monotonic()
         self._called_for: set[Any] = set()
         self._here: list[str] = []
-        self._is_meeting = self._is_spare = False
+        self._is_meeting = self._is_outside = False
         self._home: tuple[str, int] | None = None
         self._looked_home = 0.0
         self._workers_store: TCPStore | None = None
@@ -123,21 +123,21 @@ class Rendezvous(RendezvousHandler):
                 self._say("minetorch-launch: a node left while the others were meeting; meeting again")
 
     def _meet(self) -> RendezvousInfo:
-        self._is_spare = False
         self._strike_lost()
         self._began = self._said = time.monotonic()
         self._is_meeting = True
         try:
             info = self._inner.next_rendezvous()
         except RendezvousTimeoutError:
-            raise JoinError(self._too_few()) from None
+            went_on = self._left_outside(f"went on for {self.plan.join_timeout:g} s")
+            raise went_on if self._is_outside else JoinError(self._too_few()) from None
         except RendezvousClosedError:
             raise JoinError(
                 f"the job {self.plan.run_id} at {self.plan.rdzv} has ended: another node has failed for good or was "
                 "stopped; see its report"
             ) from None
         except RendezvousGracefulExitError:
-            raise self._no_place() from None
+            raise self._left_outside("has ended") from None
         finally:
             self._is_meeting = False
         self._inner._settings.timeout._last_call = timedelta(seconds=_LATER_LAST_CALL_SECONDS)
@@ -355,12 +355,19 @@ class Rendezvous(RendezvousHandler):
         self._here = sorted({node.addr for node in self._holder.state.participants}) or self._here
         now = time.monotonic()
         self._look_home(now)
-        was_spare, self._is_spare = self._is_spare, self._inner._this_node in self._holder.state.redundancy_list
-        if self._is_spare and not was_spare:
-            self._say(f"minetorch-launch: {self._full()}; waiting until one is free")
-        elif self.plan.many_nodes and not self._is_spare and now - self._said > _SAY_EVERY_SECONDS:
+        was_outside = self._is_outside
+        self._note_place()
+        if self._is_outside and not was_outside:
+            self._say(f"minetorch-launch: {self._taken()}; waiting to be taken in")
+        elif self.plan.many_nodes and not self._is_outside and now - self._said > _SAY_EVERY_SECONDS:
             self._said = now
             self._say(f"minetorch-launch: {self._too_few()}")
+
+    def _note_place(self) -> None:
+        """Whether the job is under way without this node; while its nodes meet anew, who waits for it still does."""
+        state = self._holder.state
+        is_in = self._inner._this_node in state.participants
+        self._is_outside = not is_in and (state.complete or self._is_outside)
 
     def _too_few(self) -> str:
         return (
@@ -369,13 +376,14 @@ class Rendezvous(RendezvousHandler):
             "with the same command, --nodes and --rdzv on the others, and see whether they can reach this address"
         )
 
-    def _full(self) -> str:
-        return f"other launchers have all {self.plan.nodes[1]} places of the job (on {', '.join(self._here)})"
+    def _taken(self) -> str:
+        taken = f"{len(self._holder.state.participants)} of {self.plan.nodes[1]} places"
+        return f"other launchers have {taken} of the job (on {', '.join(self._here)})"
 
-    def _no_place(self) -> JoinError:
+    def _left_outside(self, what: str) -> JoinError:
         return JoinError(
-            f"the job {self.plan.run_id} at {self.plan.rdzv} has ended without this machine, or its rendezvous has "
-            f"moved: {self._full()}. If this was to be a job of its own, give it another --run-id"
+            f"the job {self.plan.run_id} at {self.plan.rdzv} {what} without this machine: {self._taken()}. If this was "
+            "to be a job of its own, give it another --run-id"
         )
 
     def _strike_lost(self) -> None:
@@ -434,12 +442,28 @@ class Rendezvous(RendezvousHandler):
         return f"{self.plan.run_id}-{self._launch}"
 
     def shutdown(self) -> bool:
-        """Let nobody join any more."""
+        """Let nobody join any more; but who is not in the job only leaves."""
         try:
             with guarded():
+                self._holder.sync()
+                self._note_place()
+                if self._is_outside:
+                    self._leave()
+                    return True
                 return bool(self._inner.shutdown())
         except StoreLostError:
             return False
+
+    def _leave(self) -> None:
+        """Stop waiting for a place in a job that others are in."""
+        self._inner._stop_heartbeats()
+        node = self._inner._this_node
+        while node in (state := self._holder.state).wait_list | state.redundancy_list:
+            state.wait_list.discard(node)
+            state.redundancy_list.discard(node)
+            state.last_heartbeats.pop(node, None)
+            self._holder.mark_dirty()
+            self._holder.sync()
 
 
 class _NodeWentError(Exception):

@@ -39,7 +39,7 @@ def note(what, value):
 
 def strike(moment, step):
     """Kill the victim, and see it dead before going on."""
-    if moment != MOMENT or len(saves) != 3 or (NOTES / f"{ATTEMPT}.struck").exists():
+    if moment != MOMENT or saves[2:3] != [step] or (NOTES / f"{ATTEMPT}.struck").exists():
         return
     note("struck", step)
     pid = pids[int(VICTIM)]

@@ -129,8 +129,9 @@ class Rendezvous(RendezvousHandler):
         try:
             info = self._inner.next_rendezvous()
         except RendezvousTimeoutError:
-            went_on = self._left_outside(f"went on for {self.plan.join_timeout:g} s")
-            raise went_on if self._is_outside else JoinError(self._too_few()) from None
+            if self._is_outside:
+                raise self._left_outside(f"went on for {self.plan.join_timeout:g} s") from None
+            raise JoinError(self._too_few()) from None
         except RendezvousClosedError:
             raise JoinError(
                 f"the job {self.plan.run_id} at {self.plan.rdzv} has ended: another node has failed for good or was "
@@ -251,13 +252,11 @@ class Rendezvous(RendezvousHandler):
         living = (member for rank, member in enumerate(self.council.members) if rank not in self.council.lost)
         members = [member for member in living if not member.keeps_store]
         if self.keeps_store or not members:
-            raise (
-                self._no_place()
-                if self._is_spare
-                else JoinError(
-                    f"{self.plan.node.host} lost the rendezvous at {self.plan.rdzv} before the nodes had met: is its "
-                    "launcher still running? Start all nodes again"
-                )
+            if self._is_outside:
+                raise self._left_outside("has ended, or its rendezvous has moved,")
+            raise JoinError(
+                f"{self.plan.node.host} lost the rendezvous at {self.plan.rdzv} before the nodes had met: is its "
+                "launcher still running? Start all nodes again"
             )
         self._inner._stop_heartbeats()
         for member in members:
@@ -377,8 +376,8 @@ class Rendezvous(RendezvousHandler):
         )
 
     def _taken(self) -> str:
-        taken = f"{len(self._holder.state.participants)} of {self.plan.nodes[1]} places"
-        return f"other launchers have {taken} of the job (on {', '.join(self._here)})"
+        taken, places = len(self._holder.state.participants), self.plan.nodes[1]
+        return f"other launchers have {taken} of {places} places of the job (on {', '.join(self._here)})"
 
     def _left_outside(self, what: str) -> JoinError:
         return JoinError(

@@ -15,12 +15,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import Literal
 
 __all__ = ["Guard", "main"]
 
 Kind = Literal["g", "p", "d"]
+
+_DYING_SECONDS = 5.0
+"""For so long a process may go on that was killed, where cores are short."""
 
 
 class Guard:
@@ -74,7 +78,8 @@ def main() -> None:
             listed[entry[1:]] = None
         else:
             listed.pop(entry[1:], None)
-    for entry in listed:
+    # Folders last: those who are killed put files into them.
+    for entry in sorted(listed, key=lambda entry: entry.startswith(b"d")):
         kind, name = entry.split(b" ", 1)
         with suppress(OSError):
             _end(kind, name)
@@ -88,7 +93,10 @@ def _end(kind: bytes, name: bytes) -> None:
     else:
         import shutil  # only now: it would double this process's start and memory
 
-        shutil.rmtree(os.fsdecode(name), ignore_errors=True)
+        end = time.monotonic() + _DYING_SECONDS
+        while os.path.lexists(name) and time.monotonic() < end:  # noqa: PTH110 - pathlib would, too
+            shutil.rmtree(os.fsdecode(name), ignore_errors=True)
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":

@@ -132,3 +132,25 @@ def test_a_launcher_killed_between_a_files_making_and_its_end_leaves_no_file(lau
     while (left := sorted(path.name for path in folder.iterdir())) and time.monotonic() < end:
         time.sleep(0.02)
     assert [name for name in left if not name.startswith("torchinductor_")] == []
+
+
+# As DataLoader workers do with a socket each, but without end.
+CLUTTERS = """
+    import itertools, multiprocessing.util, os, pathlib
+
+    folder = pathlib.Path(multiprocessing.util.get_temp_dir())
+    print("cluttering", folder, flush=True)
+    os.fork()
+    for number in itertools.count():
+        (folder / f"{os.getpid()}-{number % 100}").touch()
+"""
+
+
+def test_a_killed_launcher_leaves_no_folder_though_its_workers_go_on_for_a_moment(launches):
+    process = launches.start("--nproc", 4, launches.script(CLUTTERS))
+    folder = Path(process.stdout.readline().split()[-1])
+    assert folder.name.startswith("pymp-")
+    assert folder.exists()
+    process.kill()
+    assert launches.gone_within(5), launches.processes()
+    assert not folder.exists()

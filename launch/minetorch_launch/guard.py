@@ -94,7 +94,7 @@ def _end(kind: bytes, name: bytes) -> None:
         import shutil  # only now: it would double this process's start and memory
 
         end = time.monotonic() + _DYING_SECONDS
-        while os.path.lexists(name) and time.monotonic() < end:  # noqa: PTH110 - pathlib would, too
+        while os.path.lexists(name) and time.monotonic() < end:
             shutil.rmtree(os.fsdecode(name), ignore_errors=True)
             time.sleep(0.02)
 

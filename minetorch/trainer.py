@@ -821,6 +821,9 @@ class Trainer(TrainerState):
         with ExitStack() as stack:
             if self._view is not None:
                 stack.callback(self._view.close)
+            for loader in (self.train_dataloader, self.val_dataloader):
+                if loader is not None:
+                    stack.callback(loader.end_workers)
             stack.callback(self._persistence.release, self._ended)
             for step in reversed(steps):
                 stack.callback(step)

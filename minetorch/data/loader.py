@@ -214,6 +214,12 @@ class RankLoader:
         rank = 0 if self._streaming else self._world.rank
         return loader.results(tasks, derive_seed(self._seed, "workers", self.current_epoch, rank))
 
+    def end_workers(self) -> None:
+        """End those that live on from one epoch to the next, if there are any; a later pass starts new ones."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
+
     def _fetcher(self) -> Fetcher | SharedStream:
         source, world = self.source, self._world
         if not self._streaming:
@@ -287,6 +293,12 @@ class FedLoader:
             yield from start_workers(self._loader)
         finally:
             self.is_busy = False
+
+    def close(self) -> None:
+        """End the workers. Python's own end kills those that live on, and what they have in TMPDIR stays there."""
+        iterator = self._loader._iterator
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def mark_last(batches: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import math
+import multiprocessing
 import threading
 from collections import Counter
 from datetime import timedelta
@@ -158,6 +159,16 @@ def test_the_last_accumulation_of_an_epoch_may_be_shorter(trained, tmp_path):
         optimizer.step()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(run.weights[name], value)
+
+
+def test_no_worker_of_a_loader_outlives_the_training(trained):
+    before = multiprocessing.active_children()
+    data = TensorDataset(*line(5))
+    trained(
+        train_dataloader=DataLoader(data, num_workers=1, persistent_workers=True),
+        val_dataloader=DataLoader(data, num_workers=1, persistent_workers=True),
+    )
+    assert not [child for child in multiprocessing.active_children() if child not in before]
 
 
 def test_gradients_are_clipped(trained):

@@ -1,5 +1,6 @@
 """DataLoaders of every kind, shared out over simulated ranks: real loaders, no processes but their workers."""
 
+import multiprocessing
 import random
 from itertools import chain, pairwise
 
@@ -286,3 +287,24 @@ def test_a_second_pass_has_other_workers_while_those_that_live_on_are_busy(kind)
     assert [data.tolist() for data in loader] == undisturbed
     assert seen + [batch.data.tolist() for batch in first] == undisturbed
     assert [data.tolist() for data in loader] == undisturbed
+
+
+def test_workers_that_live_on_end_when_told_to_and_a_later_pass_has_new_ones():
+    others = {child.pid for child in multiprocessing.active_children()}
+
+    def workers():
+        return {child.pid for child in multiprocessing.active_children()} - others
+
+    loader = share_out(DataLoader(Numbers(), batch_size=4, num_workers=2, persistent_workers=True), World())
+    passes = [[batch.tolist() for batch in loader] for _ in range(2)]
+    first = workers()
+    assert len(first) == 2
+    loader.end_workers()
+    assert not workers()
+    passes.append([batch.tolist() for batch in loader])
+    assert passes[0] == passes[1] == passes[2]
+    assert not workers() & first
+    batches = iter(loader)
+    next(batches)
+    loader.end_workers()
+    assert not workers()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+# What stays in TMPDIR where a test kills a script with SIGKILL, or torchrun does.
+LEFT_BY_THE_KILLED = ("pymp-", "minetorch-tensorboard-", "torchelastic_", "torchinductor_")
 
 # The suite takes the same examples each time, so that a change is never blamed for what it has not done;
 # pytest --hypothesis-profile=deep looks for new ones, for minutes where the suite looks for seconds.
@@ -25,6 +29,23 @@ def pytest_configure():
     for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, usual)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory):
+    """Keep what this session puts into TMPDIR in a folder of its own, and take that away at the end."""
+    tmp_path_factory.getbasetemp()  # pytest's own files stay where people look for them
+    with (
+        tempfile.TemporaryDirectory(prefix="mt-", ignore_cleanup_errors=True) as name,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        folder = Path(name)
+        folder.chmod(0o711)  # a database has a user of its own
+        patch.setenv("TMPDIR", name)
+        patch.setattr(tempfile, "tempdir", name)
+        yield
+        left = [path.name for path in folder.iterdir() if not path.name.startswith(LEFT_BY_THE_KILLED)]
+        assert not left, f"left in TMPDIR: {left}"
 
 
 @pytest.fixture(autouse=True)

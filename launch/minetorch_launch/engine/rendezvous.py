@@ -442,6 +442,7 @@ class Rendezvous(RendezvousHandler):
 
     def shutdown(self) -> bool:
         """Let nobody join any more; but who is not in the job only leaves."""
+        self._inner._stop_heartbeats()  # their thread looks at the same list
         try:
             with guarded():
                 self._holder.sync()
@@ -455,7 +456,6 @@ class Rendezvous(RendezvousHandler):
 
     def _leave(self) -> None:
         """Stop waiting for a place in a job that others are in."""
-        self._inner._stop_heartbeats()
         node = self._inner._this_node
         while node in (state := self._holder.state).wait_list | state.redundancy_list:
             state.wait_list.discard(node)

@@ -6,6 +6,7 @@ import atexit
 import contextvars
 import threading
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from minetorch.inline.page import Page
@@ -36,8 +37,11 @@ class CellView:
         self._cell: object = None
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._events: Any = None
         # What the thread shares with the others, under the lock.
         self._lock = threading.Condition()
+        # Held while something is shown, before that lock.
+        self._showing = threading.Lock()
         self._reset()
 
     def _reset(self) -> None:
@@ -100,6 +104,7 @@ class CellView:
                 self._lock.notify()
             thread.join()
             atexit.unregister(self.close)
+            self._leave_cell()
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.end()
@@ -113,7 +118,18 @@ class CellView:
             self._thread = threading.Thread(target=run, args=(self._run,), name="minetorch-view", daemon=True)
             self._thread.start()
             atexit.register(self.close)
+            self._events = _kernels_events()
+            self._events.register("post_run_cell", self._end_cell)
         self._lock.notify()
+
+    def _end_cell(self, *_: object) -> None:
+        """Show what is still to be shown: who runs a notebook as a whole hears nothing of a cell after its end."""
+        self._leave_cell()
+        self._show_news()
+
+    def _leave_cell(self) -> None:
+        with suppress(ValueError):  # the cell has ended before
+            self._events.unregister("post_run_cell", self._end_cell)
 
     def _run(self) -> None:
         closing = False
@@ -121,6 +137,13 @@ class CellView:
             with self._lock:
                 self._lock.wait_for(lambda: self._closing or self._has_news())
                 closing = self._closing
+            self._show_news()
+            with self._lock:
+                self._lock.wait_for(lambda: self._closing, timeout=INTERVAL_S)
+
+    def _show_news(self) -> None:
+        with self._showing:
+            with self._lock:
                 figures, self._figures = self._figures, None
                 graphs, self._graphs = self._graphs, {}
                 page, self._page_changed = (self._page.html(), self._page.text()) if self._page_changed else None, False
@@ -131,8 +154,6 @@ class CellView:
                 self._show("", {"text/html": page[0], "text/plain": page[1]})
             for name, png in graphs.items():
                 self._show(name, {"image/png": png, "text/plain": name})
-            with self._lock:
-                self._lock.wait_for(lambda: self._closing, timeout=INTERVAL_S)
 
     def _has_news(self) -> bool:
         return self._page_changed or bool(self._graphs) or self._figures is not None
@@ -146,6 +167,14 @@ class CellView:
             self._handles[key] = display(data, raw=True, display_id=identity)  # type: ignore[no-untyped-call]
         else:
             handle.update(data, raw=True)
+
+
+def _kernels_events() -> Any:
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    assert shell is not None
+    return shell.events
 
 
 def _running_cell() -> object:

@@ -131,6 +131,20 @@ def test_a_cell_trains_shows_its_run_and_may_be_run_again(outputs, tmp_path):
     assert len(page) < 10_000
 
 
+def test_what_is_told_at_the_end_of_a_cell_is_shown(outputs):
+    """Who runs a notebook as a whole hears nothing of a cell that has ended: the view must not be later."""
+    (cell,) = outputs(
+        """
+from minetorch.inline import CellView
+
+show = CellView._run
+CellView._run = lambda view: (time.sleep(1), show(view))
+train(1, in_notebook=True).logger.warning("the last word")
+"""
+    )
+    assert "the last word</pre>" in shown(cell, "text/html")[-1]
+
+
 def test_workers_train_below_the_cell(outputs, tmp_path):
     first, second, values = outputs(
         "launch(lambda: train(3).metrics)",

@@ -54,7 +54,7 @@ class CellView:
 
     def here(self) -> None:
         """From now on show in the cell that is running; what is shown in another one stays as it is."""
-        cell = _running_cell()
+        cell = _shell().execution_count
         if self._cell not in (None, cell):
             self.close()
             self._reset()
@@ -118,7 +118,7 @@ class CellView:
             self._thread = threading.Thread(target=run, args=(self._run,), name="minetorch-view", daemon=True)
             self._thread.start()
             atexit.register(self.close)
-            self._events = _kernels_events()
+            self._events = _shell().events
             self._events.register("post_run_cell", self._end_cell)
         self._lock.notify()
 
@@ -169,16 +169,8 @@ class CellView:
             handle.update(data, raw=True)
 
 
-def _kernels_events() -> Any:
+def _shell() -> Any:
+    """IPython's, of the kernel that this process is."""
     from IPython import get_ipython
 
-    shell = get_ipython()
-    assert shell is not None
-    return shell.events
-
-
-def _running_cell() -> object:
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    return None if shell is None else shell.execution_count
+    return get_ipython()

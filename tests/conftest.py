@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.faults.room import is_torchs
+
 ROOT = Path(__file__).parents[1]
 
 # What stays in TMPDIR where a test kills a script with SIGKILL, or torchrun does.
-LEFT_BY_THE_KILLED = ("pymp-", "minetorch-tensorboard-", "torchelastic_", "torchinductor_")
+LEFT_BY_THE_KILLED = ("pymp-", "minetorch-tensorboard-", "torchelastic_")
 
 # The suite takes the same examples each time, so that a change is never blamed for what it has not done;
 # pytest --hypothesis-profile=deep looks for new ones, for minutes where the suite looks for seconds.
@@ -44,7 +46,8 @@ def _temporary_files(tmp_path_factory):
         patch.setenv("TMPDIR", name)
         patch.setattr(tempfile, "tempdir", name)
         yield
-        left = [path.name for path in folder.iterdir() if not path.name.startswith(LEFT_BY_THE_KILLED)]
+        others = [path.name for path in folder.iterdir() if not is_torchs(path)]
+        left = [name for name in others if not name.startswith(LEFT_BY_THE_KILLED)]
         assert not left, f"left in TMPDIR: {left}"
 
 

@@ -111,17 +111,18 @@ def _left(variable: str, ports: set[int], scratch: Path) -> list[str]:
         *(f"process {pid} is left: {command[:100]}" for pid, command in processes(variable).items()),
         *(f"port {port} is left" for port in sorted(listening() - ports)),
         *(f"shared memory is left: {name}" for name in os.listdir("/dev/shm")),  # noqa: PTH208
-        *(f"a file is left: {path.name}" for path in scratch.iterdir() if not _is_torchs(path)),
+        *(f"a file is left: {path.name}" for path in scratch.iterdir() if not is_torchs(path)),
     ]
 
 
-def _is_torchs(path: Path) -> bool:
+def is_torchs(path: Path) -> bool:
     """Whether torch has made it.
 
     A folder, when it is imported, for whatever is compiled later by anybody; and empty files, when a DataLoader worker
-    dies, to see whether more can be opened: one of them stays if just then the next signal comes.
+    dies, to see whether more can be opened (`tempfile` first makes one of its own, to see whether it may): one of them
+    stays if just then the next signal comes.
     """
     with suppress(OSError):
-        is_trial = re.fullmatch(r"tmp[a-z0-9_]{8}", path.name) is not None and path.is_file()
+        is_trial = re.fullmatch(r"(tmp)?[a-z0-9_]{8}", path.name) is not None and path.is_file()
         return path.name.startswith("torchinductor_") or (is_trial and path.stat().st_size == 0)
     return False

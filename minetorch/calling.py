@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import linecache
 import os
 import pickle
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import CodeType
+from typing import Any, ClassVar
 
 from minetorch.errors import ConfigurationError
 
@@ -26,15 +29,13 @@ class Call:
         Raises:
             ConfigurationError: something that it uses cannot be sent to another process.
         """
-        import cloudpickle
-
         self._name = getattr(fn, "__qualname__", None) or repr(fn)
         self._cells = dict(cells)
         self._all_ranks = all_ranks
         # What the launcher's report calls the command.
         self.__module__, self.__qualname__ = getattr(fn, "__module__", None) or "__main__", self._name
         try:
-            self._pickled = bytes(cloudpickle.dumps((fn, args)))
+            self._pickled = _dumps((fn, args))
         except Exception as error:
             raise ConfigurationError(
                 f"{self._name} cannot be sent to the workers: {type(error).__name__}: {error}. Make what it uses "
@@ -50,8 +51,6 @@ class Call:
         Raises:
             ConfigurationError: what it returned cannot be pickled.
         """
-        import cloudpickle
-
         __tracebackhide__ = True
         linecache.cache.update(self._cells)
         fn, args = pickle.loads(self._pickled)
@@ -59,9 +58,33 @@ class Call:
         if not self._all_ranks and os.environ["RANK"] != "0":
             return None
         try:
-            return bytes(cloudpickle.dumps(result))
+            return _dumps(result)
         except Exception as error:
             raise ConfigurationError(
                 f"what {self._name} returned cannot be sent back: {type(error).__name__}: {error}. "
                 "Return plain values, such as trainer.metrics."
             ) from error
+
+
+def _dumps(value: Any) -> bytes:
+    """Pickle a value as `cloudpickle.dumps` does, and keep the file name of all code in it.
+
+    A traceback finds the lines of a cell by that name. cloudpickle 3.1.3 and newer replace it.
+    """
+    import cloudpickle
+
+    reduce_as_usual = cloudpickle.Pickler.dispatch_table[CodeType]
+
+    def reduce(code: CodeType) -> tuple[Any, ...]:
+        return _code_of_file, (code.co_filename, *reduce_as_usual(code))
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar = ChainMap({CodeType: reduce}, cloudpickle.Pickler.dispatch_table)
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _code_of_file(name: str, make: Callable[..., CodeType], args: tuple[Any, ...]) -> CodeType:
+    return make(*args).replace(co_filename=name)

@@ -23,15 +23,20 @@ RUN apt-get update \
     && python3 -m venv /opt/minetorch
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /source
-COPY constraints.txt ./
+COPY constraints ./constraints
+# Each build of torch requires its own versions of CUDA.
+RUN version=$(/opt/minetorch/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])') \
+    && sed -E '/^(triton==|cuda-|nvidia-)/d' "constraints/${version}.txt" > /tmp/constraints.txt \
+    && /opt/minetorch/bin/pip install --no-cache-dir --upgrade --constraint /tmp/constraints.txt pip
 # First, and from its own index: this layer is by far the largest, and stays as it is while Minetorch changes.
-RUN version=$(sed -n 's/^torch==//p' constraints.txt) \
-    && /opt/minetorch/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch==${version}"
+RUN /opt/minetorch/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" \
+        "$(grep '^torch==' /tmp/constraints.txt)"
 COPY pyproject.toml README.md LICENSE ./
 COPY minetorch ./minetorch
 COPY launch ./launch
-RUN sed '/^torch==/d' constraints.txt > /tmp/constraints.txt \
-    && /opt/minetorch/bin/pip install --no-cache-dir --constraint /tmp/constraints.txt ".[s3,safetensors,examples]"
+# With pins for torch's own requirements: pip replaces what came from torch's index in another version.
+RUN /opt/minetorch/bin/pip install --no-cache-dir --constraint /tmp/constraints.txt \
+        --build-constraint /tmp/constraints.txt ".[s3,safetensors,examples]"
 
 FROM python
 COPY --from=build /opt/minetorch /opt/minetorch

@@ -4,7 +4,7 @@
 
 An environment stands in a cache folder (MINETORCH_BENCHMARKS, else `minetorch-benchmarks` in the user's cache folder)
 and sees the torch that is installed, and whatever is installed beside it where that fits; the versions are those of
-`constraints.txt`.
+the folder `constraints`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 __all__ = ["PEERS", "Peer", "PeerMissingError", "find", "python"]
 
 ROOT = Path(__file__).parents[1]
-CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS = ROOT / "constraints/{}.{}.txt".format(*sys.version_info)
 
 
 class PeerMissingError(Exception):

@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,3 +51,15 @@ def test_the_metadata_says_what_it_needs_and_brings(wheel):
     scripts = wheel.read(entry).decode()
     assert "minetorch-launch = minetorch_launch.cli:main" in scripts
     assert "minetorch = minetorch.cli:main" in scripts
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_the_scripts_install_one_version_of_each_requirement(wheel, python):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    requirements = re.findall(r"^Requires-Dist: (.*)", wheel.read(metadata).decode(), re.MULTILINE)
+    lines = (ROOT / f"constraints/{python}.txt").read_text().splitlines()
+    versions = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in map(Requirement, requirements):
+        if requirement.name != "minetorch":
+            version = versions[canonicalize_name(requirement.name)]
+            assert version in requirement.specifier, f"{requirement}: run scripts/lock"

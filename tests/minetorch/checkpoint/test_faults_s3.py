@@ -88,6 +88,7 @@ def test_reading_rides_out(which: str, fault: str, run: Checkpointer, models: St
     assert proxy.spoiled == 1
 
 
+@pytest.mark.slow
 def test_four_ranks_fetch_the_payload_once(
     bucket: Any, proxy: Proxy, launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,20 @@ def pytest_configure():
             signal.signal(signum, usual)
 
 
+# Fixtures that start a program which a machine may lack. Their names are the markers of the tests that use them.
+PROGRAMS = ("slurm", "postgres", "chromium")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items):
+    """Mark a test by the program that it uses. One worker of xdist runs all tests of a program, and starts it once."""
+    for item in items:
+        for name in PROGRAMS:
+            if name in item.fixturenames or item.get_closest_marker(name):
+                item.add_marker(name)
+                item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_files(tmp_path_factory):
     """Keep what this session puts into TMPDIR in a folder of its own, and take that away at the end."""

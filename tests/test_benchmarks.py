@@ -159,6 +159,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_word(tmp_path, monkeypa
     assert "left out: lightning is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_all_of_them_run(tmp_path):
     """Without peers that would have to be installed, so that it takes as long wherever it runs."""

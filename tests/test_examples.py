@@ -11,6 +11,8 @@ import torch
 
 import minetorch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 WAYS = {
     "python": [sys.executable],
@@ -36,6 +38,7 @@ def losses(tmp_path_factory, run_command, tools):
     return {way: run(way) for way in WAYS}
 
 
+@pytest.mark.xdist_group("digits")
 @pytest.mark.parametrize("way", list(WAYS)[1:])
 def test_the_losses_are_the_same_on_any_number_of_workers(losses, way):
     assert len(losses["python"]) == 2

@@ -63,6 +63,7 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_tutorials_script_trains(tmp_path, run_command, tools):
     (script,) = scripts("tutorial.md")
     (tmp_path / "train.py").write_text(script)
@@ -70,6 +71,7 @@ def test_the_tutorials_script_trains(tmp_path, run_command, tools):
     assert "Epoch 3/3: train_loss" in output
 
 
+@pytest.mark.slow
 def test_the_tutorials_run_in_a_bucket_goes_on_from_an_empty_disk(tmp_path, run_command, tools):
     blocks = re.findall(r"```bash\n(.*?)```", (DOCS / "tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
     (train,) = [line for block in blocks for line in block.splitlines() if "s3://bucket" in line]
@@ -100,6 +102,7 @@ def test_the_tutorials_run_in_a_bucket_goes_on_from_an_empty_disk(tmp_path, run_
     assert "Resumed from s3://bucket/runs/digits/models/" in said[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["train_by_hand", "train_with_minetorch"])
 def test_a_loop_before_and_after_it_is_moved(tmp_path, run_command, tools, function):
     (tmp_path / "train.py").write_text(
@@ -111,6 +114,7 @@ def test_a_loop_before_and_after_it_is_moved(tmp_path, run_command, tools, funct
     assert [path.name for path in tmp_path.iterdir() if path.name != "train.py"] == kept
 
 
+@pytest.mark.slow
 def test_what_the_trainer_tells_is_the_same_on_two_workers(tmp_path, run_command, tools):
     (script,) = scripts("trainer.md")
     (tmp_path / "look.py").write_text(script)
@@ -124,6 +128,7 @@ def test_what_the_trainer_tells_is_the_same_on_two_workers(tmp_path, run_command
         assert [float(figure) for figure in one] == pytest.approx([float(figure) for figure in two], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_trainer_stops_on_a_notice(tmp_path, run_command, tools):
     (script,) = scripts("launcher.md")
     (tmp_path / "train.py").write_text(f"{script}\nimport os\n\nos.kill(os.getpid(), signal.SIGUSR2)\n")

@@ -47,11 +47,15 @@ def test_there_are_the_commands_that_the_readme_promises():
     assert {command.split()[0] for command in TRAINING} == {"python", "minetorch-launch", "torchrun", "srun"}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("clone")
 @pytest.mark.parametrize("command", SUITE)
 def test_the_suites_commands_start(run_command, clone, tools, command):
     run_command(*SUITE[command], cwd=clone, env=tools)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("clone")
 def test_the_demo_trains_and_then_resumes(run_command, clone, tools):
     first = run_command(DEMO, cwd=clone, env=tools)
     run = clone / "alchemistic_directory" / "digits"
@@ -65,6 +69,7 @@ def test_the_demo_trains_and_then_resumes(run_command, clone, tools):
     assert float(accuracy[0]) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", TRAINING)
 def test_one_script_runs_in_every_way(run_command, tmp_path, tools, command):
     (tmp_path / "train.py").write_text(TRAIN)

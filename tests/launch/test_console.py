@@ -305,6 +305,7 @@ def test_real_workers_lines_are_shown_once_and_in_order(launches):
     }
 
 
+@pytest.mark.slow
 def test_ranks_that_print_at_one_moment_share_a_line(launches):
     script = launches.script(
         """
@@ -322,6 +323,7 @@ def test_ranks_that_print_at_one_moment_share_a_line(launches):
     assert "[0-1] now" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("show", ["0", "failed"])
 def test_show_on_the_command_line(launches, show):
     script = launches.script(

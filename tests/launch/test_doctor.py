@@ -80,6 +80,7 @@ def test_a_machine_that_is_well(examine, tmp_path):
     assert not (tmp_path / "not").exists()
 
 
+@pytest.mark.slow
 def test_two_nodes(launches, free_port):
     words = ("--json", "--device", "cpu", "--nproc", "1", "--nodes", "2", "--rdzv", f"127.0.0.1:{free_port}")
     doctors = [launches.start(*words, "--node-rank", rank, command=DOCTOR) for rank in (0, 1)]
@@ -94,6 +95,7 @@ def test_two_nodes(launches, free_port):
         assert found["rendezvous"]["status"] == "pass"
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_come(examine, free_port):
     rdzv = f"127.0.0.1:{free_port}"
     found = examine("--nodes", "2", "--rdzv", rdzv, "--node-rank", "0", "--timeout", "2", expect=1)
@@ -114,6 +116,7 @@ def test_the_nodes_of_a_slurm_job(slurm, tmp_path):
     assert output.count("each of 2 nodes reaches every other") == 2
 
 
+@pytest.mark.slow
 def test_signals_that_a_parent_has_blocked_or_ignored(examine):
     def spoil():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -126,6 +129,7 @@ def test_signals_that_a_parent_has_blocked_or_ignored(examine):
     assert "did not get SIGTERM" in found["passing on"]["found"]
 
 
+@pytest.mark.slow
 def test_a_group_that_cannot_be_made(examine):
     env = {"GLOO_SOCKET_IFNAME": "nosuch0"}
     found = examine("--nproc", "2", "--device", "cpu", "--timeout", "15", expect=1, env=env)
@@ -142,6 +146,7 @@ def test_a_gpu_that_is_not_there(examine):
     assert "workers" not in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -341,6 +346,7 @@ def test_shared_memory_as_small_as_dockers(examine, in_namespace):
     assert finding.startswith("64 MiB free of 64 in /dev/shm: DataLoader workers of 2 ranks may die")
 
 
+@pytest.mark.slow
 def test_a_temporary_folder_whose_path_is_too_long(examine, tmp_path):
     assert limits.assess_temporary("/tmp", GIB).status == "pass"
     assert limits.assess_temporary("/tmp", MIB).status == "warn"
@@ -584,6 +590,7 @@ def test_a_storage_that_cannot_be_written_to(guard, folder):
     assert finding.advice
 
 
+@pytest.mark.slow
 def test_a_storage_that_does_not_answer(guard, folder, monkeypatch):
     """It takes connections and says nothing: the check ends, and so does its process."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:

@@ -145,6 +145,7 @@ def losses(result):
     return re.findall(r"loss ([-+.e\d]+)$", result.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "steps"), [(DDP, 8), (ACCELERATE, 8), (LIGHTNING, 8)], ids=["ddp", "accelerate", "lightning"]
 )
@@ -195,6 +196,7 @@ def test_two_dashes_right_after_the_script_are_its_own_as_under_python():
     assert parse(["train.py", "--", "a"])[1].args == ("--", "a")
 
 
+@pytest.mark.slow
 def test_a_recorded_error_is_reported(launches, both):
     script = launches.script("""
         import os
@@ -239,6 +241,7 @@ GROUPS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
 def test_a_group_can_be_destroyed_right_after_the_last_step(launches, start_method):
     done = launches.run("--nproc", 3, "--start-method", start_method, launches.script(GROUPS))

@@ -36,7 +36,7 @@ def _lines(process, launches, text, ranks=2):
         heard = {rank for rank, lines in launches.by_rank(seen).items() if text in lines}
 
 
-@pytest.mark.parametrize("code", [75, 0])
+@pytest.mark.parametrize("code", [75, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_notice_reaches_each_worker_once_and_their_exit_code_is_handed_on(launches, code):
     begin = launches.folder / "begin"
     begin.touch()
@@ -51,6 +51,7 @@ def test_a_notice_reaches_each_worker_once_and_their_exit_code_is_handed_on(laun
     assert (err.splitlines()[-1] == early) == (code == 75)
 
 
+@pytest.mark.slow
 def test_a_worker_that_takes_no_notice_yet_gets_it_later(launches):
     begin = launches.folder / "begin"
     process = launches.start("--nproc", 2, launches.script(TAKES), 75, begin)
@@ -63,6 +64,7 @@ def test_a_worker_that_takes_no_notice_yet_gets_it_later(launches):
     assert launches.by_rank(out) == {0: ["ready", "told 1"], 1: ["ready", "told 1"]}
 
 
+@pytest.mark.slow
 def test_a_script_that_knows_no_notices_runs_on(launches):
     script = launches.script("print('here', flush=True); input_ = open(__import__('sys').argv[1]); input_.read()")
     fifo = launches.folder / "fifo"
@@ -76,6 +78,7 @@ def test_a_script_that_knows_no_notices_runs_on(launches):
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_another_signal_can_be_the_notice(launches):
     begin = launches.folder / "begin"
     begin.touch()
@@ -88,6 +91,7 @@ def test_another_signal_can_be_the_notice(launches):
     assert launches.by_rank(out) == {0: ["told 1"], 1: ["told 1"]}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_of_a_notice_was_stopped_and_has_not_failed(launches):
     script = launches.script("import time\nprint('here', flush=True)\ntime.sleep(1000)")
     process = launches.start("--nproc", 2, "--max-restarts", 5, "--notice-signals", "TERM", script)
@@ -98,6 +102,7 @@ def test_a_worker_that_dies_of_a_notice_was_stopped_and_has_not_failed(launches)
     assert err.splitlines()[-1] == "minetorch-launch: stopped by SIGTERM"
 
 
+@pytest.mark.slow
 def test_who_stopped_early_waits_for_the_others_as_long_as_grace_allows(launches):
     script = launches.script(
         """
@@ -112,12 +117,14 @@ def test_who_stopped_early_waits_for_the_others_as_long_as_grace_allows(launches
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_a_preemption_is_no_failure_and_is_not_restarted(launches):
     script = launches.script("import sys; print('once', flush=True); sys.exit(75)")
     done = launches.run("--nproc", 2, "--max-restarts", 3, script)
     assert (done.returncode, launches.by_rank(done.stdout)) == (75, {0: ["once"], 1: ["once"]})
 
 
+@pytest.mark.slow
 def test_a_stop_that_finds_all_work_saved_says_so(launches):
     begin = launches.folder / "begin"
     begin.touch()
@@ -154,6 +161,7 @@ IN_A_JOB = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "said"), [(0, "NoProgressError: the job's time was up"), (1, "StoppedEarlyError")])
 def test_a_job_whose_time_is_always_up_too_early_is_not_run_again(launches, steps, said):
     driver = launches.script(IN_A_JOB, "driver.py")

@@ -22,12 +22,12 @@ PRINTS_THEN = """
     ("end", "code", "said", "last"),
     [
         ("sys.exit(3)", 3, "called sys.exit(3)", ""),
-        ("sys.exit('a message')", 1, "called sys.exit('a message')", ""),
+        pytest.param("sys.exit('a message')", 1, "called sys.exit('a message')", "", marks=pytest.mark.slow),
         ("raise ValueError('two\\nlines')", 1, "ValueError: two", "ValueError: two\nlines"),
-        ("raise KeyboardInterrupt", 130, "KeyboardInterrupt", "KeyboardInterrupt"),
-        ("os._exit(5)", 5, "exit code 5 without an exception", ""),
+        pytest.param("raise KeyboardInterrupt", 130, "KeyboardInterrupt", "KeyboardInterrupt", marks=pytest.mark.slow),
+        pytest.param("os._exit(5)", 5, "exit code 5 without an exception", "", marks=pytest.mark.slow),
         ("os.kill(os.getpid(), signal.SIGKILL)", 137, "killed by SIGKILL", ""),
-        ("ctypes.string_at(0)", 139, "killed by SIGSEGV", "in <module>"),
+        pytest.param("ctypes.string_at(0)", 139, "killed by SIGSEGV", "in <module>", marks=pytest.mark.slow),
     ],
 )
 def test_report(launches, end, code, said, last):
@@ -44,6 +44,7 @@ def test_report(launches, end, code, said, last):
         assert internal not in report
 
 
+@pytest.mark.slow
 def test_a_syntax_error_shows_its_place_only(launches):
     done = launches.run(launches.script("print('never')\n1 +\n"))
     assert done.returncode == 1
@@ -52,13 +53,20 @@ def test_a_syntax_error_shows_its_place_only(launches):
     assert "line 2\n    1 +" in done.stderr
 
 
-@pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)", "sys.exit()", "pass"])
-def test_good_ends(launches, end):
-    done = launches.run("--nproc", 2, launches.script(f"import os, sys\nprint('x')\nsys.stdout.flush()\n{end}"))
+def test_good_ends(launches):
+    script = launches.script(
+        """
+        import os, sys
+        print("x", flush=True)
+        (sys.exit, os._exit, lambda code: sys.exit(), id)[int(os.environ["RANK"])](0)
+        """
+    )
+    done = launches.run("--nproc", 4, script)
     assert (done.returncode, done.stderr) == (0, "")
-    assert launches.by_rank(done.stdout) == {0: ["x"], 1: ["x"]}
+    assert launches.by_rank(done.stdout) == {rank: ["x"] for rank in range(4)}
 
 
+@pytest.mark.slow
 def test_the_cause_comes_first_and_its_consequences_after(launches):
     script = launches.script(
         """
@@ -79,6 +87,7 @@ def test_the_cause_comes_first_and_its_consequences_after(launches):
     assert found["first"]["log_file"] == "logs here/rank_2.log"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("closes_s", "blamed"),
     [(1.5, "rank 0 of 2 failed first: ValueError: the disk is full"), (1000, "rank 1 of 2 failed first: Rem")],
@@ -103,6 +112,7 @@ def test_the_cause_is_waited_for_where_others_only_repeat_it(launches, closes_s,
         assert "then       rank 1 failed: RemoteError: Rank 0 failed" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_scripts_own_excepthook_is_called(launches):
     script = launches.script(
         """
@@ -115,6 +125,7 @@ def test_a_scripts_own_excepthook_is_called(launches):
     assert (done.returncode, done.stdout) == (1, "[0] hook: caught by a hook\n")
 
 
+@pytest.mark.slow
 def test_at_exit_runs_after_an_exception_and_a_stuck_thread_does_not_hide_it(launches):
     script = launches.script(
         """
@@ -137,6 +148,7 @@ def own_lines(launches, output):
     return {rank: [line for line in by_rank[rank] if "[Gloo]" not in line] for rank in sorted(by_rank)}
 
 
+@pytest.mark.slow
 def test_restarts_with_gloo_on_four_workers(launches):
     script = launches.script(
         """
@@ -191,6 +203,7 @@ STEPS = """
 """
 
 
+@pytest.mark.slow
 def test_a_restart_costs_little_beyond_what_the_script_needs(launches):
     """0.1 to 0.3 s for 2 to 8 workers on two quiet cores; the limit leaves room for busy ones."""
     process = launches.start("--nproc", 4, "--max-restarts", 1, launches.script(STEPS))
@@ -210,6 +223,7 @@ def test_a_restart_costs_little_beyond_what_the_script_needs(launches):
     assert re.search(r"restart 1 of 1 took [\d.]+ s: noticing [\d.]+, stopping [\d.]+, rendezvous", err)
 
 
+@pytest.mark.slow
 def test_two_launches_at_once_do_not_meet(launches):
     script = launches.script(
         """
@@ -228,6 +242,7 @@ def test_two_launches_at_once_do_not_meet(launches):
     assert own_lines(launches, ends[1][0]) == {0: ["20"], 1: ["20"]}
 
 
+@pytest.mark.slow
 def test_a_preload_that_fails_says_so(launches):
     launches.script("raise ValueError('broken on import')", "broken.py")
     done = launches.run("--preload", "broken", launches.script("print('never')"))
@@ -252,6 +267,7 @@ def test_output_comes_at_once_and_keeps_its_stream(launches):
     assert process.communicate(timeout=60) == ("", "[0] to stderr\n")
 
 
+@pytest.mark.slow
 def test_a_terminal_gives_workers_its_width(launches):
     master, slave = pty.openpty()
     script = launches.script("import os; print(os.environ['MINETORCH_CONSOLE_COLUMNS'], os.isatty(1))")
@@ -262,6 +278,7 @@ def test_a_terminal_gives_workers_its_width(launches):
     assert out == "[0] 76 False\n"
 
 
+@pytest.mark.slow
 def test_an_error_in_a_loaders_worker_is_named_in_the_first_line(launches):
     script = launches.script("""
         from torch.utils.data import DataLoader

@@ -83,6 +83,7 @@ def wait_for_lines(process, number):
     return [process.stdout.readline() for _ in range(number)]
 
 
+@pytest.mark.slow
 def test_each_way_to_hang_is_told_on_demand(launches):
     process = launches.start("--nproc", 8, "--grace", 0.5, launches.script(WAYS_TO_HANG, "train é.py"))
     wait_for_lines(process, 8)
@@ -156,6 +157,7 @@ LOOP = """
 """
 
 
+@pytest.mark.slow
 def test_twenty_roll_calls_do_a_running_job_no_harm(launches):
     process = launches.start("--nproc", 2, launches.script(LOOP))
     assert sorted(wait_for_lines(process, 2)) == ["[0] looping 0\n", "[1] looping 1\n"]
@@ -217,6 +219,7 @@ def test_a_hang_is_named_and_ends_the_launch(launches):
     )
 
 
+@pytest.mark.slow
 def test_a_hang_is_restarted_as_any_failure(launches):
     done = launches.run(
         "--nproc", 2, "--hang-timeout", 1.5, "--max-restarts", 1, "--grace", 2, launches.script(BEATS), 1
@@ -227,7 +230,7 @@ def test_a_hang_is_restarted_as_any_failure(launches):
     assert "restart 1 of 1" in done.stderr
 
 
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("start_method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_worker_hands_its_memory_over_and_keeps_it_from_its_children(launches, start_method):
     script = launches.script(
         """
@@ -252,6 +255,7 @@ def test_a_worker_hands_its_memory_over_and_keeps_it_from_its_children(launches,
     ]
 
 
+@pytest.mark.slow
 def test_a_trainer_that_hangs_in_its_data_is_named(launches):
     script = launches.script(
         """

@@ -69,6 +69,7 @@ EVERYTHING = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
 def test_script(launches, start_method):
     script = launches.script(EVERYTHING, "dir ü/my script.py")
@@ -81,6 +82,7 @@ def test_script(launches, start_method):
     assert (launches.folder / "ours.txt").read_text() == (launches.folder / "alone.txt").read_text() == "written"
 
 
+@pytest.mark.slow
 def test_module(launches):
     launches.script("", "pkg/__init__.py")
     launches.script(
@@ -171,6 +173,7 @@ def test_function(launches):
     assert done.stdout.splitlines() == ["(('0', 3), ('1', 3))", "1 ValueError: nothing to add", "True"]
 
 
+@pytest.mark.slow
 def test_a_temporary_folder_with_a_long_path(launches):
     """The fork server's socket has at most 107 bytes for its path."""
     folder = launches.folder / ("long" * 25)

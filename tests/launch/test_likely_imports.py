@@ -34,6 +34,7 @@ def test_what_cannot_be_read_may_train(tmp_path):
         assert likely_imports(target) == (COMPILER,)
 
 
+@pytest.mark.slow
 def test_workers_find_the_trainer_imported(launches):
     script = launches.script("""
         import sys

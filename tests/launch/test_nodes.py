@@ -132,6 +132,7 @@ def test_ranks_follow_the_order_of_the_nodes(launches, nodes):
     assert "rank 2 of 3 on node 1, local 1" in second.text
 
 
+@pytest.mark.slow
 def test_the_rendezvous_host_comes_first_without_numbers(launches, nodes):
     script = launches.script(COUNTS)
     first = nodes(script, 5, -1)
@@ -152,6 +153,7 @@ def test_a_failure_restarts_all_nodes_and_one_tells_of_it(launches, nodes):
     assert "gave up" not in second.text
 
 
+@pytest.mark.slow
 def test_a_failure_without_restarts_ends_all_nodes_with_its_code(launches, nodes):
     script = launches.script(COUNTS)
     first = nodes(script, 1000, 5, rank=0)
@@ -163,6 +165,7 @@ def test_a_failure_without_restarts_ends_all_nodes_with_its_code(launches, nodes
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_a_stop_of_one_launcher_stops_all(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
@@ -174,6 +177,7 @@ def test_a_stop_of_one_launcher_stops_all(launches, nodes):
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_a_notice_to_one_launcher_reaches_every_worker_once(launches, nodes):
     script = launches.script(LISTENS)
     first, second = (nodes("--nproc", 2, script, rank=rank) for rank in (0, 1))
@@ -202,6 +206,7 @@ def _wait_until_all_are_ready(*nodes):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_an_elastic_job_goes_on_without_a_node_that_dies_and_takes_it_in_again(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes(script, 10**6, -1, of="1:2", rank=rank) for rank in (0, 1))
@@ -223,6 +228,7 @@ def test_an_elastic_job_goes_on_without_a_node_that_dies_and_takes_it_in_again(l
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
     script = launches.script(COUNTS)
     first, second, third = (nodes(script, 10**6, -1, of="1:3", rank=rank) for rank in (0, 1, 2))
@@ -250,6 +256,7 @@ def test_torchs_rendezvous_without_its_store_is_a_store_that_is_lost(port):
         backend.get_state()
 
 
+@pytest.mark.slow
 def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes("--join-timeout", 2, script, 10**6, -1, rank=rank) for rank in (0, 1))
@@ -260,6 +267,7 @@ def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_a_launcher_too_many_takes_the_place_of_one_that_goes(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
@@ -273,6 +281,7 @@ def test_a_launcher_too_many_takes_the_place_of_one_that_goes(launches, nodes):
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_a_launcher_too_many_ends_with_the_job_and_says_so(launches, nodes):
     script = launches.script(COUNTS)
     first, second = nodes(script, 10**6, -1), nodes(script, 10**6, -1)
@@ -286,6 +295,7 @@ def test_a_launcher_too_many_ends_with_the_job_and_says_so(launches, nodes):
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_a_launcher_too_many_that_is_stopped_does_not_end_the_job(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes("--max-restarts", 1, script, 10**6, -1, rank=rank) for rank in (0, 1))
@@ -301,6 +311,7 @@ def test_a_launcher_too_many_that_is_stopped_does_not_end_the_job(launches, node
     assert not launches.processes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rdzv", "said"),
     [
@@ -315,6 +326,7 @@ def test_errors_of_joining_say_what_to_check(launches, nodes, rdzv, said):
     assert re.search(said, node.lines[-1]), node.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_something_else_at_the_port_is_no_launcher(launches, nodes, port, rank):
     with socket.create_server(("127.0.0.1", port)) as server:
@@ -330,6 +342,7 @@ def test_something_else_at_the_port_is_no_launcher(launches, nodes, port, rank):
         assert "what listens there is no launcher of this job" in node.lines[-1]
 
 
+@pytest.mark.slow
 def test_two_commands_at_one_place_never_merge(launches, nodes):
     one = launches.script(COUNTS, "one.py")
     other = launches.script(COUNTS, "other.py")
@@ -341,6 +354,7 @@ def test_two_commands_at_one_place_never_merge(launches, nodes):
     assert (first.end(), second.end()) == (0, 0), first.text + second.text
 
 
+@pytest.mark.slow
 def test_the_node_that_kept_the_rendezvous_comes_back_with_its_own_command(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
@@ -389,6 +403,7 @@ def machines():
             ip("netns", "delete", name, check=False)
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_link_that_is_cut_silently_is_noticed_on_both_sides(launches, nodes, machines):
     inside, set_link = machines
@@ -409,6 +424,7 @@ def test_a_link_that_is_cut_silently_is_noticed_on_both_sides(launches, nodes, m
     assert time.monotonic() - began < 3 * LOST_SECONDS + 30
 
 
+@pytest.mark.slow
 @needs_root
 def test_two_nodes_that_lost_each_other_meet_again_when_the_link_is_back(launches, nodes, machines):
     inside, set_link = machines

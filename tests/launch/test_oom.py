@@ -154,6 +154,7 @@ def small_group():
                 time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_rank_that_the_kernel_kills_for_its_memory_is_told_so(launches, small_group):
     script = launches.script(
         """

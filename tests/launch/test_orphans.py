@@ -85,7 +85,8 @@ def _ended(process, within):
         return ""
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
 def test_a_launch_killed_at_a_random_moment_leaves_nothing(launches, seed):
     chance = random.Random(seed)
     victim = VICTIMS[seed % len(VICTIMS)]
@@ -120,6 +121,7 @@ KILLED_AT_TORCHS_FILE = """
 """
 
 
+@pytest.mark.slow
 def test_a_launcher_killed_between_a_files_making_and_its_end_leaves_no_file(launches):
     launches.script(KILLED_AT_TORCHS_FILE, "hook/sitecustomize.py")
     folder = launches.folder / "tmp"
@@ -146,6 +148,7 @@ CLUTTERS = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_no_folder_though_its_workers_go_on_for_a_moment(launches):
     process = launches.start("--nproc", 4, launches.script(CLUTTERS))
     folder = Path(process.stdout.readline().split()[-1])

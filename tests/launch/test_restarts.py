@@ -236,6 +236,7 @@ def test_what_is_not_known_of_the_cost_is_left_out(cost, line):
     assert cost.line(2, 5) == line
 
 
+@pytest.mark.slow
 def test_a_real_start_error_of_a_trainers_script_is_not_tried_again(launches):
     script = launches.script("import minetorch\nraise ValueError('of the start')")
     done = launches.run("--nproc", 2, "--max-restarts", 2, script)

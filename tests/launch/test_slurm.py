@@ -52,6 +52,27 @@ TASK = {
     "SLURM_RESTART_COUNT": "1",
 }
 INTERACTIVE = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "gpu[07-08]"}
+ARRAY_TASK = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_ARRAY_JOB_ID": "70",
+    "SLURM_ARRAY_TASK_ID": "4",
+    "SLURM_JOB_NODELIST": "gpu[01-04]",
+    "SLURM_STEP_ID": "3",
+    "SLURM_STEP_NODELIST": "gpu[02-04]",
+    "SLURM_STEP_TASKS_PER_NODE": "1,2,3",
+    "SLURMD_NODENAME": "gpu04",
+    "SLURM_NODEID": "0",
+    "SLURM_LOCALID": "2",
+    "SLURM_GPUS_ON_NODE": "2",
+    "SLURM_GPUS_PER_TASK": "a100:1",
+    "SLURM_CPUS_PER_TASK": "6",
+    "SLURM_CPUS_ON_NODE": "8",
+    "SLURM_JOB_CPUS_PER_NODE": "8(x3),6",
+    "SLURM_RESTART_COUNT": "5",
+    "SLURM_NTASKS_PER_NODE": "9",
+    "SLURM_JOB_START_TIME": "1000",
+    "SLURM_JOB_END_TIME": "1600",
+}
 
 
 def job_of(environ, own_step=None):
@@ -88,6 +109,16 @@ def test_counts():
         expand_counts("2(y3)")
 
 
+def test_a_list_that_names_too_many_is_refused_before_it_is_made():
+    most = 2**17
+    assert len(expand_hosts(f"n[0-{most - 3}],a,b")) == len(expand_counts(f"1(x{most - 2}),2,3")) == most
+    for text in (f"n[0-{10**17}]", f"n[0-{most - 2}],a,b", "n[1-9]" * 9):
+        with pytest.raises(UsageError, match=f"is none: it names more than {most} hosts"):
+            expand_hosts(text)
+    with pytest.raises(UsageError, match=r"it must be like 2\(x3\),1"):
+        expand_counts(f"1(x{10**17})")
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -103,6 +134,9 @@ def test_counts():
         ("NOT_SET", None),
         ("N/A", None),
         ("", None),
+        ("1:1:1:1", None),
+        ("-1", None),
+        ("9" * 19, None),
     ],
 )
 def test_durations(text, seconds):
@@ -121,9 +155,25 @@ def test_the_batch_script():
 
 
 def test_a_task():
-    job = job_of(TASK)
-    assert (job.place, job.step, job.hosts, job.node, job.restarts) == ("task", 3, ("gpu07", "gpu08"), 1, 1)
-    assert (job.gpus, job.cpus, job.workers) == (2, 6, 1)
+    """A task of an array, of a step on three of the job's four nodes."""
+    assert job_of(ARRAY_TASK) == SlurmJob(
+        id="70_4",
+        number=77,
+        place="task",
+        hosts=("gpu02", "gpu03", "gpu04"),
+        step=3,
+        node=2,
+        tasks_here=3,
+        local_id=2,
+        restarts=5,
+        gpus=2,
+        gpus_per_task="a100:1",
+        cpus=6,
+        cpus_per_node=(8, 8, 8, 6),
+        workers=1,
+        times=Times(1600, 600),
+        batch=None,
+    )
 
 
 def test_a_step_on_some_of_the_nodes():
@@ -138,8 +188,28 @@ def test_an_interactive_shell():
 
 
 @pytest.mark.parametrize(
+    ("step", "place"),
+    [
+        (str(0xFFFFFFFB), "batch"),
+        (str(0xFFFFFFF9), "task"),
+        ("interactive", "interactive"),
+        ("extern", "batch"),
+        ("", "batch"),
+    ],
+)
+def test_the_place_of_a_step(step, place):
+    assert job_of(BATCH | {"SLURM_STEP_ID": step}).place == place
+
+
+@pytest.mark.parametrize(
     ("own_step", "place"),
-    [("77.batch", "batch"), ("77.interactive", "interactive"), ("77.4294967290", "interactive"), ("77.5", "task")],
+    [
+        ("77.batch", "batch"),
+        ("77.interactive", "interactive"),
+        ("77.4294967290", "interactive"),
+        ("77.5", "task"),
+        ("5", "task"),
+    ],
 )
 def test_the_own_step_counts_more_than_inherited_variables(own_step, place):
     job = job_of(TASK, own_step)
@@ -167,6 +237,25 @@ def test_who_signals_all_of_a_step(tmp_path):
 def test_an_array_has_its_tasks_id():
     array = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "0"}
     assert job_of(BATCH | array).id == "70_0"
+    assert job_of(BATCH | {"SLURM_ARRAY_JOB_ID": "70"}).id == "77"
+
+
+@pytest.mark.parametrize(
+    ("changes", "node"),
+    [
+        ({"SLURMD_NODENAME": "gpu08"}, 1),
+        ({"SLURMD_NODENAME": "elsewhere", "SLURM_NODEID": "1"}, 1),
+        ({"SLURMD_NODENAME": "elsewhere", "SLURM_NODEID": "9"}, 1),
+        ({"SLURMD_NODENAME": "elsewhere", "SLURM_NODEID": ""}, 0),
+    ],
+)
+def test_which_node_this_is(changes, node):
+    assert job_of(BATCH | changes).node == node
+
+
+@pytest.mark.parametrize(("per_node", "tasks", "workers"), [("3", "8", 3), ("", "8", 4), ("", "3", 1), ("0", "8", 4)])
+def test_workers_of_a_node(per_node, tasks, workers):
+    assert job_of(BATCH | {"SLURM_NTASKS_PER_NODE": per_node, "SLURM_NTASKS": tasks}).workers == workers
 
 
 @pytest.mark.parametrize(
@@ -196,6 +285,13 @@ def test_run_and_port_are_one_steps_of_one_run():
     assert all(15000 <= job.port < 30000 for job in jobs)
     other_node = job_of(TASK | {"SLURMD_NODENAME": "gpu07", "SLURM_NODEID": "0"})
     assert (other_node.run_id, other_node.port) == (jobs[0].run_id, jobs[0].port)
+
+
+def test_the_id_and_port_of_a_run():
+    """The nodes of a job meet there, some with an older version of the launcher. Never change these."""
+    job = job_of(ARRAY_TASK)
+    assert (job.run_id, job.port) == ("slurm-70_4-5-3", 15821)
+    assert job_of(BATCH).run_id == "slurm-77-0-0"
 
 
 def test_cores_are_the_jobs_share_of_what_is_usable():
@@ -238,8 +334,12 @@ def test_one_node_needs_no_meeting():
 
 def test_several_launchers_on_a_node_are_refused():
     job = job_of(TASK | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
-    with pytest.raises(UsageError, match=r"4 launchers on gpu08.*--ntasks-per-node=1"):
+    with pytest.raises(UsageError) as refused:
         fill_in(LaunchOptions(), job, has_gpus=False, find_address=str)
+    assert str(refused.value) == (
+        "srun has started 4 launchers on gpu08, but one starts all workers of its node: type srun --ntasks-per-node=1 "
+        "minetorch-launch --nproc 4 …, or, with the batch script's --ntasks-per-node, no srun at all"
+    )
 
 
 def test_more_nodes_than_there_are():
@@ -271,24 +371,21 @@ def test_gpus_that_were_asked_for_by_the_task(per_task, asked):
 
 
 def test_srun_does_not_get_the_jobs_wishes_for_its_tasks():
-    environ = BATCH | {
-        "PATH": "/bin",
-        "SLURM_CONF": "/x",
-        "SLURM_GPUS_PER_TASK": "1",
-        "SLURM_NTASKS": "8",
-        "SLURM_STEP_ID": "0",
-        "SLURM_GPUS_PER_NODE": "4",
-        "SLURM_MEM_PER_NODE": "100",
-    }
-    word = BatchWord(workers=4)
-    kept = srun_environ(environ, word)
-    gone = {"SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_NTASKS", "SLURM_STEP_ID"}
-    gone |= {"SLURM_NODEID"}
-    assert {*environ} - {*kept} == gone
-    assert BatchWord.from_text(kept[BATCH_VARIABLE]) == word
+    gone = [
+        *("NTASKS", "NTASKS_PER_NODE", "NPROCS", "TASKS_PER_NODE", "CPUS_PER_TASK", "CPUS_PER_GPU", "GPUS_PER_TASK"),
+        *("GPU_BIND", "GPU_FREQ", "TRES_PER_TASK", "TRES_BIND", "CPU_BIND_TYPE", "MEM_BIND", "DISTRIBUTION", "EXACT"),
+        *("EXCLUSIVE", "WHOLE", "OVERLAP", "KILL_BAD_EXIT", "WAIT", "LABELIO", "STDOUTMODE", "UNBUFFEREDIO"),
+        *("MULTI_PROG", "NNODES", "JOB_NUM_NODES", "STEP_ID", "PROCID", "LOCALID", "NODEID", "GTIDS", "SRUN_COMM_HOST"),
+        *("LAUNCH_NODE_IPADDR", "TASK_PID"),
+    ]
+    kept = {"PATH": "/bin", "SLURM_CONF": "x", "SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "100", "MY_SLURM_NTASKS": "1"}
+    environ = {**kept, **{f"SLURM_{name}": "1" for name in gone}, "SRUN_CPUS_PER_TASK": "1"}
+    assert srun_environ(environ, BatchWord()) == {**kept, BATCH_VARIABLE: BatchWord().text()}
 
 
-@pytest.mark.parametrize("text", ["", "4", "{}", json.dumps({"workers": 1, "times": {"begin": 1}})])
+@pytest.mark.parametrize(
+    "text", ["", "4", "{}", json.dumps({"workers": 1, "times": {"begin": 1}}), BatchWord(workers=0).text()]
+)
 def test_a_word_that_no_launcher_gave(text):
     with pytest.raises(UsageError, match=f"{BATCH_VARIABLE}=.*unset it"):
         job_of(TASK | {BATCH_VARIABLE: text})
@@ -301,6 +398,7 @@ def test_the_notice_comes_two_minutes_before_the_end_or_a_tenth_of_a_short_job()
     assert make_deadline(Times(end=1_000, limit=600), None, now=500).margin == 60
     assert make_deadline(Times(end=1_000), None, now=400).margin == 60
     assert make_deadline(Times(end=1_000, limit=600), 300, now=500).notice_at == 700
+    assert make_deadline(Times(end=1_000), None, now=1_100).margin == 0
 
 
 def test_a_notice_before_the_job_has_begun_is_refused():

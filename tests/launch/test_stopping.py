@@ -57,7 +57,7 @@ def running(launches):
     return start
 
 
-@pytest.mark.parametrize("to_all", [True, False], ids=["group", "launcher"])
+@pytest.mark.parametrize("to_all", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["group", "launcher"])
 def test_ctrl_c_stops_everything_once(launches, running, to_all):
     process, _ = running("works")
     (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
@@ -81,6 +81,7 @@ def test_sigterm_reaches_each_worker_once(launches, running):
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_kills_at_once(launches, running):
     process, _ = running("ignores")
     process.send_signal(signal.SIGINT)
@@ -93,6 +94,7 @@ def test_a_second_ctrl_c_kills_at_once(launches, running):
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_grace_bounds_a_stop(launches, running):
     process, _ = running("stuck", "--grace", "1")
     process.terminate()
@@ -101,6 +103,7 @@ def test_grace_bounds_a_stop(launches, running):
     assert not launches.processes()
 
 
+@pytest.mark.slow
 def test_grace_bounds_a_failure_too_and_a_crash_takes_data_loader_workers_along(launches, running):
     process, pids = running("ignores", "--grace", "1")
     os.kill(pids[1], signal.SIGKILL)
@@ -110,14 +113,15 @@ def test_grace_bounds_a_failure_too_and_a_crash_takes_data_loader_workers_along(
     assert not launches.processes()
 
 
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
-@pytest.mark.parametrize("kill", [os.kill, os.killpg])
+@pytest.mark.parametrize("start_method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kill", [os.kill, pytest.param(os.killpg, marks=pytest.mark.slow)])
 def test_killing_the_launcher_leaves_nothing(launches, running, kill, start_method):
     process, _ = running("stuck", "--start-method", start_method)
     kill(process.pid, signal.SIGKILL)
     assert launches.gone_within(5), launches.processes()
 
 
+@pytest.mark.slow
 def test_killing_the_fork_server_ends_the_launch_and_says_so(launches, running):
     process, pids = running("stuck")
     with open(f"/proc/{pids[0]}/stat") as stat:
@@ -129,6 +133,7 @@ def test_killing_the_fork_server_ends_the_launch_and_says_so(launches, running):
     assert launches.gone_within(5), launches.processes()
 
 
+@pytest.mark.slow
 def test_what_a_script_leaves_in_the_background_ends_with_the_launch(launches):
     script = launches.script("import subprocess; subprocess.Popen(['sleep', '1000'])")
     done = launches.run(script)
@@ -136,6 +141,7 @@ def test_what_a_script_leaves_in_the_background_ends_with_the_launch(launches):
     assert launches.gone_within(5), launches.processes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.15, 0.5, 0.9, 1.4])
 def test_a_stop_during_the_start_leaves_nothing(launches, after):
     """At any moment will do, so the sleep makes nothing flaky: it only spreads the moments."""

@@ -32,7 +32,11 @@ def load(script):
 
 
 EXACT = load("exact")
-CASES = [(world, case) for world in (1, 2, 3, 4) for case in EXACT.cases(world)]
+CASES = [
+    pytest.param(world, case, marks=pytest.mark.xdist_group(f"exact on {world}"))
+    for world in (1, 2, 3, 4)
+    for case in EXACT.cases(world)
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,11 @@ def found(tmp_path_factory, launch):
     """What differed in each case on each rank, of a world that is started once for all its cases."""
 
     @functools.cache
-    def find(world):
+    def find(world, *few):
         out = tmp_path_factory.mktemp(f"exact_{world}")
+        options = ["--threads", "1", "--hang-timeout", "600"]
         try:
-            launch(world, "exact.py", out, options=["--threads", "1", "--hang-timeout", "600"], timeout=500)
+            launch(world, "exact.py", out, *few, options=options, timeout=500)
         except (AssertionError, subprocess.TimeoutExpired) as error:
             return error
         return [json.loads((out / f"found_{rank}.json").read_text()) for rank in range(world)]
@@ -51,6 +56,12 @@ def found(tmp_path_factory, launch):
     return find
 
 
+def test_a_few_stopped_runs_end_in_the_same_bits(found):
+    """Two processes, because the buckets of DistributedDataParallel and the data's shares are what may differ."""
+    assert found(2, "few") == [{str(case): {} for case in EXACT.FEW}] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("world", "case"), CASES, ids=lambda value: str(value))
 def test_a_stopped_run_ends_in_the_same_bits(found, world, case):
@@ -86,6 +97,8 @@ def whole(tmp_path_factory, run_command):
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ends")
 @pytest.mark.parametrize("how", ENDS)
 def test_whatever_ends_the_processes(how, whole, tmp_path, tools):
     restarts, code, said = ENDS[how]
@@ -137,6 +150,7 @@ def epochs_in_log(folder):
     return {epoch: line for line, epoch in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(1, 3), (4, 2), (3, 4)])
 def test_on_another_number_of_workers_to_the_sample(launch, tmp_path, first, then):
     """The rest of the epoch is seen once, in the same global order, and augmented alike: the sums say so."""
@@ -151,6 +165,7 @@ def test_on_another_number_of_workers_to_the_sample(launch, tmp_path, first, the
         assert stopped["count"] == whole["count"]
 
 
+@pytest.mark.slow
 def test_with_split_batches_the_curve_is_the_same_within_rounding(launch, tmp_path):
     curves = []
     for number, worlds in enumerate([(1, 3), (2,), (4, 1)]):

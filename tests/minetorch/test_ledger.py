@@ -125,6 +125,7 @@ def test_an_older_line_is_gone_on_from(noted, tmp_path):
     assert book.check(samples=20).is_exact
 
 
+@pytest.mark.slow
 def test_two_ranks_have_a_file_each(launch, tmp_path):
     launch(2, "kept.py", tmp_path, 7)
     launch(2, "kept.py", tmp_path, 0)

@@ -256,6 +256,7 @@ Trainer(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_has_a_log_without_overlap_or_gap(tmp_path):
     (tmp_path / "train.py").write_text(RUN)
     for kill_at, code in ((7, -signal.SIGKILL), (0, 0), (0, 0)):

@@ -163,6 +163,7 @@ Trainer(
 """
 
 
+@pytest.mark.slow
 def test_two_real_ranks_warn_once_and_keep_their_own_logs(run_command, tools, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(WORLD))

@@ -3,6 +3,8 @@
 import json
 import time
 
+import pytest
+
 MOMENTS = ("staging", "upload", "commit", "between")
 ALL = [f"{moment}:{rank}" for rank in (0, 1) for moment in MOMENTS] + ["slow:1"]
 SOME = ["upload:0", "upload:1", "commit:0", "commit:1"]
@@ -35,10 +37,12 @@ def lose(launch, place, notes, moments):
     check(notes, moments, output)
 
 
+@pytest.mark.slow
 def test_on_a_disk(launch, tmp_path):
     lose(launch, tmp_path / "runs", tmp_path / "notes", ALL)
 
 
+@pytest.mark.slow
 def test_on_s3(launch, tmp_path, bucket, monkeypatch):
     for name, value in bucket.environ.items():
         monkeypatch.setenv(name, value)

@@ -80,6 +80,7 @@ def drawn(events, tmp_path):
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_other_machines(machine, bucket, s3_server, tmp_path):
     secrets = (s3_server.key, s3_server.secret)
     server = {"AWS_ENDPOINT_URL": s3_server.url, "AWS_DEFAULT_REGION": "us-east-1"}
@@ -122,6 +123,7 @@ def test_a_run_goes_on_on_other_machines(machine, bucket, s3_server, tmp_path):
     assert any(b"archive" in data for data in stored.values())  # payloads are not compressed, which would hide it
 
 
+@pytest.mark.slow
 def test_wrong_credentials_in_the_environment_are_said_and_not_shown(machine, bucket, s3_server):
     wrong = "hunter2" + s3_server.secret[7:]
     environ = {**bucket.environ, "AWS_SECRET_ACCESS_KEY": wrong}

@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 EXAMPLE = Path(__file__).parents[2] / "examples/train.ipynb"
 
 # Of the kernel's own libraries.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.notebook, pytest.mark.filterwarnings("default")]
 
 SETUP = """
 import os, signal, threading, time, torch
@@ -131,6 +131,7 @@ def test_a_cell_trains_shows_its_run_and_may_be_run_again(outputs, tmp_path):
     assert len(page) < 10_000
 
 
+@pytest.mark.slow
 def test_what_is_told_at_the_end_of_a_cell_is_shown(outputs):
     """Who runs a notebook as a whole hears nothing of a cell that has ended: the view must not be later."""
     (cell,) = outputs(
@@ -145,6 +146,7 @@ train(1, in_notebook=True).logger.warning("the last word")
     assert "the last word</pre>" in shown(cell, "text/html")[-1]
 
 
+@pytest.mark.slow
 def test_workers_train_below_the_cell(outputs, tmp_path):
     first, second, values = outputs(
         "launch(lambda: train(3).metrics)",
@@ -181,6 +183,7 @@ results = launch(lambda base: Own(base + int(os.environ["RANK"])), 40, nproc=2, 
     assert shown(values, "text/plain") == ["([True, True], [40, 41])"]
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_told(outputs):
     cell = """
 from minetorch import ConfigurationError, WorkersFailedError
@@ -255,6 +258,7 @@ def deaf():
 """
 
 
+@pytest.mark.slow
 def test_the_stop_button_leaves_no_worker_and_a_usable_kernel(kernel, marked):
     manager, client = kernel
     hear(client, say(client, SETUP + DEAF), is_idle)
@@ -273,6 +277,7 @@ def test_the_stop_button_leaves_no_worker_and_a_usable_kernel(kernel, marked):
     assert re.search(r"again: [1-9]", str(heard[-1]["content"]))
 
 
+@pytest.mark.slow
 def test_the_example_is_clean_and_trains_and_resumes(tmp_path, marked):
     notebook = nbformat.read(EXAMPLE, as_version=4)
     nbformat.validate(notebook)

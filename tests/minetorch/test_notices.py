@@ -259,6 +259,7 @@ def numbers(value):
         yield torch.as_tensor(value)
 
 
+@pytest.mark.slow
 def test_signals_to_the_whole_group_cost_not_a_step(tmp_path, tools):
     """As a terminal, `timeout` and batch systems send them: the loaders' workers get them, too, and go on."""
     runs, draw = Runs(tmp_path, tools), random.Random(7)
@@ -296,6 +297,8 @@ def pairs(tmp_path_factory, tools):
     return runs
 
 
+@pytest.mark.xdist_group("pairs")
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rank", "moment"), [("minetorch-launch", 1, 31), ("torchrun", 0, 12)])
 def test_a_signal_to_one_rank_stops_all_at_one_step(pairs, name, rank, moment):
     words, expected = LAUNCHERS[name]

@@ -30,6 +30,8 @@ def newest(runs, case):
     return max(Catalogue.read(Store.open(runs / case / "models")).manifests, key=lambda manifest: manifest.key)
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_every_rank_stops_after_the_same_step_and_it_is_saved(stops):
     ranks, runs = stops
     assert len(ranks[0]) > 25
@@ -40,6 +42,8 @@ def test_every_rank_stops_after_the_same_step_and_it_is_saved(stops):
         assert [manifest.epoch, manifest.position, manifest.step] == first["at"], case
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_a_notice_stops_within_a_few_steps_of_the_moment(stops):
     """Two rounds at most: one may be under way, to hear of the checkpoint of the epoch before."""
     ranks, _ = stops
@@ -59,10 +63,14 @@ def test_a_notice_stops_within_a_few_steps_of_the_moment(stops):
             assert tuple(found["at"][:2]) in where, (rank, point, found)
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_an_accumulation_is_finished_first(stops):
     assert stops[0][0]["accumulation"]["at"] in ([1, 3, 1], [1, 6, 2])
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_hooks_stop_all_from_any_rank_also_main_only_ones(stops):
     found = stops[0][0]
     for case in ("main only", "rank 2"):
@@ -74,6 +82,8 @@ def test_hooks_stop_all_from_any_rank_also_main_only_ones(stops):
     assert found["before it trains"]["at"] == [0, 0, 0]
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_whatever_takes_long_is_cut_short_or_waited_for_and_the_notice_is_not_lost(stops):
     found = stops[0][0]
     assert found["long validation"]["code"] == 75
@@ -84,6 +94,8 @@ def test_whatever_takes_long_is_cut_short_or_waited_for_and_the_notice_is_not_lo
     assert found["first batch"]["at"][:2] in [[1, step] for step in range(1, 6)]
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_deadlines(stops):
     ranks, runs = stops
     timed, ended = ranks[0]["max_time in validation"], ranks[0]["end of the job"]
@@ -95,10 +107,14 @@ def test_deadlines(stops):
     assert "The job's time is nearly up: stopped early, with all work saved up to step" in log
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_rounds_without_end_lose_no_step(stops):
     assert stops[0][0]["saves"]["at"] == [3, 100, 300]
 
 
+@pytest.mark.xdist_group("stops")
+@pytest.mark.slow
 def test_nobody_is_busy_while_nothing_is_asked_for(stops):
     assert all(found["idle"]["ticks"] <= 1 for found in stops[0])
 
@@ -152,6 +168,7 @@ def until(process, text):
     pytest.fail("".join(seen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slow_s", "code"), [(1, 75), (1000, 143)])
 def test_the_last_checkpoint_is_committed_within_the_grace_or_the_last_good_one_stands(tools, tmp_path, slow_s, code):
     process = start(tools, tmp_path, str(slow_s), options=["--grace", "6"])
@@ -174,6 +191,7 @@ def test_the_last_checkpoint_is_committed_within_the_grace_or_the_last_good_one_
     assert minetorch.load(tmp_path / "default", "latest")["progress"]["step"] == steps[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["raises", "exits"])
 def test_a_rank_that_crashes_amid_a_round_exits_at_once_and_so_do_the_others(tools, tmp_path, how):
     process = start(tools, tmp_path, how)

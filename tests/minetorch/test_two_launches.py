@@ -60,6 +60,7 @@ def test_the_second_is_refused_and_leaves_the_first_alone(first, tmp_path):
     assert "RunInUseError" not in log_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_next_start_does_not_wait(first, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=60)
@@ -69,6 +70,7 @@ def test_after_a_kill_the_next_start_does_not_wait(first, tmp_path):
         assert "looking for up to" not in second.stderr.read()
 
 
+@pytest.mark.slow
 def test_the_second_waits_until_the_first_ends(first, tmp_path):
     with started(tmp_path, "wait") as second:
         lines = iter(second.stderr.readline, "")
@@ -79,6 +81,7 @@ def test_the_second_waits_until_the_first_ends(first, tmp_path):
         assert step(second) == last + 1
 
 
+@pytest.mark.slow
 def test_a_frozen_writer_comes_back_and_touches_nothing(first, tmp_path):
     freeze(first)
     with started(tmp_path, "replace") as second:

@@ -6,6 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
+pytestmark = pytest.mark.xdist_group("worlds")
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, launch):
@@ -88,6 +90,7 @@ def test_parameters_that_the_loss_does_not_use_are_named(ranks):
         assert "does not depend on these parameters: spare.weight, spare.bias. With several workers" in found["unused"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
 def test_at_another_world_size_each_sample_of_the_epoch_is_still_seen_once(launch, tmp_path, first, then):
     launch(first, "ledger.py", tmp_path, 3)

@@ -187,7 +187,7 @@ def count(backend: str, store: Store, make: Make, save: Save) -> int:
     return fate.calls
 
 
-@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("kind", ["before", pytest.param("after", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", CALLS)
 def test_death(backend: str, kind: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save) -> None:
     calls = count(backend, folder(backend, tmp_path, memory_url, "count"), checkpointer, save)
@@ -204,7 +204,7 @@ def test_death(backend: str, kind: str, tmp_path: Path, memory_url: str, checkpo
     assert set(found) == {3, 4}
 
 
-@pytest.mark.parametrize("kind", ["refused", "lost"])
+@pytest.mark.parametrize("kind", ["lost", pytest.param("refused", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", CALLS)
 def test_an_error_that_the_writer_survives(
     backend: str, kind: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save, peek: Peek
@@ -221,7 +221,7 @@ def test_an_error_that_the_writer_survives(
         assert check(store, checkpointer, save) == 4
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["after", pytest.param("before", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", CALLS)
 def test_a_successor_at_any_moment(
     backend: str, when: str, tmp_path: Path, memory_url: str, checkpointer: Make, save: Save, peek: Peek

@@ -90,6 +90,7 @@ def count(store: Store, make: Make, save: Save) -> list[str]:
     return fate.calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["before", "after", "lost"])
 def test_death(kind: str, folders: Callable[[], Store], checkpointer: Make, save: Save, peek: Peek) -> None:
     calls = count(folders(), checkpointer, save)

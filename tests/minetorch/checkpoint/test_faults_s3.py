@@ -54,6 +54,9 @@ def save(run: Checkpointer, step: int) -> Any:
     return run.save({**STATE, "step": step}, step=step, **facts, names=["mine"])
 
 
+# What these show of a connection, losing an answer shows too.
+SLOWLY = [pytest.param(fault, marks=pytest.mark.slow) for fault in ("reset", "slow")]
+
 UPLOADS = {
     "a part": r"^PUT .*partNumber=3",
     "the start": r"^POST .*uploads",
@@ -62,7 +65,7 @@ UPLOADS = {
 }
 
 
-@pytest.mark.parametrize("fault", ["503", "reset", "lose", "truncate", "slow"])
+@pytest.mark.parametrize("fault", ["503", "lose", "truncate", *SLOWLY])
 @pytest.mark.parametrize("which", UPLOADS)
 def test_a_save_rides_out(which: str, fault: str, run: Checkpointer, models: Store, proxy: Proxy, peek: Peek) -> None:
     proxy.rules = [Rule(fault, UPLOADS[which], count=2)]
@@ -88,6 +91,7 @@ def test_reading_rides_out(which: str, fault: str, run: Checkpointer, models: St
     assert proxy.spoiled == 1
 
 
+@pytest.mark.slow
 def test_four_ranks_fetch_the_payload_once(
     bucket: Any, proxy: Proxy, launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

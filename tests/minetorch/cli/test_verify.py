@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from minetorch.checkpoint import Manifest, Store
@@ -91,6 +92,7 @@ def test_one_that_is_no_checkpoint(command, runs):
     assert "cannot be read as a checkpoint" in bad(command, runs)
 
 
+@pytest.mark.slow
 def test_needs_no_memory_for_the_tensors(tmp_path):
     """A state of 300 MB is verified and shown in less than half of that."""
     script = f"""

@@ -110,7 +110,7 @@ class _Server:
         return self.url(name)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def database(request, tmp_path):
     """The URL of an empty database as text, and `rows(query)`."""
     if request.param == "sqlite":

@@ -182,6 +182,7 @@ def test_a_transaction_of_an_older_start_cannot_end_after_its_successors(tmp_pat
         assert connection.execute(sqlalchemy.text("SELECT generation FROM minetorch_runs")).scalar() == 2
 
 
+@pytest.mark.slow
 def test_several_runs_write_at_once(tmp_path, database):
     script = """
 import sys, logging

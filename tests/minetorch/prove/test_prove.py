@@ -16,6 +16,7 @@ SCRIPT = Path(__file__).parent / "scripts/train.py"
 pytestmark = pytest.mark.timeout(900)  # many starts of Python, each of seconds on a machine that is busy
 
 
+@pytest.mark.slow
 def test_a_sound_script_on_two_ranks_is_exact(prove, tmp_path):
     kept = tmp_path / "kept"
     told = prove("sound", "--nproc", 2, "--kills", 3, "--keep", kept)
@@ -36,6 +37,7 @@ def test_a_sound_script_on_two_ranks_is_exact(prove, tmp_path):
     assert [sorted(order[epoch]) for epoch in (1, 2, 3)] == [[*range(48)]] * 3
 
 
+@pytest.mark.slow
 def test_what_is_left_to_chance_is_found(prove):
     told = prove("weights,clock,augmentation,sampler", "--kills", 1, "--json", behind=["epochs=1"], expect=1)
     expected = {
@@ -54,6 +56,7 @@ def test_what_is_left_to_chance_is_found(prove):
     assert told.runs["weights"]["comparison"]["difference"]["name"] == "layers.0.weight"
 
 
+@pytest.mark.slow
 def test_what_a_restart_loses_is_found(prove):
     told = prove("counter,scheduler,buffer,cache", "--kills", 4, "--json", behind=["epochs=2"], expect=1)
     expected = {
@@ -75,6 +78,7 @@ def test_what_a_restart_loses_is_found(prove):
     assert told.runs["buffer"]["comparison"]["difference"]["name"] == "calls"
 
 
+@pytest.mark.slow
 def test_going_on_with_another_number_of_ranks(prove):
     told = prove("sound", "--nproc", 2, "--then-nproc", 1, "--kills", 1, "--seed", 7, "--json")
     run = told.runs["sound"]
@@ -84,6 +88,7 @@ def test_going_on_with_another_number_of_ranks(prove):
     assert run["end"]["relative"] > 0
 
 
+@pytest.mark.slow
 def test_a_script_without_end_is_given_one(prove):
     told = prove("endless", "--kills", 1, expect=2)
     assert "give --steps N" in told.err
@@ -98,11 +103,13 @@ def test_a_script_that_fails_by_itself_is_shown(prove):
     assert "EXACT" not in told.out
 
 
+@pytest.mark.slow
 def test_a_script_that_takes_too_long_is_ended(prove):
     told = prove("sound", "--timeout", 3, behind=["epochs=100000"], expect=1)
     assert "--timeout" in told.err
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_an_interruption(tmp_path, tools, living):
     main = "from minetorch.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", main, "prove", SCRIPT, "sound", tmp_path / "runs", "epochs=100000"]

@@ -1,7 +1,8 @@
 """Trains each of many small runs twice: once to its end, and once stopped at some step and gone on with.
 
-Started on several workers, once for all runs; the folder is its argument. A stop is an error that a hook raises on
-every rank; what goes on is a new Trainer, with a new model. Writes what differed at the end, by run.
+Started on several workers, once for all runs. Its arguments: the folder, and `few` for a few of the runs. A stop is an
+error that a hook raises on every rank; what goes on is a new Trainer, with a new model. Writes what differed at the
+end, by run.
 """
 
 import hashlib
@@ -228,6 +229,15 @@ class Case:
         return " ".join(said).replace("'", "") or "plain"
 
 
+FEW = [
+    Case(workers=(2, 1)),
+    Case("stateful stream", stop=(1, 5)),
+    Case("batch sampler", accumulate=3, optimizer="SGD"),
+    Case("in batches", model="norm", amp="bf16"),
+    Case(split=True, stop=(2, 3)),
+]
+
+
 def cases(world, device="cpu"):
     """The runs that are tried with `world` workers on this kind of device."""
     if device == "cuda":
@@ -421,7 +431,7 @@ def main():
     torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 256
     nn.parallel.DistributedDataParallel = SmallBuckets
     found, wholes = {}, {}
-    for number, case in enumerate(cases(world, DEVICE)):
+    for number, case in enumerate(FEW if sys.argv[2:] == ["few"] else cases(world, DEVICE)):
         alone = replace(case, workers=case.workers[:1], stop=())
         try:
             if alone not in wholes:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Several nodes: their number is all that is said here; the launcher starts itself on each of them.
+# Several nodes: the launcher starts itself on each of them.
 # usage: sbatch [--nodes=4] [--gpus-per-node=8] many-nodes.sh train.py [ARGS]...
 #SBATCH --nodes=2
 minetorch-launch "$@"

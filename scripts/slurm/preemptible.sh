@@ -1,5 +1,5 @@
 #!/bin/bash
-# A job that may be preempted, or take longer than its time limit: it saves, requeues itself and goes on.
+# A job that may be preempted, or take longer than its time limit: it saves, requeues itself and continues.
 # usage: sbatch [--partition=cheap] [--time=4:00:00] [--nodes=2] preemptible.sh train.py [ARGS]...
 #SBATCH --requeue
 #SBATCH --open-mode=append

@@ -94,7 +94,6 @@ def test_a_second_ctrl_c_kills_at_once(launches, running):
     assert not launches.processes()
 
 
-@pytest.mark.slow
 def test_grace_bounds_a_stop(launches, running):
     process, _ = running("stuck", "--grace", "1")
     process.terminate()

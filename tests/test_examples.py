@@ -16,7 +16,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 WAYS = {
     "python": [sys.executable],
-    "launch 1": [sys.executable, "-m", "minetorch_launch", "--nproc", "1"],
     "launch 2": [sys.executable, "-m", "minetorch_launch", "--nproc", "2"],
     "launch 4": [sys.executable, "-m", "minetorch_launch", "--nproc", "4"],
     "torchrun 2": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"],

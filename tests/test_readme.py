@@ -90,6 +90,7 @@ def test_every_script_compiles(script):
     compile(script, "README.md", "exec")
 
 
+@pytest.mark.slow
 def test_the_readmes_hook_and_drawer_work(tmp_path, tools, run_command):
     """The shorter blocks of the README, used in the longer one."""
     hook = next(script for script in SCRIPTS if "draw_accuracy" in script)

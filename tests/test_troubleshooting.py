@@ -4,6 +4,7 @@ A message is reduced to its constant words, with … for what varies. A row quot
 """
 
 import ast
+import functools
 import itertools
 import re
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from minetorch import errors
 from minetorch.checkpoint.store import Store
 from minetorch_launch import errors as launch_errors
+
+# One worker reads the sources, once.
+pytestmark = pytest.mark.xdist_group("messages")
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
@@ -160,14 +164,17 @@ def hints():
                 yield f"{file}:{node.lineno}", source.said(node.value, source.tree)
 
 
+@functools.cache
 def messages():
     """Where each message is made, and the message."""
+    found = []
     for source in map(Source, FILES):
         for place, code, texts in source.errors():
             if code not in PASSED_ON:
-                yield from ((place, text) for text in [text for text in texts if _words(text)] or texts)
+                found += [(place, text) for text in [text for text in texts if _words(text)] or texts]
     for place, texts in hints():
-        yield from ((place, _reduced(text, False)) for text in texts if _words(text))
+        found += [(place, _reduced(text, False)) for text in texts if _words(text)]
+    return found
 
 
 def rows():

@@ -117,7 +117,6 @@ def test_who_stopped_early_waits_for_the_others_as_long_as_grace_allows(launches
     assert not launches.processes()
 
 
-@pytest.mark.slow
 def test_a_preemption_is_no_failure_and_is_not_restarted(launches):
     script = launches.script("import sys; print('once', flush=True); sys.exit(75)")
     done = launches.run("--nproc", 2, "--max-restarts", 3, script)

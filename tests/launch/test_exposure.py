@@ -50,8 +50,7 @@ def listening(pids):
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_job_of_one_node_is_open_to_this_machine_alone(launches, method):
     process = launches.start("--nproc", 2, "--device", "cpu", "--start-method", method, launches.script(MEETS))
     try:

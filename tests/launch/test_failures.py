@@ -66,7 +66,6 @@ def test_good_ends(launches):
     assert launches.by_rank(done.stdout) == {rank: ["x"] for rank in range(4)}
 
 
-@pytest.mark.slow
 def test_the_cause_comes_first_and_its_consequences_after(launches):
     script = launches.script(
         """

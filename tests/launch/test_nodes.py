@@ -165,7 +165,6 @@ def test_a_failure_without_restarts_ends_all_nodes_with_its_code(launches, nodes
     assert not launches.processes()
 
 
-@pytest.mark.slow
 def test_a_stop_of_one_launcher_stops_all(launches, nodes):
     script = launches.script(COUNTS)
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))

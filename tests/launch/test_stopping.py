@@ -94,7 +94,6 @@ def test_a_second_ctrl_c_kills_at_once(launches, running):
     assert not launches.processes()
 
 
-@pytest.mark.slow
 def test_grace_bounds_a_stop(launches, running):
     process, _ = running("stuck", "--grace", "1")
     process.terminate()
@@ -113,8 +112,14 @@ def test_grace_bounds_a_failure_too_and_a_crash_takes_data_loader_workers_along(
     assert not launches.processes()
 
 
-@pytest.mark.parametrize("start_method", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kill", [os.kill, pytest.param(os.killpg, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kill", "start_method"),
+    [
+        (os.kill, "forkserver"),
+        pytest.param(os.killpg, "forkserver", marks=pytest.mark.slow),
+        pytest.param(os.kill, "spawn", marks=pytest.mark.slow),
+    ],
+)
 def test_killing_the_launcher_leaves_nothing(launches, running, kill, start_method):
     process, _ = running("stuck", "--start-method", start_method)
     kill(process.pid, signal.SIGKILL)

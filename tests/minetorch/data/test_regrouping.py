@@ -124,7 +124,7 @@ def legs(workers):
     return st.lists(st.tuples(st.integers(1, 4), workers, st.integers(0, 5)), min_size=1, max_size=4)
 
 
-WITHOUT_WORKERS = settings(database=None, max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+WITHOUT_WORKERS = settings(database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WITH_WORKERS = settings(database=None, max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SIZES = {
     "kind": st.sampled_from(list(KINDS)),

@@ -59,10 +59,12 @@ def outlast():
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_signals_to_the_group_end_no_worker_and_the_parents_end_ends_all(outlast):
     assert outlast("well", 10) == (0, "", [])
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_in_c_does_not_hold_up_the_end(outlast):
     assert outlast("stuck", 10) == (0, "", [])
 

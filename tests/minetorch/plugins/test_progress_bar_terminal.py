@@ -114,7 +114,7 @@ def last(lines):
     return lines[-1] if lines else ""
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_bar_on_eighty_columns_and_on_fewer(workers, terminal, tmp_path):
     launcher = ("-m", "minetorch_launch", "--nproc", str(workers), "--device", "cpu") if workers else ()
     screen = terminal(sys.executable, *launcher, "train.py")

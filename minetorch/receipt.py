@@ -91,11 +91,11 @@ def log_data(
     data, seen = epoch.data, f"{progress.samples_in_epoch:,}"
     if differences:
         logger.warning(
-            "Resuming in the middle of epoch %d with %s: the epoch has already trained on %s samples and ends here, "
-            "with samples that may be repeated or left out. Later epochs use all of the new data."
+            "Resuming in the middle of epoch %d with %s: the epoch has already trained on %s samples and ends here; it "
+            "may have left some samples out. Later epochs use all of the new data."
             if epoch.iterations == 0
-            else "Resuming in the middle of epoch %d with %s: the epoch continues after %s samples, with samples that "
-            "may be repeated or left out. Later epochs use all of the new data.",
+            else "Resuming in the middle of epoch %d with %s: the epoch continues after %s samples, and may repeat "
+            "some samples and leave others out. Later epochs use all of the new data.",
             progress.epoch,
             ", ".join(differences),
             seen,

@@ -141,7 +141,7 @@ class Comparison:
     def _check_ends(self, name: str, counts: Sequence[int]) -> None:
         if len(set(counts)) > 1:
             raise ConfigurationError(
-                f"The stream of {name} has not the same number of samples on every rank: {_by_rank(counts)}. {_ADVICE}"
+                f"The stream of {name} does not have the same length on every rank: {_by_rank(counts)}. {_ADVICE}"
             )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from minetorch.data.checks import check_loader
 from minetorch.errors import ConfigurationError, in_brief
 from minetorch.stateful import Stateful
 
@@ -58,6 +59,9 @@ def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloa
     _check_kind("train_dataloader", train_dataloader, DataLoader, "a torch.utils.data.DataLoader")
     if val_dataloader is not None:
         _check_kind("val_dataloader", val_dataloader, DataLoader, "a torch.utils.data.DataLoader, or None")
+    check_loader("train_dataloader", train_dataloader)
+    if val_dataloader is not None:
+        check_loader("val_dataloader", val_dataloader)
     _check_parameters(model)
     own = {id(parameter) for parameter in model.parameters()}
     optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]

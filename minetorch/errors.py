@@ -4,7 +4,7 @@
 MinetorchError
 ├── ConfigurationError (ValueError)      an argument or environment variable is wrong; nothing was written
 ├── CollectiveError (RuntimeError)       a collective where only one rank runs, or a lost process group
-├── RemoteError (RuntimeError)           rank 0 failed; the other ranks raise this in its place
+├── RemoteError (RuntimeError)           another rank failed; the ranks that wait for it raise this
 ├── NotFiniteError (ArithmeticError)     a loss or gradient is NaN or infinite; see the plugin NaNGuard
 ├── StorageError (OSError)               the storage could not be listed, read or written
 ├── ProofError (RuntimeError)            a script could not be run to its end by `minetorch prove`
@@ -41,7 +41,7 @@ class CollectiveError(MinetorchError, RuntimeError):
 
 
 class RemoteError(MinetorchError, RuntimeError):
-    """Rank 0 failed in something that all ranks wait for; its message is inside."""
+    """Another rank failed in something that all ranks wait for; its message is inside."""
 
 
 class NotFiniteError(MinetorchError, ArithmeticError):

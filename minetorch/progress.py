@@ -32,6 +32,8 @@ class Progress:
     """Each rank's part of it. Summed up anew at each save, the last bits would depend on when there was one."""
     stream: dict[str, Any] | None = None
     """Where the readers of an IterableDataset stand in the epoch (see `StreamPosition`)."""
+    data: dict[str, Any] | None = None
+    """What tells the epoch's data from other data (see `EpochData`); None in checkpoints of before this was kept."""
 
     def start_epoch(self) -> None:
         """Turn to the next epoch, or stay in one that a checkpoint left unfinished."""
@@ -39,7 +41,7 @@ class Progress:
             self.epoch += 1
             self.epoch_complete = False
             self.iteration = self.position = self.samples_in_epoch = 0
-            self.loss_sum, self.loss_sums, self.stream = 0.0, [], None
+            self.loss_sum, self.loss_sums, self.stream, self.data = 0.0, [], None, None
 
     def count(self, units: int, samples: int) -> None:
         """Count an iteration of `units` units and `samples` samples on all ranks."""
@@ -68,7 +70,7 @@ class Progress:
 
 def _is_sound(name: str, value: Any, own: Any) -> bool:
     """Whether a counter of that name, which now is `own`, may be `value`."""
-    if name == "stream":
+    if name in ("stream", "data"):
         return isinstance(value, dict | None)
     if name == "loss_sums":
         return isinstance(value, list) and all(isinstance(each, float) for each in value)

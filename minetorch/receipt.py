@@ -1,14 +1,17 @@
-"""What a resumption has cost: how far the start before had come, and what became of it. Pure."""
+"""What a resumption has cost: how far the start before had come, and what became of it. Nothing is stored here."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
 from minetorch.checkpoint.claim import Claim
 from minetorch.checkpoint.manifest import Manifest
+from minetorch.data import Epoch
 from minetorch.history import Ended, Start, duration
+from minetorch.progress import Progress
 
 STEP_VARIABLE = "MINETORCH_LAST_STEP"
 """How far the attempt before this one had come, as the launcher saw it."""
@@ -64,9 +67,6 @@ def look_back(claims: Sequence[Claim], manifests: Sequence[Manifest], environ: M
 def describe(start: Start, past: Past) -> str:
     """What it has cost, in words for the end of a line."""
     parts = [_lost(start, past)]
-    if start.checkpoint is not None:
-        # The position in the data is that of the weights: whatever came after both is done anew.
-        parts.append("no sample repeated or left out")
     if past.ended is not None:
         parts.append(f"the start before {_PAST[past.ended]}")
     if start.down_s is not None:
@@ -74,6 +74,48 @@ def describe(start: Start, past: Past) -> str:
     if start.checkpoint is not None:
         parts.append(f"loaded in {start.load_s:.2f} s")
     return ", ".join(parts)
+
+
+def log_data(
+    logger: logging.Logger, progress: Progress, epoch: Epoch, differences: Sequence[str], *, is_recorded: bool
+) -> None:
+    """Say what a resumption in the middle of an epoch means for the epoch's samples, as far as that was compared.
+
+    Args:
+        logger: of the run.
+        progress: its counters.
+        epoch: the rest of the epoch.
+        differences: between the epoch's data and what the checkpoint was made with, in words.
+        is_recorded: whether the checkpoint records what it was made with.
+    """
+    data, seen = epoch.data, f"{progress.samples_in_epoch:,}"
+    if differences:
+        logger.warning(
+            "Resuming in the middle of epoch %d with %s: the epoch has already trained on %s samples and ends here; it "
+            "may have left some samples out. Later epochs use all of the new data."
+            if epoch.iterations == 0
+            else "Resuming in the middle of epoch %d with %s: the epoch continues after %s samples, and may repeat "
+            "some samples and leave others out. Later epochs use all of the new data.",
+            progress.epoch,
+            ", ".join(differences),
+            seen,
+        )
+    elif data.unit == "stream":
+        logger.info(
+            "Epoch %d continues after %s samples; what the stream gives was not compared.", progress.epoch, seen
+        )
+    elif not is_recorded:
+        logger.info(
+            "Epoch %d continues after %s samples; the checkpoint does not record their order, so it was not compared.",
+            progress.epoch,
+            seen,
+        )
+    else:
+        logger.info(
+            "Epoch %d continues after %s samples in the same order: no sample is repeated or left out.",
+            progress.epoch,
+            seen,
+        )
 
 
 _PAST: dict[Ended, str] = {

@@ -21,7 +21,7 @@ from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.contents import REQUIRED_KEYS, Contents
-from minetorch.data import Batch, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
+from minetorch.data import Batch, Comparison, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
 from minetorch.data.order import derive_seed
 from minetorch.data.stream import StreamPosition
 from minetorch.deadline import JobEnd
@@ -47,6 +47,7 @@ from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
 from minetorch.prove.orders import Orders
 from minetorch.randomness import generator_states, restore_generators, seed_generators
+from minetorch.receipt import log_data
 from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
@@ -285,6 +286,8 @@ class Trainer(TrainerState):
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
+            self._comparison = Comparison(self.world)
+            self._comparison.traits({"train_dataloader": self.train_dataloader, "val_dataloader": self.val_dataloader})
             self.backend = Backend(
                 self.world,
                 model,
@@ -510,9 +513,8 @@ class Trainer(TrainerState):
         """
         progress, step_every = self.progress, self.settings.accumulated_iter
         self.model.train()
-        left, batches = self._limited(
-            self.train_dataloader.epoch(progress.epoch, progress.position, self._stream), done=progress.iteration
-        )
+        epoch = self._limited(self._open_epoch(), done=progress.iteration)
+        left, batches = epoch.iterations, epoch.batches
         self.train_iterations = None if left is None else progress.iteration + left
         asked: frozenset[Request] = NOTHING
         pending = 0
@@ -532,6 +534,21 @@ class Trainer(TrainerState):
         if "save_and_stop" in asked:
             self._save()
         return asked
+
+    def _open_epoch(self) -> Epoch:
+        """The epoch's data, or the rest of it. In the middle of an epoch, say what has changed since the checkpoint."""
+        progress, loader = self.progress, self.train_dataloader
+        open_epoch = partial(self._comparison.epoch, "train_dataloader", loader, progress.epoch)
+        epoch = open_epoch(progress.position, self._stream)
+        if progress.iteration:
+            differences = [] if progress.data is None else epoch.data.differences(progress.data)
+            if differences:
+                # Batches of another batch sampler cannot be counted on; samples can.
+                epoch = open_epoch(stream=self._stream, after_samples=progress.samples_in_epoch)
+            if self.is_main:
+                log_data(self.logger, progress, epoch, differences, is_recorded=progress.data is not None)
+        progress.position, progress.data = epoch.start, epoch.data.to_plain()
+        return epoch
 
     def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
         """One forward and backward and, at the end of an accumulation, the optimizer's step."""
@@ -638,7 +655,9 @@ class Trainer(TrainerState):
         self._heartbeat.enter(Phase.VALIDATING)
         self.backend.align_buffers()
         self.model.eval()
-        self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
+        loader = self.val_dataloader
+        opened = self._limited(self._comparison.epoch("val_dataloader", loader, self.current_epoch))
+        self.val_iterations, batches = opened.iterations, opened.batches
         if self._progress_bar is not None:
             batches = self._progress_bar.watch(batches)
         # One for each virtual shard: added up at the end alone, they do not depend on which rank had which.
@@ -667,6 +686,8 @@ class Trainer(TrainerState):
             restore_generators(generators)
         if world_cut:
             self._save()
+        else:
+            self._comparison.stream_end("val_dataloader", loader)
         return sum(world_sums) / world_samples if world_samples else None, world_cut > 0
 
     def _validation_loss(self, batch: Batch, sums: torch.Tensor) -> torch.Tensor:
@@ -804,7 +825,7 @@ class Trainer(TrainerState):
             return epoch
         allowed = max(0, TRIVIAL_ITERATIONS - done)
         left = None if epoch.iterations is None else min(epoch.iterations, allowed)
-        return Epoch(left, islice(epoch.batches, allowed))
+        return epoch._replace(iterations=left, batches=islice(epoch.batches, allowed))
 
     def close(self) -> None:
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""

@@ -10,6 +10,7 @@ import atexit
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -200,6 +201,29 @@ class World:
             raise RemoteError(f"Rank 0 failed, so rank {self.rank} stops too: {reason}")
         return result  # type: ignore[return-value]
 
+    def on_all(self, action: Callable[[], T]) -> list[T]:
+        """Run `action` on every rank, and give all of them every rank's result, in rank order.
+
+        Where it fails on any rank, all raise, so that no rank waits for one that has failed: that rank the error
+        itself, the others `RemoteError`.
+        """
+        outcome: tuple[T | None, str | None] = (None, None)
+        failure: Exception | None = None
+        try:
+            outcome = (action(), None)
+        except Exception as error:
+            if self.size == 1:
+                raise
+            failure = error
+            outcome = (None, f"{type(error).__name__}: {error}")
+        results, reasons = zip(*self.gather(outcome), strict=True)
+        if failure is not None:
+            raise failure
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                raise RemoteError(f"Rank {rank} failed, so rank {self.rank} stops too: {reason}")
+        return list(results)
+
     def alone(self, where: str) -> AbstractContextManager[Any]:
         """A context in which a collective is an error, for code that only one rank runs.
 
@@ -207,6 +231,32 @@ class World:
             where: named in the error, as in "hook 'after_epoch_end'".
         """
         return _NoCollectives(where) if self.size > 1 else nullcontext()
+
+
+class SideGroup:
+    """All ranks once more, for collectives that do not mix with those of training and that wait for a limited time."""
+
+    def __init__(self, world: World, timeout: timedelta) -> None:
+        """Every rank makes it, of a world that is connected."""
+        self._world = world
+        self._timeout = timeout
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value in rank order, on every rank. Any picklable object.
+
+        Raises:
+            TimeoutError: not every rank came in time.
+        """
+        values: list[Any] = [None] * self._world.size
+        began = time.monotonic()
+        try:
+            dist.all_gather_object(values, value, group=self._group)
+        except RuntimeError as error:
+            if time.monotonic() - began < self._timeout.total_seconds():
+                raise
+            raise TimeoutError(str(error)) from error
+        return values
 
 
 class _NoCollectives(TorchDispatchMode):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
+from minetorch.data.checks import has_own_batches, sampler_of, samples_per_batch
 from minetorch.data.fetching import Fetcher, ShowDataset, as_it_is
+from minetorch.data.identity import EpochData, fingerprint, first_keys
 from minetorch.data.order import EpochPlan, Share, count_chunks, derive_seed, share_of
-from minetorch.data.sampler import PlanSampler, global_order
+from minetorch.data.sampler import PlanSampler, global_order, length_of
+from minetorch.data.sketch import Sketch
 from minetorch.data.stream import Portion, SharedStream, StreamPosition, Turns
 from minetorch.data.workers import OutlastSignals, start_workers
 from minetorch.errors import ConfigurationError
@@ -57,6 +62,12 @@ class Epoch(NamedTuple):
     iterations: int | None
     """Iterations that are left in it; None for a stream without a length."""
     batches: Iterator[Batch]
+    data: EpochData
+    """What tells its data from other data."""
+    start: int = 0
+    """Units of it that were seen before."""
+    first_keys: str = ""
+    """The keys that it begins with, for a message; "" for a stream."""
 
 
 class RankLoader:
@@ -87,18 +98,20 @@ class RankLoader:
         self._seed = seed
         self._chunk = chunk
         self._split = split
-        self._training = training
         self._place = place
-        self._streaming = isinstance(source.dataset, IterableDataset)
-        self._own_batches = (
-            samples_per_batch(source) is None and source.batch_sampler is not None and not self._streaming
-        )
+        self.is_training = training
+        self.is_stream = isinstance(source.dataset, IterableDataset)
+        self.sketch: Sketch = []
+        """What the first samples looked like that the newest pass over a stream has read."""
+        self.read = 0
+        """How many samples of the epoch a stream has given, on all ranks together."""
+        self._own_batches = has_own_batches(source)
         self._kept: FedLoader | None = None
 
     def alone(self) -> RankLoader:
         """The whole data, as a world of one has it: for code that only one rank runs."""
         world = World(device=self._world.device)
-        loader = share_out(self.source, world, seed=self._seed, training=self._training, place=self._place)
+        loader = share_out(self.source, world, seed=self._seed, training=self.is_training, place=self._place)
         loader.current_epoch = self.current_epoch
         return loader
 
@@ -109,7 +122,9 @@ class RankLoader:
 
     def __len__(self) -> int:
         """Iterations of a whole epoch. Raises TypeError for a stream without a length."""
-        iterations = self._stream_iterations(0) if self._streaming else len(self._plan(_without_order, 0))
+        if not self.is_stream:
+            return len(self._plan(range(len(sampler_of(self.source))), 0))
+        iterations = self._stream_iterations(0)
         if iterations is None:
             raise TypeError(f"{type(self.source.dataset).__name__} has no length")
         return iterations
@@ -117,7 +132,22 @@ class RankLoader:
     def __iter__(self) -> Iterator[Any]:
         return (batch.data for batch in self.epoch(self.current_epoch).batches if batch.counted)
 
-    def epoch(self, epoch: int, start: int = 0, stream: StreamPosition | None = None) -> Epoch:
+    def traits(self) -> dict[str, Any]:
+        """What is known of the loader without reading any data, by the words for it; the same on every rank."""
+        source = self.source
+        return {
+            "its kind": "an IterableDataset" if self.is_stream else "a Dataset",
+            "the length of its dataset": length_of(source.dataset),
+            "the length of its sampler": None if self.is_stream else length_of(sampler_of(source)),
+            "its batch_size": source.batch_size,
+            "its drop_last": bool(source.drop_last),
+            "its num_workers": source.num_workers if self.is_stream else None,
+            "its seed": self._seed,
+        }
+
+    def epoch(
+        self, epoch: int, start: int = 0, stream: StreamPosition | None = None, *, after_samples: int | None = None
+    ) -> Epoch:
         """Turn to an epoch, of which `start` units were seen before.
 
         In training every rank gets the same number of batches. In validation a rank gets none where there is
@@ -127,31 +157,44 @@ class RankLoader:
             epoch: its number, from 1.
             start: units that were seen before, at whatever world size.
             stream: where the readers of an IterableDataset stand; None where only `start` is known.
+            after_samples: in place of `start`, how many samples were seen before: where they were other units.
         """
         self.current_epoch = epoch
-        if self._streaming:
+        if self.is_stream:
+            start = start if after_samples is None else after_samples
             stream = stream or StreamPosition.after(start, max(1, self.source.num_workers), self._chunk)
-            return Epoch(self._stream_iterations(start), self._observed(self._placed(self._from_stream(stream))))
-        plan = self._plan(lambda units: global_order(units, self._seed, epoch), start)
+            batches = self._observed(self._placed(self._from_stream(stream)))
+            return Epoch(self._stream_iterations(start), batches, self._data(()), start)
+        units = global_order(sampler_of(self.source), self._seed, epoch, length_of(self.source.dataset) or 0)
+        if after_samples is not None:
+            start = _whole_batches(after_samples, units) if self._own_batches else after_samples
+        plan = self._plan(units, start)
         shares = PlanSampler(plan, batches=self._own_batches, split=self._split)
-        return Epoch(len(plan), self._observed(self._placed(self._from_plan(shares))))
+        batches = self._observed(self._placed(self._from_plan(shares)))
+        return Epoch(len(plan), batches, self._data(units), start, first_keys(units, self.source.dataset))
 
-    def _plan(self, order: Callable[[Any], Sequence[Any]], start: int) -> EpochPlan[Any]:
-        batches = self._own_batches
+    def _data(self, units: Sequence[Any]) -> EpochData:
+        dataset, samples = self.source.dataset, length_of(self.source.dataset)
+        if self.is_stream:
+            return EpochData("stream", samples, None, "", type(dataset).__name__, self._seed)
+        unit: Literal["batch", "sample"] = "batch" if self._own_batches else "sample"
+        sampler = type(sampler_of(self.source)).__name__
+        return EpochData(unit, samples, len(units), fingerprint(units, dataset), sampler, self._seed)
+
+    def _plan(self, units: Sequence[Any], start: int) -> EpochPlan[Any]:
         return EpochPlan(
-            order(self.source.batch_sampler if batches else _sampler_of(self.source)),
+            units,
             self._chunk,
             self._world.rank,
             self._world.size,
             start,
-            drop_last=not batches and bool(getattr(self.source.batch_sampler, "drop_last", False)),
+            drop_last=not self._own_batches and bool(getattr(self.source.batch_sampler, "drop_last", False)),
         )
 
     def _stream_iterations(self, start: int) -> int | None:
         """Iterations after `start` samples, or None where the dataset has no length."""
-        try:
-            length = len(self.source.dataset)  # type: ignore[arg-type]
-        except (TypeError, NotImplementedError):
+        length = length_of(self.source.dataset)
+        if length is None:
             return None
         return count_chunks(max(0, length - start), self._chunk, drop_last=bool(self.source.drop_last))
 
@@ -161,7 +204,7 @@ class RankLoader:
     def _placed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         place = self._place
         for batch in batches:
-            if batch.counted or self._training:
+            if batch.counted or self.is_training:
                 yield batch if place is None else batch._replace(data=place(batch.data))
 
     def _from_plan(self, shares: PlanSampler) -> Iterator[Batch]:
@@ -183,15 +226,19 @@ class RankLoader:
         if readers != max(1, workers):
             # What is in a stream, and in which order, depends on its readers: the epoch ends as it began.
             workers = readers
-        captures = self._training and self._world.is_main
+        captures = self.is_training and self._world.is_main
         turns = Turns(position, self.current_epoch, self._samples_seed(), captures)
+        self.sketch, self.read = [], sum(position.seen)
         portion: Portion
         for turn, portion in enumerate(self._fetched(turns.tasks(), workers)):
             reader = turn % readers
+            if portion.sketch and not self.sketch:
+                self.sketch = portion.sketch
             if portion.ended:
                 turns.ended.add(reader)
             if portion.total:
                 position = position.moved(reader, portion)
+                self.read += portion.total
                 yield self._streamed(portion, position)
 
     def _streamed(self, portion: Portion, position: StreamPosition) -> Batch:
@@ -201,7 +248,7 @@ class RankLoader:
         return Batch(portion.data, portion.counted, total, total, places, position)
 
     def _samples_seed(self) -> int:
-        return derive_seed(self._seed, "training" if self._training else "validation", self.current_epoch)
+        return derive_seed(self._seed, "training" if self.is_training else "validation", self.current_epoch)
 
     def _fetched(self, tasks: Iterable[Any], workers: int) -> Iterator[Any]:
         """What a DataLoader makes of the tasks."""
@@ -211,7 +258,7 @@ class RankLoader:
         if loader.keeps_workers:
             self._kept = loader
         # Every rank's workers begin alike with a stream: one that shuffles must be the same on all of them.
-        rank = 0 if self._streaming else self._world.rank
+        rank = 0 if self.is_stream else self._world.rank
         return loader.results(tasks, derive_seed(self._seed, "workers", self.current_epoch, rank))
 
     def end_workers(self) -> None:
@@ -222,7 +269,7 @@ class RankLoader:
 
     def _fetcher(self) -> Fetcher | SharedStream:
         source, world = self.source, self._world
-        if not self._streaming:
+        if not self.is_stream:
             return Fetcher(source.dataset, source.collate_fn, batched=source.batch_sampler is not None)
         return self._stream_type(
             cast("IterableDataset[Any]", source.dataset),
@@ -335,7 +382,7 @@ def share_out(
         ConfigurationError: a batch that is to be split is smaller than the world, or cannot be split.
     """
     batch_size = samples_per_batch(source)
-    own_batches = batch_size is None and source.batch_sampler is not None
+    own_batches = has_own_batches(source)
     if split_batches:
         _check_split(source, batch_size, own_batches, world)
     chunk = (batch_size or 1) if split_batches else (batch_size or 1) * world.size
@@ -353,19 +400,9 @@ def _settings(source: DataLoader[Any], workers: int, *, keeps_workers: bool) -> 
     return settings
 
 
-def _without_order(units: Any) -> range:
-    return range(len(units))
-
-
-def samples_per_batch(source: DataLoader[Any]) -> int | None:
-    """Samples in a batch, or None where the user's own batch sampler says, or nothing is batched."""
-    if type(source.batch_sampler) is BatchSampler:
-        return source.batch_sampler.batch_size
-    return source.batch_size
-
-
-def _sampler_of(source: DataLoader[Any]) -> Any:
-    return source.batch_sampler.sampler if type(source.batch_sampler) is BatchSampler else source.sampler
+def _whole_batches(samples: int, batches: Sequence[Any]) -> int:
+    """How many of the first batches have no more than so many samples."""
+    return bisect_right(list(accumulate(map(len, batches))), samples)
 
 
 def _check_split(source: DataLoader[Any], batch_size: int | None, own_batches: bool, world: World) -> None:

@@ -4,34 +4,51 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice, repeat
 from typing import Any
 
 import torch
-from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import RandomSampler, SequentialSampler
 
+from minetorch.data.checks import is_plain_distributed, with_inner_samplers
 from minetorch.data.fetching import Task
 from minetorch.data.order import EpochPlan, Share, derive_seed, share_of
+from minetorch.errors import ConfigurationError
 from minetorch.randomness import kept_generators, reseed
 
+ENDLESS = 1_000_000
+"""Keys that a sampler without a length may always give for an epoch, however small the dataset is."""
 
-def global_order(sampler: Iterable[Any], seed: int, epoch: int) -> Sequence[Any]:
+
+def global_order(sampler: Any, seed: int, epoch: int, samples: int = 0) -> Sequence[Any]:
     """What `sampler` yields in an epoch: the same on every rank, in every run, at any world size.
 
     Whatever randomness the sampler draws from (a generator of its own, or those of torch, NumPy and Python)
     is seeded from (seed, epoch) while it is listed. A `DistributedSampler` is taken for its `shuffle` alone:
     the Trainer's own shares neither pad nor drop.
+
+    Args:
+        sampler: the user's sampler or batch sampler.
+        seed: the run's.
+        epoch: its number, from 1.
+        samples: in the dataset, as far as that is known.
+
+    Raises:
+        ConfigurationError: the sampler seems to be endless. It gives more than twice what its `len` says; or it has no
+            length, and gives more than ten keys for each sample of the dataset, and more than `ENDLESS`.
     """
     derived = derive_seed(seed, "order", epoch)
-    if isinstance(sampler, DistributedSampler):
-        length = len(sampler.dataset)  # type: ignore[arg-type]
+    if is_plain_distributed(sampler):
+        length = len(sampler.dataset)
         return _permutation(length, derived) if sampler.shuffle else range(length)
     if type(sampler) is SequentialSampler:
         return range(len(sampler.data_source))
     if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
         return _permutation(len(sampler.data_source), derived)
-    return _list_seeded(sampler, derived, epoch)
+    with _seeded(sampler, derived, epoch):
+        return _listed(sampler, samples)
 
 
 def _permutation(length: int, seed: int) -> Sequence[int]:
@@ -42,24 +59,46 @@ def _permutation(length: int, seed: int) -> Sequence[int]:
     return order
 
 
-def _list_seeded(sampler: Iterable[Any], seed: int, epoch: int) -> list[Any]:
-    for inner in _chain(sampler):
+@contextmanager
+def _seeded(sampler: Any, seed: int, epoch: int) -> Iterator[None]:
+    for inner in with_inner_samplers(sampler):
         if callable(set_epoch := getattr(inner, "set_epoch", None)):
             set_epoch(epoch)
         if isinstance(generator := getattr(inner, "generator", None), torch.Generator):
             generator.manual_seed(seed)
     with kept_generators():
         reseed(seed)
-        return list(sampler)
+        yield
 
 
-def _chain(sampler: Any) -> Iterator[Any]:
-    """The sampler and those inside it: a batch sampler holds a sampler, and some hold more."""
-    seen: set[int] = set()
-    while sampler is not None and id(sampler) not in seen:
-        seen.add(id(sampler))
-        yield sampler
-        sampler = getattr(sampler, "sampler", None)
+def _listed(sampler: Any, samples: int) -> list[Any]:
+    """All units of the sampler. To list an endless one would take all memory, so there is a limit."""
+    length = length_of(sampler)
+    limit = max(ENDLESS, 10 * samples) if length is None else 2 * length
+    iterator, units, count = iter(sampler), [], 0
+    while part := list(islice(iterator, 1000)):
+        units += part
+        count += len(part) if length is not None else sum(map(_keys_in, part))
+        if count > limit:
+            said = "it has no len()" if length is None else f"its len() is {length:,}"
+            raise ConfigurationError(
+                f"{type(sampler).__name__} seems to be endless: it gave more than {limit:,} keys for one epoch, and "
+                f"{said}. Let its __iter__ end with the epoch, and its __len__ say after how many keys; the Trainer "
+                "iterates over it once for each epoch."
+            )
+    return units
+
+
+def _keys_in(unit: Any) -> int:
+    return len(unit) if isinstance(unit, list | tuple) else 1
+
+
+def length_of(sized: Any) -> int | None:
+    """`len`, or None where there is no length."""
+    try:
+        return len(sized)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 class PlanSampler:

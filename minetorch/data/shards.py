@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from minetorch.data.loader import Batch, RankLoader, samples_per_batch
+from minetorch.data.checks import has_own_batches, samples_per_batch
+from minetorch.data.loader import Batch, RankLoader
 from minetorch.data.order import EpochPlan, Share, share_of, split_evenly
 from minetorch.data.sampler import PlanSampler
 from minetorch.data.stream import Portion, SharedStream, StreamPosition
@@ -128,9 +129,7 @@ def share_out_by_shards(
         ConfigurationError: the batches are smaller than that, or there are none.
     """
     batch_size = samples_per_batch(source)
-    streaming = isinstance(source.dataset, IterableDataset)
-    batches = batch_size is None and source.batch_sampler is not None and not streaming
-    if batch_size is None and not batches:
+    if batch_size is None and not has_own_batches(source):
         raise ConfigurationError(
             'elastic="exact" splits each batch into virtual shards, but the DataLoader has batch_size=None. Give it a '
             "batch_size."

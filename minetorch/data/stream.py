@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+import torch
+from torch.utils.data import Dataset, IterableDataset, IterDataPipe, get_worker_info
+from torch.utils.data.graph_settings import apply_random_seed, apply_sharding
 
 from minetorch.data.fetching import draws_nothing_to_collate, generators_apart
 from minetorch.data.order import Share, derive_seed, share_of
+from minetorch.data.sketch import Sketch, sketch
 from minetorch.randomness import reseed
 
 
@@ -95,6 +98,8 @@ class Portion(NamedTuple):
     """The dataset's own, right after the chunk's last sample."""
     ended: bool = False
     """Whether the reader has no more."""
+    sketch: Sketch | None = None
+    """With the first samples of a pass, what they look like."""
 
 
 @dataclass
@@ -163,7 +168,7 @@ class SharedStream(Dataset[Portion]):
                 self._begin(task)
                 if not task.is_turn:
                     return Portion()
-            return self._portion()
+            return self._portion(is_first=task is not None)
 
     def _begin(self, task: Begin) -> None:
         self._task = replace(task, seen=0, state=None)
@@ -171,6 +176,7 @@ class SharedStream(Dataset[Portion]):
             self._samples = iter(())
             return
         self._reseed("stream")
+        self._split_pipe()
         if callable(set_epoch := getattr(self.dataset, "set_epoch", None)):
             set_epoch(task.epoch)
         state = task.state or {}
@@ -185,7 +191,17 @@ class SharedStream(Dataset[Portion]):
             while self._task.seen < task.seen and self._read(min(self.chunk, task.seen - self._task.seen)):
                 pass
 
-    def _portion(self) -> Portion:
+    def _split_pipe(self) -> None:
+        """Give a worker its part of a DataPipe, as torch's DataLoader does: `sharding_filter` only marks where."""
+        info = get_worker_info()
+        if info is None or not isinstance(self.dataset, IterDataPipe):
+            return
+        # What is shuffled before it is split must be shuffled alike in all workers.
+        generator = torch.Generator().manual_seed(derive_seed(self._task.seed, "pipe"))
+        apply_random_seed(self.dataset, generator)
+        apply_sharding(self.dataset, info.num_workers, info.id)
+
+    def _portion(self, *, is_first: bool) -> Portion:
         first = self._task.seen
         chunk = self._read(self.chunk)
         if not chunk or (self.drop_last and len(chunk) < self.chunk):
@@ -194,7 +210,8 @@ class SharedStream(Dataset[Portion]):
         ended = len(chunk) < self.chunk
         state = self._state() if self._task.captures and not ended else None
         data, counted = self._collated(chunk, first)
-        return Portion(data, counted, len(chunk), state, ended)
+        look = sketch(chunk) if is_first and self.world_size > 1 else None
+        return Portion(data, counted, len(chunk), state, ended, look)
 
     def _collated(self, chunk: list[Any], first: int) -> tuple[Any, Any]:
         """This rank's share of a chunk that begins at place `first` of the reader, and its samples that count."""

@@ -76,15 +76,15 @@ def test_steps_lost(past, lost):
     ("past", "down_s", "text"),
     [
         (Past(120, True, 1990.0, "killed"), 10.0,
-         "20 steps lost, no sample repeated or left out, the start before was killed, down for 10.0 s, "
+         "20 steps lost, the start before was killed, down for 10.0 s, "
          "loaded in 0.25 s"),
         (Past(1200, False, None, "failed"), None,
-         "at least 1,100 steps lost, no sample repeated or left out, the start before had failed, loaded in 0.25 s"),
-        (Past(101, True), None, "1 step lost, no sample repeated or left out, loaded in 0.25 s"),
+         "at least 1,100 steps lost, the start before had failed, loaded in 0.25 s"),
+        (Past(101, True), None, "1 step lost, loaded in 0.25 s"),
         (Past(100, True, None, "stopped early"), 7200.0,
-         "no step lost, no sample repeated or left out, the start before had stopped early, down for 2.0 h, "
+         "no step lost, the start before had stopped early, down for 2.0 h, "
          "loaded in 0.25 s"),
-        (Past(), None, "steps lost: unknown, no sample repeated or left out, loaded in 0.25 s"),
+        (Past(), None, "steps lost: unknown, loaded in 0.25 s"),
     ],
 )  # fmt: skip
 def test_the_receipt_in_words(past, down_s, text):

@@ -51,6 +51,8 @@ from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
+from minetorch.training.modes import Modes
+from minetorch.training.replicas import Replicas
 from minetorch.world import World
 
 TRIVIAL_ITERATIONS = 10
@@ -245,7 +247,8 @@ class Trainer(TrainerState):
         self._accumulating = False
         self._persist_later: list[tuple[tuple[str, ...], bool]] = []
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
-        plugins = arguments.check_plugins(plugins)
+        plugins, hooks = arguments.check_plugins(plugins), arguments.check_hooks(hooks)
+        arguments.check_monitor(self.settings, val_dataloader, hooks, plugins)
         states = arguments.check_statable(statable), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
@@ -261,7 +264,7 @@ class Trainer(TrainerState):
         self.logger = self._log.logger
         self._loss_watch = LossWatch(self.logger)
         self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
-        self._hooks = self._gather_hooks(plugins, arguments.check_hooks(hooks))
+        self._hooks = self._gather_hooks(plugins, hooks)
         if self._proof is not None:
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
@@ -293,6 +296,8 @@ class Trainer(TrainerState):
                 exchanges=not elastic,
                 find_unused_parameters=find_unused_parameters,
             )
+            self._modes = Modes(model, self.model, self.logger)
+            self._replicas = Replicas(self.world, model, optimizer, self.logger)
             if elastic:
                 self._exact = Exact(self.world, self.backend, shards=virtual_shards, seed=seed)
             seed_generators(derive_seed(seed, "rank", 0 if elastic else self.rank))
@@ -399,6 +404,8 @@ class Trainer(TrainerState):
             self._view.here()
         with NOTICES.noted():
             try:
+                self._modes.begin()
+                self._replicas.check()
                 self._requests.connect()
                 self._train_epochs()
                 self._hear(wait=True)
@@ -412,6 +419,7 @@ class Trainer(TrainerState):
                 raise
             finally:
                 self._in_loop = False
+                self._modes.end()
                 self.close()
                 self._heartbeat.enter(Phase.DONE)
         if noticed:
@@ -440,6 +448,7 @@ class Trainer(TrainerState):
         self.progress.start_epoch()
         self._take_up_epoch()
         self._heartbeat.epoch(self.current_epoch)
+        self._modes.train()
         self._hooks.call("before_epoch_start", epoch=self.current_epoch)
         self._contents.let_generators_go()
 
@@ -481,6 +490,7 @@ class Trainer(TrainerState):
     def _run_epoch(self) -> bool:
         """Run the current epoch, or the rest of it. Returns whether to go on after it."""
         asked = self._train_epoch()
+        self._modes.evaluate()
         if "save_and_stop" in asked:
             return self._stop_in_epoch()
         train_loss, val_loss = self._train_loss(), None
@@ -509,7 +519,7 @@ class Trainer(TrainerState):
         who asked to stop may not grant.
         """
         progress, step_every = self.progress, self.settings.accumulated_iter
-        self.model.train()
+        self.backend.find_others()
         left, batches = self._limited(
             self.train_dataloader.epoch(progress.epoch, progress.position, self._stream), done=progress.iteration
         )
@@ -538,6 +548,8 @@ class Trainer(TrainerState):
         progress, hooks, data = self.progress, self._hooks, batch.data
         index = progress.iteration
         self.batch = batch
+        if pending == 1:
+            self.backend.forget_other_gradients()
         if hooks.any_at("before_train_iteration_start"):
             hooks.call("before_train_iteration_start", index=index, data=data)
         loss = self._add_gradients(batch, stepping) if self._exact is None else self._add_exact(self._exact, batch)
@@ -637,7 +649,6 @@ class Trainer(TrainerState):
         assert self.val_dataloader is not None
         self._heartbeat.enter(Phase.VALIDATING)
         self.backend.align_buffers()
-        self.model.eval()
         self.val_iterations, batches = self._limited(self.val_dataloader.epoch(self.current_epoch))
         if self._progress_bar is not None:
             batches = self._progress_bar.watch(batches)
@@ -712,10 +723,15 @@ class Trainer(TrainerState):
         self.drawer.flush()
 
     def _persist_epoch(self, *, must: bool) -> None:
-        """Save at the strides, at the best, and where it must be."""
+        """Save at the strides, at the best, and where it must be.
+
+        Raises:
+            ConfigurationError: `monitor` is no metric of this run. The checkpoint is on its way nevertheless.
+        """
         stride = self.settings.persist_stride
         if must or (stride is not None and self.current_epoch % stride == 0) or self._persistence.is_best():
             self._save()
+        self._persistence.check_monitor()
 
     def persist(self, *names: str, wait: bool = False) -> str | None:
         """Save a checkpoint of this moment, under the names given and `latest`. Every rank must call it.
@@ -753,6 +769,7 @@ class Trainer(TrainerState):
         stream = None if self.progress.epoch_complete else self._stream
         self.progress.stream = None if stream is None else stream.to_plain()
         before = self._heartbeat.enter(Phase.SAVING)
+        self._replicas.check()
         path = self._persistence.save(names, beside_training=beside_training)
         self._heartbeat.enter(before)
         return path

@@ -77,16 +77,17 @@ class Replicas:
         for index, (name, parameter) in enumerate(differing.items()):
             distance, rank = max((distances[index], rank) for rank, distances in enumerate(by_rank))
             if distance > _tolerance(parameter):
-                more = f", and {len(differing) - 1} more differ" if len(differing) > 1 else ""
+                others = len(differing) - 1
+                more = f", and so {'does' if others == 1 else 'do'} {others} more" if others else ""
                 raise RanksDifferError(
-                    f"The ranks do not have the same weights: {name} of rank {rank} is up to {distance:.1e} away from "
-                    f"that of rank 0, relative to its greatest value{more}. A checkpoint would hold those of rank 0 "
-                    "alone, so none is saved. Likely causes: an optimizer that is stepped by hand, in loss_func or a "
+                    f"The ranks do not have the same weights: {name} on rank {rank} differs from rank 0 by up to "
+                    f"{distance:.1e} of its greatest value{more}. A checkpoint would hold only the weights of rank 0, "
+                    "so none is saved. Likely causes: an optimizer that is stepped by hand, in loss_func or a "
                     "hook, with gradients that DDP has not averaged; code that changes weights on some ranks only, as "
                     "under `if trainer.is_main:`, or by random numbers, which differ between ranks. Weights that are "
                     "meant to differ between ranks are not supported."
                 )
-        if not self._has_warned:
+        if self._world.is_main and not self._has_warned:
             self._has_warned = True
             self._logger.warning(
                 "The ranks' weights differ by rounding: %s, by up to %.1e of its greatest value. Checkpoints hold "

@@ -88,12 +88,15 @@ class TrainerState:
 
     @property
     def model(self) -> nn.Module:
-        """The model to call in the loss function: with several workers, wrapped in DDP."""
+        """The model to call in the loss function: with several workers, wrapped in DDP.
+
+        It is in train mode while an epoch trains, and in eval mode from then on to the next epoch.
+        """
         return self.backend.model
 
     @property
     def unwrapped_model(self) -> nn.Module:
-        """The user's own model."""
+        """The user's own model. Gradients of a loss that calls it in place of `model` are not averaged over the ranks."""
         return self.backend.unwrapped_model
 
     @property

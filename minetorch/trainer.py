@@ -139,7 +139,8 @@ class Trainer(TrainerState):
             optimizer: of the model's parameters.
             train_dataloader: any DataLoader; its data is shared out over the ranks.
             loss_func: called as `loss_func(trainer, data)`, or by name where its two parameters are named
-                `data` and `trainer`; returns a scalar tensor, the mean over the batch's samples.
+                `data` and `trainer`; calls `trainer.model`, and returns a scalar tensor, the mean over the batch's
+                samples.
             val_dataloader: as `train_dataloader`; None to leave out validation.
             code: name of the run; its files are at `{alchemistic_directory}/{code}/`.
             resume: True: from the newest checkpoint that verifies, if there is any. False: from scratch. Or the
@@ -397,6 +398,7 @@ class Trainer(TrainerState):
         ranks save at the same step and stop. So they do before the end of a SLURM job, where its time is known.
 
         Raises:
+            RanksDifferError: the ranks do not have the same weights, at the start or before a save.
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
         """
         self._in_loop, self._ended = True, "failed"

@@ -2,9 +2,8 @@
 
 Ranks that average their gradients take the same steps. One that does not (its gradients bypass DDP, or its weights are
 changed on that rank alone) trains a model of its own, and no loss shows it. So before each checkpoint, which holds the
-weights of rank 0, the ranks compare their own. It reads the weights once and exchanges 16 bytes for each tensor: for
-1 GB of float32 on a CPU core about a quarter of a second, a tenth of the time that copying them for the save takes;
-on a GPU, a read of its memory.
+weights of rank 0, the ranks compare their own. That reads the weights once and exchanges 16 bytes for each tensor: for
+each GB it takes 0.12 s of a CPU core or 1 ms of a GPU, less than a step of the optimizer.
 """
 
 from __future__ import annotations

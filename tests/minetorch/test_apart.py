@@ -25,7 +25,7 @@ def test_a_loss_that_does_not_go_through_trainer_model_is_an_error_at_the_first_
     assert ranks[0][case][3] == ranks[1][case][3], "no step was taken"
 
 
-@pytest.mark.parametrize("case", ["exact", "accumulated", "compiled", "kinds", "rounding"])
+@pytest.mark.parametrize("case", ["exact", "accumulated", "compiled", "lightning", "kinds", "rounding"])
 def test_what_keeps_the_ranks_together_is_no_error(ranks, case):
     for found in ranks:
         assert found[case][:3] == ["", "", 2]

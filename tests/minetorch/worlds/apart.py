@@ -1,6 +1,7 @@
 """Ways in which two ranks can come to train apart. Each rank writes what it found to its own file."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def only_the_last_iteration_of_a_step_must_call_it():
 
     attempt("accumulated", loss_func, accumulated_iter=2)
     attempt("accumulated wrongly", lambda trainer, data: loss_of(trainer.unwrapped_model, data), accumulated_iter=2)
+
+
+def a_lightning_module_as_the_guide_wraps_it():
+    class Module(nn.Linear):
+        """Like a LightningModule, its training_step calls the module itself."""
+
+        def training_step(self, batch, batch_idx):
+            return loss_of(self, batch)
+
+    guide = (Path(__file__).parents[3] / "docs/moving.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "training_step" in block]
+    names = {"nn": nn}
+    exec(block, names)
+    attempt("lightning", names["loss_of_training_step"], names["TrainingStep"](Module(1, 1)))
 
 
 def a_compiled_model():
@@ -159,6 +174,7 @@ def buffers_and_all_kinds_of_tensors():
 
 a_model_that_is_called_by_its_own_name()
 only_the_last_iteration_of_a_step_must_call_it()
+a_lightning_module_as_the_guide_wraps_it()
 a_compiled_model()
 a_second_optimizer_stepped_by_hand()
 weights_changed_on_one_rank()

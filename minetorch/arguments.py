@@ -252,7 +252,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         parameters = [*inspect.signature(type(optimizer).step).parameters.values()][1:]
     except (TypeError, ValueError):  # it does not say what it takes
         parameters = []
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [
+        repr(p.name) for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     if needed:
         raise ConfigurationError(
             f"{kind} cannot be used here: its step() needs {', '.join(needed)}, and the Trainer calls step() without "

@@ -96,7 +96,7 @@ class TrainerState:
 
     @property
     def unwrapped_model(self) -> nn.Module:
-        """The user's own model. Gradients of a loss that calls it in place of `model` are not averaged over the ranks."""
+        """The user's own model. A loss function that calls it in place of `model` gets no gradients of other ranks."""
         return self.backend.unwrapped_model
 
     @property

@@ -599,13 +599,13 @@ class TestBadInput:
         if not required:
             make_trainer(model=model, optimizer=optimizer).train()
             return
-        with pytest.raises(ConfigurationError, match=r"Own cannot be used here: its step\(\) needs closure"):
+        with pytest.raises(ConfigurationError, match=r"Own cannot be used here: its step\(\) needs 'closure'"):
             Trainer(**parts(model=model, optimizer=optimizer))
         assert not list(tmp_path.iterdir())
 
     def test_lbfgs_is_refused(self, parts, tmp_path):
         model = nn.Linear(1, 1)
-        with pytest.raises(ConfigurationError, match=r"LBFGS cannot be used here: its step\(\) needs closure"):
+        with pytest.raises(ConfigurationError, match=r"LBFGS cannot be used here: its step\(\) needs 'closure'"):
             Trainer(**parts(model=model, optimizer=torch.optim.LBFGS(model.parameters())))
         assert not list(tmp_path.iterdir())
 

@@ -2,8 +2,8 @@
 
 Ranks that average their gradients take the same steps. One that does not (its gradients bypass DDP, or its weights are
 changed on that rank alone) trains a model of its own, and no loss shows it. So before each checkpoint, which holds the
-weights of rank 0, the ranks compare their own. That reads the weights once and exchanges 16 bytes for each tensor: for
-each GB it takes 0.12 s of a CPU core or 1 ms of a GPU, less than a step of the optimizer.
+weights of rank 0, the ranks compare their own. That reads the weights once and exchanges 16 bytes for each tensor: a
+CPU core reads 8 GB a second. A step of Adam reads and writes seven times as much.
 """
 
 from __future__ import annotations

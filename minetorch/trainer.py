@@ -75,6 +75,7 @@ class Trainer(TrainerState):
             after_train_iteration_end
             after a step: the saves and stops that were asked for, and after_checkpoint_persisted for each checkpoint
                 that has become durable (after an epoch, too)
+        put the model into eval mode, until the next epoch
         every eval_stride epochs, for each batch of this rank's share of the validation data:
             before_val_iteration_start
             loss_func(trainer, data)

@@ -51,7 +51,7 @@ class Replicas:
         if self._world.size == 1:
             return
         named = dict(self._named())
-        sums = torch.stack([_checksum(parameter) for parameter in named.values()])
+        sums = torch.stack([_checksum(parameter).to(self._world.device) for parameter in named.values()])
         # One collective gives the greatest and the least: the complement of integers reverses their order.
         greatest, complement = self._world.reduce(torch.cat([sums, ~sums]), "max").cpu().chunk(2)
         differing = (greatest != ~complement).nonzero().flatten().tolist()

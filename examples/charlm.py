@@ -72,8 +72,7 @@ def log_sample(trainer):
     """Rank 0 lets the model write."""
     letters = trainer.train_dataloader.dataset.letters
     start = torch.tensor([[letters.index(letter) for letter in "The "]], device=trainer.device)
-    model = trainer.unwrapped_model.eval()
-    text = "".join(letters[number] for number in model.write(start, 120)[0])
+    text = "".join(letters[number] for number in trainer.unwrapped_model.write(start, 120)[0])
     bits = trainer.metrics["train_loss"] / math.log(2)
     trainer.logger.info("%.2f bits a letter: %s", bits, " ".join(text.split()))
 

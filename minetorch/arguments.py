@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from minetorch.data.checks import check_loader
 from minetorch.errors import ConfigurationError, in_brief
+from minetorch.settings import Settings
 from minetorch.stateful import Stateful
 
 
@@ -63,6 +65,7 @@ def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloa
     if val_dataloader is not None:
         check_loader("val_dataloader", val_dataloader)
     _check_parameters(model)
+    _check_optimizer(optimizer)
     own = {id(parameter) for parameter in model.parameters()}
     optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(id(parameter) in own for parameter in optimized):
@@ -70,6 +73,22 @@ def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloa
             "The optimizer holds none of the model's parameters, so training would change nothing. "
             "Make it from this very model: for example torch.optim.SGD(model.parameters(), lr=0.1)."
         )
+
+
+def check_monitor(settings: Settings, val_dataloader: Any, hooks: Mapping[str, Any], plugins: Iterable[Any]) -> None:
+    """Refuse to keep the best checkpoints by a validation loss that there cannot be.
+
+    Raises:
+        ConfigurationError: there is no validation data, and no hook that could compute the loss.
+    """
+    if settings.keep_best is None or settings.monitor != "val_loss" or val_dataloader is not None:
+        return
+    if hooks.get("after_epoch_end") or any(hasattr(plugin, "after_epoch_end") for plugin in plugins):
+        return  # it may set trainer.metrics["val_loss"]; the end of the first epoch shows it
+    raise ConfigurationError(
+        f"keep_best={settings.keep_best} keeps the checkpoints with the best 'val_loss', and without val_dataloader "
+        "there is none. Give the Trainer a val_dataloader, or another metric to go by, such as monitor='train_loss'."
+    )
 
 
 def check_length(name: str, loader: Any) -> None:
@@ -228,6 +247,29 @@ def _check_parameters(model: nn.Module) -> None:
         raise ConfigurationError(
             f"The model's parameter {meta} is on the meta device, and has no values. Make the model on the CPU, or "
             "call its to_empty(device='cpu') and give it its weights."
+        )
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    kind = type(optimizer).__name__
+    try:
+        parameters = [*inspect.signature(type(optimizer).step).parameters.values()][1:]
+    except (TypeError, ValueError):  # it does not say what it takes
+        parameters = []
+    needed = [
+        repr(p.name) for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ConfigurationError(
+            f"{kind} cannot be used here: its step() needs {', '.join(needed)}, and the Trainer calls step() without "
+            "arguments, after one forward and backward. Use another optimizer, such as torch.optim.Adam."
+        )
+    # Whoever has made one has imported it; importing it here would take time from everybody else.
+    distributed = sys.modules.get("torch.distributed.optim")
+    if distributed is not None and isinstance(optimizer, distributed.ZeroRedundancyOptimizer):
+        raise ConfigurationError(
+            f"{kind} cannot be used here: each rank has only a part of its state, and a checkpoint holds that of rank "
+            "0. Pass the optimizer that it wraps, such as torch.optim.Adam(model.parameters())."
         )
 
 

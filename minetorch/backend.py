@@ -77,7 +77,12 @@ class Backend:
             settle_buckets(self._ddp)
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
         self._norm_before_clipping: torch.Tensor | None = None
+        self._others: list[nn.Parameter] = []
+        self._has_stepped = False
+        self._found_inf: torch.Tensor | None = None
+        self._awaits_forward = False
         if self._ddp is not None:
+            self._ddp.register_forward_pre_hook(self._forward_hook())
             # DDP broadcasts the buffers at a forward, also in validation and in a hook on one rank. There the ranks do
             # not keep step, and the broadcast would wait for ever. So it is on for the forwards of training alone.
             self._ddp.require_forward_param_sync = False
@@ -96,8 +101,17 @@ class Backend:
     def _exchange(self, ddp: DistributedDataParallel, stepping: bool) -> Iterator[None]:
         with _ALONE if stepping else ddp.no_sync():
             ddp.require_forward_param_sync = True
-            yield
-            ddp.require_forward_param_sync = False
+            self._awaits_forward = stepping
+            try:
+                yield
+            finally:
+                ddp.require_forward_param_sync = self._awaits_forward = False
+
+    def _forward_hook(self) -> Callable[..., None]:
+        def called(*_: object) -> None:  # no method: a copy of the model would copy all of this object with it
+            self._awaits_forward = False
+
+        return called
 
     @contextmanager
     def on_this_rank(self) -> Iterator[None]:
@@ -109,7 +123,17 @@ class Backend:
             self.model = wrapped
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the loss's gradients to the parameters'."""
+        """Add the loss's gradients to the parameters'.
+
+        Raises:
+            ConfigurationError: with several workers, the loss was computed without a call of `model`.
+        """
+        if self._awaits_forward:
+            raise ConfigurationError(
+                f"loss_func did not call trainer.model. With {self.world.size} workers, gradients are averaged only "
+                "through trainer.model, so each worker would train a model of its own. Write trainer.model(…) in "
+                "loss_func, not the script's own model(…) or trainer.unwrapped_model(…)."
+            )
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def step(self, clip_grad_norm: float | None, scale: float = 1.0) -> None:
@@ -119,20 +143,70 @@ class Backend:
             clip_grad_norm: upper limit of the gradients' total 2-norm, or None.
             scale: what the gradients are multiplied by first.
         """
-        if self._scaler is not None and (clip_grad_norm is not None or scale != 1.0):
-            self._scaler.unscale_(self.optimizer)
-        if scale != 1.0:
-            gradients = [p.grad for p in self.unwrapped_model.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, scale)
-        if clip_grad_norm is not None:
-            parameters = self.unwrapped_model.parameters()
-            self._norm_before_clipping = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        if clip_grad_norm is not None or scale != 1.0:
+            self._rescale(clip_grad_norm, scale)
         if self._scaler is None:
             self.optimizer.step()
         else:
-            self._scaler.step(self.optimizer)
+            self._has_stepped = False
+            with self.optimizer.register_step_post_hook(self._after_step):
+                self._scaler.step(self.optimizer)
             self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _rescale(self, clip_grad_norm: float | None, scale: float) -> None:
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        parameters = self._optimized()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if scale != 1.0 and gradients:
+            torch._foreach_mul_(gradients, scale)
+        if clip_grad_norm is None:
+            return
+        try:
+            self._norm_before_clipping = nn.utils.clip_grad_norm_(parameters, clip_grad_norm)
+        except NotImplementedError:
+            if not any(gradient.is_sparse for gradient in gradients):
+                raise
+            raise ConfigurationError(
+                f"clip_grad_norm={clip_grad_norm} cannot limit sparse gradients, as nn.Embedding(…, sparse=True) has "
+                "them. Use dense ones (sparse=False), or leave out clip_grad_norm."
+            ) from None
+
+    def _optimized(self) -> list[nn.Parameter]:
+        """The optimizer's parameters, also those of groups that a hook has added: to scale, clip and zero."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def find_others(self) -> None:
+        """Find the model's parameters that are not in the optimizer. To be called at the start of an epoch."""
+        optimized = {id(parameter) for parameter in self._optimized()}
+        self._others = [p for p in self.unwrapped_model.parameters() if id(p) not in optimized]
+
+    def forget_other_gradients(self) -> None:
+        """Clear the gradients of parameters that are not in the optimizer, before the first iteration of a step.
+
+        No checkpoint holds gradients, so none may outlive its step. Until the next step a hook can use them.
+        """
+        for parameter in self._others:
+            parameter.grad = None
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._has_stepped = True
+        # The scaler gives it to an optimizer that leaves out the step by itself, as fused ones do.
+        self._found_inf = getattr(optimizer, "found_inf", None)
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the newest `step` has changed the parameters: with fp16 it does not where gradients overflow."""
+        if self._scaler is None:
+            return True
+        return self._has_stepped and not (self._found_inf is not None and bool(self._found_inf))
+
+    @property
+    def overflows(self) -> bool:
+        """In a hook of the optimizer's step: whether the optimizer is going to leave this step out by itself."""
+        found_inf: torch.Tensor | None = getattr(self.optimizer, "found_inf", None)
+        return found_inf is not None and bool(found_inf)
 
     def gradient_norm(self) -> torch.Tensor:
         """The gradients' total 2-norm before clipping, on the device: for hooks of the optimizer's step.
@@ -142,8 +216,9 @@ class Backend:
         if self._norm_before_clipping is not None:
             return self._norm_before_clipping
         # The optimizer's list: walking the model's modules would take longer than the norm of a small one.
-        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [_values(p.grad) for p in self._optimized() if p.grad is not None]
+        if not gradients:
+            return torch.zeros((), device=self.world.device)
         # `nn.utils.get_total_norm` takes twice as long, to sort tensors by device and dtype.
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         # A fused optimizer unscales the gradients by itself, in its step.
@@ -249,6 +324,10 @@ def settle_buckets(ddp: DistributedDataParallel) -> None:
         parameter.grad = gradient
     for held, content in hooks:
         held.update(content)
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def placement(device: torch.device) -> Callable[[Any], Any] | None:

@@ -6,6 +6,7 @@ MinetorchError
 ├── CollectiveError (RuntimeError)       a collective where only one rank runs, or a lost process group
 ├── RemoteError (RuntimeError)           another rank failed; the ranks that wait for it raise this
 ├── NotFiniteError (ArithmeticError)     a loss or gradient is NaN or infinite; see the plugin NaNGuard
+├── RanksDifferError (RuntimeError)      the ranks do not have the same weights, so there is no one model to save
 ├── StorageError (OSError)               the storage could not be listed, read or written
 ├── ProofError (RuntimeError)            a script could not be run to its end by `minetorch prove`
 ├── RunInUseError (RuntimeError)         another process is training this run
@@ -46,6 +47,10 @@ class RemoteError(MinetorchError, RuntimeError):
 
 class NotFiniteError(MinetorchError, ArithmeticError):
     """A loss or gradient is NaN or infinite; the message says in which batch and where in the model."""
+
+
+class RanksDifferError(MinetorchError, RuntimeError):
+    """The ranks do not have the same weights, so that there is no one model to save; the message names a parameter."""
 
 
 class StorageError(MinetorchError, OSError):

@@ -51,26 +51,34 @@ class Persistence:
             self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=log.flush)
 
     def is_best(self) -> bool:
-        """Whether the newest metrics are the best so far; every rank gets rank 0's answer.
-
-        Raises:
-            ConfigurationError: `monitor` is no metric of this run.
-        """
+        """Whether the newest metrics are the best so far; every rank gets rank 0's answer."""
         return self._trainer.world.on_main(self._is_best)
 
     def _is_best(self) -> bool:
-        trainer = self._trainer
-        monitor, metrics = trainer.settings.monitor, trainer.metrics
-        if monitor not in metrics:
-            # Without validation (in this epoch, or at all) there is no val_loss, and no best.
-            if monitor == "val_loss" or "val_loss" not in metrics:
-                return False
-            raise ConfigurationError(
-                f"monitor={monitor!r} is not among this epoch's metrics: {', '.join(map(repr, metrics))}. "
-                f"Let a hook at 'after_epoch_end' set trainer.metrics[{monitor!r}], or monitor another."
-            )
+        metrics = self._trainer.metrics
+        if self._trainer.settings.monitor not in metrics:
+            return False
         assert self._checkpointer is not None
         return self._checkpointer.would_be_best(metrics)
+
+    def check_monitor(self) -> None:
+        """Look whether the epoch that has ended has the metric that is monitored. Every rank calls it.
+
+        Raises:
+            ConfigurationError: it has not, and should have.
+        """
+        self._trainer.world.on_main(self._check_monitor)
+
+    def _check_monitor(self) -> None:
+        trainer = self._trainer
+        monitor, keep_best = trainer.settings.monitor, trainer.settings.keep_best
+        # "val_loss" is the default: a run without validation has no best, and needs none.
+        if trainer.lacks_metric(monitor) and not (monitor == "val_loss" and keep_best is None):
+            advice = "give the Trainer a val_dataloader" if monitor == "val_loss" else "monitor another"
+            raise ConfigurationError(
+                f"monitor={monitor!r} is not among this epoch's metrics: {', '.join(map(repr, trainer.metrics))}. "
+                f"Let a hook at 'after_epoch_end' set trainer.metrics[{monitor!r}], or {advice}."
+            )
 
     def put_off(self) -> bool:
         """Whether a save is under way, after which another will be asked for. Every rank calls it."""

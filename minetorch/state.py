@@ -19,6 +19,7 @@ from minetorch.heartbeat import Heartbeat
 from minetorch.progress import Progress
 from minetorch.requests import Requests
 from minetorch.settings import Settings
+from minetorch.training.modes import Modes
 from minetorch.world import ReduceOp, World
 
 
@@ -59,6 +60,7 @@ class TrainerState:
     """The run's directory: `files.write("table.csv", data)`. For rank 0, unless each rank has files of its own."""
     around_validation: list[Callable[[], AbstractContextManager[Any]]]
     """Called before every validation, on every rank; each validation runs within what they return."""
+    _modes: Modes
     _requests: Requests
     _heartbeat: Heartbeat
     _loss_func: Callable[[Any, Any], Any]
@@ -86,12 +88,15 @@ class TrainerState:
 
     @property
     def model(self) -> nn.Module:
-        """The model to call in the loss function: with several workers, wrapped in DDP."""
+        """The model to call in the loss function: with several workers, wrapped in DDP.
+
+        It is in train mode while an epoch trains, and in eval mode from then on to the next epoch.
+        """
         return self.backend.model
 
     @property
     def unwrapped_model(self) -> nn.Module:
-        """The user's own model."""
+        """The user's own model. A loss function that calls it in place of `model` gets no gradients of other ranks."""
         return self.backend.unwrapped_model
 
     @property
@@ -142,6 +147,15 @@ class TrainerState:
                 yield
         finally:
             self.train_dataloader, self.val_dataloader = shares
+
+    def lacks_metric(self, name: str) -> bool:
+        """Whether this epoch has no such metric, and should have it.
+
+        Epochs without validation, by `eval_stride`, need not have it.
+        """
+        if name in self.metrics or self.current_epoch % self.settings.eval_stride:
+            return False
+        return name != "val_loss" or self.val_dataloader is None  # one without a sample gives no loss
 
     def graceful_stop(self) -> None:
         """Stop all ranks after this epoch, its validation and its checkpoint. From a hook on any rank."""

@@ -52,6 +52,8 @@ from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
+from minetorch.training.modes import Modes
+from minetorch.training.replicas import Replicas
 from minetorch.world import World
 
 TRIVIAL_ITERATIONS = 10
@@ -74,6 +76,7 @@ class Trainer(TrainerState):
             after_train_iteration_end
             after a step: the saves and stops that were asked for, and after_checkpoint_persisted for each checkpoint
                 that has become durable (after an epoch, too)
+        put the model into eval mode, until the next epoch
         every eval_stride epochs, for each batch of this rank's share of the validation data:
             before_val_iteration_start
             loss_func(trainer, data)
@@ -138,7 +141,8 @@ class Trainer(TrainerState):
             optimizer: of the model's parameters.
             train_dataloader: any DataLoader; its data is shared out over the ranks.
             loss_func: called as `loss_func(trainer, data)`, or by name where its two parameters are named
-                `data` and `trainer`; returns a scalar tensor, the mean over the batch's samples.
+                `data` and `trainer`; calls `trainer.model`, and returns a scalar tensor, the mean over the batch's
+                samples.
             val_dataloader: as `train_dataloader`; None to leave out validation.
             code: name of the run; its files are at `{alchemistic_directory}/{code}/`.
             resume: True: from the newest checkpoint that verifies, if there is any. False: from scratch. Or the
@@ -246,7 +250,8 @@ class Trainer(TrainerState):
         self._accumulating = False
         self._persist_later: list[tuple[tuple[str, ...], bool]] = []
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
-        plugins = arguments.check_plugins(plugins)
+        plugins, hooks = arguments.check_plugins(plugins), arguments.check_hooks(hooks)
+        arguments.check_monitor(self.settings, val_dataloader, hooks, plugins)
         states = arguments.check_statable(statable), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
@@ -262,7 +267,7 @@ class Trainer(TrainerState):
         self.logger = self._log.logger
         self._loss_watch = LossWatch(self.logger)
         self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
-        self._hooks = self._gather_hooks(plugins, arguments.check_hooks(hooks))
+        self._hooks = self._gather_hooks(plugins, hooks)
         if self._proof is not None:
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
@@ -296,6 +301,8 @@ class Trainer(TrainerState):
                 exchanges=not elastic,
                 find_unused_parameters=find_unused_parameters,
             )
+            self._modes = Modes(model, self.model, self.logger)
+            self._replicas = Replicas(self.world, model, optimizer, self.logger)
             if elastic:
                 self._exact = Exact(self.world, self.backend, shards=virtual_shards, seed=seed)
             seed_generators(derive_seed(seed, "rank", 0 if elastic else self.rank))
@@ -395,6 +402,7 @@ class Trainer(TrainerState):
         ranks save at the same step and stop. So they do before the end of a SLURM job, where its time is known.
 
         Raises:
+            RanksDifferError: the ranks do not have the same weights, at the start or before a save.
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
         """
         self._in_loop, self._ended = True, "failed"
@@ -402,6 +410,8 @@ class Trainer(TrainerState):
             self._view.here()
         with NOTICES.noted():
             try:
+                self._modes.begin()
+                self._replicas.check()
                 self._requests.connect()
                 self._train_epochs()
                 self._hear(wait=True)
@@ -415,6 +425,7 @@ class Trainer(TrainerState):
                 raise
             finally:
                 self._in_loop = False
+                self._modes.end()
                 self.close()
                 self._heartbeat.enter(Phase.DONE)
         if noticed:
@@ -443,6 +454,7 @@ class Trainer(TrainerState):
         self.progress.start_epoch()
         self._take_up_epoch()
         self._heartbeat.epoch(self.current_epoch)
+        self._modes.train()
         self._hooks.call("before_epoch_start", epoch=self.current_epoch)
         self._contents.let_generators_go()
 
@@ -484,6 +496,7 @@ class Trainer(TrainerState):
     def _run_epoch(self) -> bool:
         """Run the current epoch, or the rest of it. Returns whether to go on after it."""
         asked = self._train_epoch()
+        self._modes.evaluate()
         if "save_and_stop" in asked:
             return self._stop_in_epoch()
         train_loss, val_loss = self._train_loss(), None
@@ -512,7 +525,7 @@ class Trainer(TrainerState):
         who asked to stop may not grant.
         """
         progress, step_every = self.progress, self.settings.accumulated_iter
-        self.model.train()
+        self.backend.find_others()
         epoch = self._limited(self._open_epoch(), done=progress.iteration)
         left, batches = epoch.iterations, epoch.batches
         self.train_iterations = None if left is None else progress.iteration + left
@@ -555,6 +568,8 @@ class Trainer(TrainerState):
         progress, hooks, data = self.progress, self._hooks, batch.data
         index = progress.iteration
         self.batch = batch
+        if pending == 1:
+            self.backend.forget_other_gradients()
         if hooks.any_at("before_train_iteration_start"):
             hooks.call("before_train_iteration_start", index=index, data=data)
         loss = self._add_gradients(batch, stepping) if self._exact is None else self._add_exact(self._exact, batch)
@@ -654,7 +669,6 @@ class Trainer(TrainerState):
         assert self.val_dataloader is not None
         self._heartbeat.enter(Phase.VALIDATING)
         self.backend.align_buffers()
-        self.model.eval()
         loader = self.val_dataloader
         opened = self._limited(self._comparison.epoch("val_dataloader", loader, self.current_epoch))
         self.val_iterations, batches = opened.iterations, opened.batches
@@ -733,10 +747,15 @@ class Trainer(TrainerState):
         self.drawer.flush()
 
     def _persist_epoch(self, *, must: bool) -> None:
-        """Save at the strides, at the best, and where it must be."""
+        """Save at the strides, at the best, and where it must be.
+
+        Raises:
+            ConfigurationError: `monitor` is no metric of this run. The checkpoint is on its way nevertheless.
+        """
         stride = self.settings.persist_stride
         if must or (stride is not None and self.current_epoch % stride == 0) or self._persistence.is_best():
             self._save()
+        self._persistence.check_monitor()
 
     def persist(self, *names: str, wait: bool = False) -> str | None:
         """Save a checkpoint of this moment, under the names given and `latest`. Every rank must call it.
@@ -774,6 +793,7 @@ class Trainer(TrainerState):
         stream = None if self.progress.epoch_complete else self._stream
         self.progress.stream = None if stream is None else stream.to_plain()
         before = self._heartbeat.enter(Phase.SAVING)
+        self._replicas.check()
         path = self._persistence.save(names, beside_training=beside_training)
         self._heartbeat.enter(before)
         return path

@@ -99,7 +99,8 @@ class World:
         """Join the other workers; returns when all are there. Does nothing in a world of one, or when joined.
 
         Raises:
-            ConfigurationError: a process group is there already, of another size than this world.
+            ConfigurationError: a process group is there already, of another size than this world, or one that cannot
+                exchange tensors on the CPU and on this worker's device.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -111,11 +112,26 @@ class World:
                     f"The process group has {dist.get_world_size()} members, but WORLD_SIZE={self.size}. "
                     "Let the Trainer make the group, or make it of all workers."
                 )
+            self._check_group(dist.get_backend_config())
             return
         os.environ.update(self.rendezvous)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
         atexit.register(_leave, self.device.type)
+
+    def _check_group(self, config: str) -> None:
+        """Refuse a group of the script's own that lacks a backend for a device, before a collective fails.
+
+        Args:
+            config: as in "cpu:gloo,cuda:nccl".
+        """
+        known = dict(part.split(":") for part in config.split(",") if ":" in part)
+        missing = [kind for kind in ("cpu", self.device.type) if kind not in known]
+        if missing:
+            raise ConfigurationError(
+                f"The script's process group ({config}) has no backend for {missing[0]}, and the Trainer exchanges "
+                "tensors there, too. Make it with init_process_group('cpu:gloo,cuda:nccl'), or let the Trainer make it."
+            )
 
     @overload
     def reduce(self, value: torch.Tensor, op: ReduceOp = "mean") -> torch.Tensor: ...

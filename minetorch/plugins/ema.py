@@ -82,7 +82,7 @@ class EMA:
         if step == self._stepped:
             return
         self._stepped = step
-        if step % self.every == 0:
+        if step % self.every == 0 and trainer.backend.has_stepped:
             self._update()
 
     def before_checkpoint_persisted(self, trainer: TrainerState) -> None:

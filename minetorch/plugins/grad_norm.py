@@ -50,7 +50,7 @@ class GradNorm:
 
     def after_epoch_end(self, trainer: TrainerState) -> None:
         """Draw what there is, and say what the epoch came to."""
-        self._end_point(trainer.progress.step)
+        self._end_point(trainer, trainer.progress.step)
         self._draw(trainer)
         # The ranks have the same gradients, but different GPUs may sum their squares up differently.
         total, count = trainer.world.broadcast((float(self._sum), self._count))
@@ -69,13 +69,17 @@ class GradNorm:
     def _add(self, trainer: TrainerState) -> None:
         self._norms.append(trainer.backend.gradient_norm())
         if len(self._norms) == self.every:
-            self._end_point(trainer.progress.step + 1)
+            self._end_point(trainer, trainer.progress.step + 1)
 
-    def _end_point(self, step: int) -> None:
+    def _end_point(self, trainer: TrainerState, step: int) -> None:
         if not self._norms:
             return
         norms = torch.stack(self._norms).to(self._sum.dtype)
         self._norms.clear()
+        if trainer.accelerator.scaler is not None:
+            norms = norms[norms.isfinite()]  # a fused optimizer leaves out the other steps by itself
+            if not len(norms):
+                return
         self._points.append((step, torch.stack([norms.mean(), norms.max()])))
         self._sum = self._sum + norms.sum()
         self._count += len(norms)

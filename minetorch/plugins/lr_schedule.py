@@ -23,6 +23,7 @@ class LRSchedule:
     ```
 
     `ReduceLROnPlateau` gets the metric that `monitor` names; epochs without it, for want of a validation, are left out.
+    With per="step", steps that `amp="fp16"` leaves out because gradients overflow do not count.
     The graph `learning_rate` has a curve for each parameter group, by epochs or by steps.
     """
 
@@ -76,7 +77,8 @@ class LRSchedule:
         self._stepped = step
         if step % self.draw_every == 0 or step == 1:
             self._draw(trainer, step)
-        self.scheduler.step()
+        if trainer.backend.has_stepped:
+            self.scheduler.step()
 
     def after_epoch_end(self, trainer: TrainerState) -> None:
         """Step after an epoch."""

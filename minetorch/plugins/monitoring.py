@@ -12,7 +12,7 @@ Mode = Literal["min", "max"]
 
 
 def monitored(trainer: TrainerState, monitor: str, who: str) -> float | None:
-    """This epoch's value of a metric, rank 0's on every rank; None in an epoch without validation, which has none.
+    """This epoch's value of a metric, rank 0's on every rank; None in an epoch without validation that has none.
 
     Every rank calls it, at `after_epoch_end`.
 
@@ -22,20 +22,23 @@ def monitored(trainer: TrainerState, monitor: str, who: str) -> float | None:
         who: the plugin that asks, for the message.
 
     Raises:
-        ConfigurationError: there is no such metric, though there was a validation.
+        ConfigurationError: there is no such metric, in an epoch that should have it.
     """
-    return trainer.world.on_main(lambda: _find(trainer.metrics, monitor, who))
+    return trainer.world.on_main(lambda: _find(trainer, monitor, who))
 
 
-def _find(metrics: dict[str, float], monitor: str, who: str) -> float | None:
-    if monitor in metrics:
-        return float(metrics[monitor])
-    if monitor == "val_loss" or "val_loss" not in metrics:
-        return None
-    raise ConfigurationError(
-        f"{who} watches {monitor!r}, which is not among this epoch's metrics: {', '.join(map(repr, metrics))}. "
-        f"Name one of these, or list the plugin that sets trainer.metrics[{monitor!r}] before this one."
-    )
+def _find(trainer: TrainerState, monitor: str, who: str) -> float | None:
+    if trainer.lacks_metric(monitor):
+        advice = (
+            "Give the Trainer a val_dataloader"
+            if monitor == "val_loss"
+            else f"List the plugin that sets trainer.metrics[{monitor!r}] before this one"
+        )
+        raise ConfigurationError(
+            f"{who} watches {monitor!r}, which is not among this epoch's metrics: "
+            f"{', '.join(map(repr, trainer.metrics))}. {advice}, or name one of these."
+        )
+    return float(trainer.metrics[monitor]) if monitor in trainer.metrics else None
 
 
 def is_better(value: float, than: float | None, mode: Mode, min_delta: float = 0.0) -> bool:

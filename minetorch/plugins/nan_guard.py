@@ -85,6 +85,8 @@ class NaNGuard:
         self._handle.remove()
 
     def _before_step(self, trainer: TrainerState) -> None:
+        if trainer.backend.overflows:
+            return  # amp="fp16" leaves the step out, and lowers its scale
         norm, *losses = self._fetch([trainer.backend.gradient_norm()])
         self._look_at_losses(losses)
         if not math.isfinite(norm):
@@ -120,7 +122,7 @@ class NaNGuard:
         )
 
     def _search(self, trainer: TrainerState, one: _Iteration) -> str | None:
-        trainer.model.train()
+        trainer._modes.train()
         with trainer.backend.on_this_rank():  # the others search batches of their own
             place = find_not_finite(
                 trainer.unwrapped_model, one.batch.data, lambda data: trainer._loss_func(trainer, data)

@@ -91,7 +91,14 @@ def _all_finite(value: Any) -> bool:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if tensor.element_size() == 1:  # there is no isfinite for floats of 8 bits
+        tensor = tensor.float()
+    return bool(torch.isfinite(tensor).all())
 
 
 def _listed(names: list[str]) -> str:

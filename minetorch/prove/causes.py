@@ -17,6 +17,8 @@ class Evidence:
     device: str = "cpu"
     """What was computed on."""
     world_size: int = 1
+    parted: str | None = None
+    """A parameter that was not the same on all ranks, though nothing interrupted the run."""
     unsaved_schedulers: Sequence[str] = field(default=())
     """Classes of LR schedulers that no checkpoint holds."""
     unsaved_buffers: Sequence[str] = field(default=())
@@ -76,6 +78,14 @@ def _chance(difference: Difference, evidence: Evidence) -> tuple[str, str]:
 
 def _lost(difference: Difference, evidence: Evidence) -> tuple[str, str]:
     """The script is deterministic, and going on from a checkpoint loses something."""
+    if evidence.parted is not None:
+        return (
+            "ranks that train apart",
+            f"Without a kill, too, {evidence.parted} is not the same on all ranks. A checkpoint holds the weights of "
+            "rank 0, and after a restart all ranks have these. Look for an optimizer that is stepped by hand with "
+            "gradients that DDP has not averaged, for code that changes weights on some ranks only, and for ranks on "
+            "different hardware.",
+        )
     statable = (
         "Give it state_dict and load_state_dict, and pass it in statable={…}, or derive it from trainer.progress."
     )

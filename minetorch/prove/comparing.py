@@ -76,6 +76,21 @@ def compare(reference: Recording, other: Recording, *, every_rank: bool = True) 
     return Comparison(len(equal), _repeated(other), None)
 
 
+def parted(recording: Recording) -> str | None:
+    """The first of the model's parameters that two ranks do not have in common after the same iteration, if any."""
+    for ranks in recording.starts.values():
+        first: dict[tuple[int, int], dict[str, str]] = {}
+        rows = [row for start in ranks.values() for row in start.rows if row.values.get("tensors")]
+        for row in sorted(rows, key=lambda row: (row.at, row.rank)):
+            own = row.parts("tensors")
+            known = first.setdefault(row.at, own)
+            names: Sequence[str] = ranks[row.rank].facts["parameters"]
+            for name in names:
+                if own.get(name) != known.get(name):
+                    return name
+    return None
+
+
 def _moments(recording: Recording, every_rank: bool) -> Iterator[Row]:
     """The rows in the order of time, before those of each start what it began with."""
     for ranks in recording.starts.values():

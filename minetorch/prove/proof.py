@@ -11,7 +11,7 @@ from minetorch import ledger
 from minetorch.errors import ConfigurationError, ProofError
 from minetorch.loading import load
 from minetorch.prove.causes import Evidence, cause_of
-from minetorch.prove.comparing import Difference, compare, compare_states, greatest_difference
+from minetorch.prove.comparing import Difference, compare, compare_states, greatest_difference, parted
 from minetorch.prove.orders import RECORDS, Kill, Orders
 from minetorch.prove.plan import draw_kills
 from minetorch.prove.records import Recording, read
@@ -174,6 +174,7 @@ def _evidence(reference: Recording, killed: Recording, deterministic: bool) -> E
         deterministic=deterministic,
         device=starts[0].facts["device"],
         world_size=starts[0].world_size,
+        parted=parted(reference),
         unsaved_schedulers=sorted(
             {name for start in starts for name in (start.end or {}).get("unsaved_schedulers", ())}
         ),

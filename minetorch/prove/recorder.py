@@ -103,6 +103,7 @@ class Recorder:
                 "elastic": settings.elastic,
                 "persist_steps": settings.persist_steps,
                 "stride": self._stride,
+                "parameters": list(self._parameters.values()),
                 "unsaved_buffers": _unsaved_buffers(trainer.unwrapped_model),
                 "settings": digests.optimizer_settings(trainer.optimizer),
                 "tensors": self._digest_tensors(trainer),

@@ -538,9 +538,76 @@ class TestBadInput:
         with pytest.raises(ConfigurationError, match="train_dataloader has no batch"):
             make_trainer(train_dataloader=DataLoader(TensorDataset(torch.zeros(0, 1), torch.zeros(0, 1)))).train()
 
-    def test_a_monitor_that_never_comes_is_said(self, make_trainer):
-        with pytest.raises(ConfigurationError, match="monitor='accuracy' is not among this epoch's metrics"):
-            make_trainer(monitor="accuracy", persist_stride=None).train()
+    @pytest.mark.parametrize("options", [{}, {"persist_stride": None}, {"val_dataloader": None}, {"keep_best": 1}])
+    def test_a_monitor_that_never_comes_is_said_in_the_first_epoch_and_no_work_is_lost(
+        self, make_trainer, trained, tmp_path, options
+    ):
+        trainer = make_trainer(monitor="acuracy", **options)
+        with pytest.raises(ConfigurationError, match="monitor='acuracy' is not among this epoch's metrics: 'train_los"):
+            trainer.train()
+        assert trainer.progress.epoch == 1
+        assert len(list((tmp_path / "runs/default/models").glob("g*.json"))) == ("persist_stride" not in options)
+
+    def test_the_monitored_metric_is_due_in_epochs_with_validation_alone(self, trained, make_trainer):
+        def measure(trainer):
+            if trainer.current_epoch % 2 == 0:
+                trainer.metrics["accuracy"] = 0.5
+
+        trained(monitor="accuracy", eval_stride=2, hooks={"after_epoch_end": measure}, max_epochs=5)
+        trained(monitor="accuracy", eval_stride=2, hooks={"after_epoch_end": measure}, val_dataloader=None, code="b")
+        with pytest.raises(ConfigurationError, match="monitor='accuracy' is not among"):
+            make_trainer(monitor="accuracy", hooks={"after_epoch_end": measure}, code="c").train()
+
+    def test_the_best_by_a_validation_that_there_is_not_is_refused(self, parts, make_trainer, trained, tmp_path):
+        with pytest.raises(ConfigurationError, match=r"keep_best=2 keeps .* without val_dataloader there is none"):
+            Trainer(**parts(val_dataloader=None, keep_best=2))
+        assert not list(tmp_path.iterdir())
+        idle = {"after_epoch_end": lambda trainer: None}
+        with pytest.raises(ConfigurationError, match=r"monitor='val_loss' is not .*give the Trainer a val_dataloader"):
+            make_trainer(val_dataloader=None, keep_best=2, hooks=idle).train()
+        own = {"after_epoch_end": lambda trainer: trainer.metrics.update(val_loss=1.0)}
+        trained(val_dataloader=None, keep_best=2, hooks=own, code="own")
+        trained(val_dataloader=None, keep_best=2, monitor="train_loss", code="other")
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+    def test_an_optimizer_whose_state_is_split_over_the_ranks_is_refused(self, parts, tmp_path):
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        try:
+            model = nn.Linear(1, 1)
+            optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.1)
+            with pytest.raises(ConfigurationError, match="ZeroRedundancyOptimizer cannot be used here: each rank has"):
+                Trainer(**parts(model=model, optimizer=optimizer))
+        finally:
+            torch.distributed.destroy_process_group()
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("required", [True, False])
+    def test_an_optimizer_is_refused_if_its_step_needs_an_argument(self, parts, make_trainer, tmp_path, required):
+        class Own(torch.optim.SGD):
+            def step(self, closure, *more, loss=None, **others):
+                return super().step()
+
+        class Free(torch.optim.SGD):
+            def step(self, closure=None, *more, loss=None, **others):
+                return super().step()
+
+        model = nn.Linear(1, 1)
+        optimizer = (Own if required else Free)(model.parameters(), lr=0.1)
+        torch.optim.lr_scheduler.ConstantLR(optimizer)  # it puts a step of its own in the place of this one
+        if not required:
+            make_trainer(model=model, optimizer=optimizer).train()
+            return
+        with pytest.raises(ConfigurationError, match=r"Own cannot be used here: its step\(\) needs 'closure'"):
+            Trainer(**parts(model=model, optimizer=optimizer))
+        assert not list(tmp_path.iterdir())
+
+    def test_lbfgs_is_refused(self, parts, tmp_path):
+        model = nn.Linear(1, 1)
+        with pytest.raises(ConfigurationError, match=r"LBFGS cannot be used here: its step\(\) needs 'closure'"):
+            Trainer(**parts(model=model, optimizer=torch.optim.LBFGS(model.parameters())))
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_original_import_path():

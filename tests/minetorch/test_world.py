@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from minetorch.errors import ConfigurationError
 from minetorch.world import World, first_host
@@ -114,6 +115,40 @@ def test_alone_every_collective_is_the_value_itself():
     assert world.gather(1) == [1]
     assert world.on_main(lambda: 5) == 5
     world.barrier()
+
+
+@pytest.fixture
+def group():
+    """Makes a process group of two of which this process is the first; nothing waits for the second."""
+
+    def make(**backends):
+        config = []
+        for device, name in backends.items():
+            if name not in dist.Backend.backend_list:
+                dist.Backend.register_backend(name, lambda *_: None, devices=[device])
+            config.append(f"{device}:{name}")
+        dist.init_process_group(",".join(config), store=dist.HashStore(), rank=0, world_size=2)
+
+    yield make
+    dist.destroy_process_group()
+
+
+def test_a_group_of_the_script_without_a_backend_for_the_cpu_is_refused(group):
+    group(cuda="only_cuda")
+    with pytest.raises(ConfigurationError, match=r"group \(cuda:only_cuda\) has no backend for cpu, and the Trainer"):
+        World(rank=0, size=2).connect()
+
+
+def test_a_group_of_the_script_of_another_size_is_refused(group):
+    group(cuda="only_cuda")
+    with pytest.raises(ConfigurationError, match="The process group has 2 members, but WORLD_SIZE=3"):
+        World(rank=0, size=3).connect()
+
+
+def test_a_group_of_the_script_with_a_backend_for_every_device_is_used(group):
+    group(cpu="only_cpu", cuda="only_cuda")
+    World(rank=0, size=2).connect()
+    assert dist.get_world_size() == 2
 
 
 def test_an_unknown_reduction_is_refused():

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import NotFiniteError
 from minetorch.plugins import GradNorm, NaNGuard
+from minetorch.plugins.nan_search import find_not_finite
 
 
 def points(trainer, name):
@@ -116,3 +117,18 @@ def test_without_such_a_value_it_changes_nothing(trained, tmp_path):
     plain = trained(alchemistic_directory=tmp_path / "plain")
     guarded = trained(alchemistic_directory=tmp_path / "guarded", plugins=[NaNGuard(), GradNorm()])
     assert all(torch.equal(value, guarded.weights[name]) for name, value in plain.weights.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_values_of_every_kind_are_looked_at(dtype):
+    model = nn.Module()
+    model.odd = nn.Parameter(torch.ones(3).to(dtype), requires_grad=False)
+    model.even = nn.Parameter(torch.ones(3))
+
+    def loss_of(data):
+        return model.even.sum()
+
+    assert find_not_finite(model, torch.ones(1), loss_of) is None
+    model.odd[1:2] = torch.full((1,), math.nan).to(dtype)
+    assert find_not_finite(model, torch.ones(1), loss_of) == "the model's own 'odd', before the step"
+    assert find_not_finite(model, torch.full((1,), math.nan).to(dtype), loss_of) == "the data of the batch"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minetorch.prove.causes import Evidence, cause_of
-from minetorch.prove.comparing import compare, compare_states, greatest_difference
+from minetorch.prove.comparing import compare, compare_states, greatest_difference, parted
 from minetorch.prove.digests import of_data, of_tensor
 from minetorch.prove.records import OBSERVED, Recording, Row, Start
 
@@ -109,6 +109,25 @@ def test_every_kind_of_difference_has_a_cause_and_an_advice():
                 assert advice.endswith((".", "trainer.progress."))
     loss = dataclasses.replace(difference, what="gradients")
     assert cause_of(loss, Evidence(deterministic=False, device="cuda"))[0] == "a non-deterministic kernel"
+
+
+def test_ranks_that_train_apart_are_a_cause_of_their_own():
+    def ranks(*tensors):
+        facts = {"parameters": ["w"]}
+        starts = {
+            rank: Start(begun(0, 1), len(tensors), facts, [row(1, rank=rank), row(2, rank=rank, tensors=own)], None)
+            for rank, own in enumerate(tensors)
+        }
+        return Recording("run", Path("run"), {1: starts})
+
+    same, other_weight, other_buffer = "0000000100000002", "0000000300000002", "0000000100000003"
+    assert parted(ranks(same)) is None
+    assert parted(ranks(same, same, other_buffer)) is None
+    assert parted(ranks(same, same, other_weight)) == "w"
+    difference = compare(REFERENCE, recording((0, [row(1, loss="0x1.8p+0")]))).difference
+    kind, advice = cause_of(difference, Evidence(deterministic=True, world_size=2, parted="w"))
+    assert kind == "ranks that train apart"
+    assert "w is not the same on all ranks" in advice
 
 
 def test_states_are_compared_by_their_bits():

@@ -1,0 +1,71 @@
+"""Train mode while an epoch trains, eval mode otherwise, and the user's own choice for single modules."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+
+class Modes:
+    """Switches a model between the modes that it trains in and eval mode.
+
+    A module that the user has put into eval mode, such as a frozen backbone, stays in it while the model trains.
+    """
+
+    def __init__(self, model: nn.Module, wrapped: nn.Module, logger: logging.Logger) -> None:
+        """Change nothing yet.
+
+        Args:
+            model: the user's model.
+            wrapped: the model that is called: the same, or DDP around it.
+            logger: for a line about modules that are in eval mode at the start.
+        """
+        self._model = model
+        self._wrapped = wrapped
+        self._logger = logger
+        self._kept: list[nn.Module] | None = None
+        """While the whole model is in eval mode: the modules that stay in it when training continues."""
+        self._ends_in_eval = False
+
+    def begin(self) -> None:
+        """Remember which modules the user has put into eval mode, and put the whole model into it until `train`.
+
+        Where all of them are in eval mode, as in a pretrained model that was just loaded, none of them stays in it.
+        """
+        in_eval = {name for name, module in self._model.named_modules() if not module.training}
+        self._ends_in_eval = len(in_eval) == sum(1 for _ in self._model.modules())
+        self.evaluate()
+        if self._ends_in_eval:
+            self._kept = []
+            self._logger.info(
+                "The model was in eval mode, and is put into train mode. To train in eval mode, call "
+                "trainer.model.eval() in a hook at 'before_epoch_start'."
+            )
+        elif in_eval:
+            outer = [name for name in sorted(in_eval) if not name or name.rpartition(".")[0] not in in_eval]
+            named = ", ".join(name or "the model itself" for name in outer[:3])
+            more = f" and {len(outer) - 3} more" if len(outer) > 3 else ""
+            self._logger.info("In eval mode, and left in it: %s%s.", named, more)
+
+    def evaluate(self) -> None:
+        """Put the whole model into eval mode. It may be in it already."""
+        if self._kept is None:
+            self._kept = [module for module in self._model.modules() if not module.training]
+        self._wrapped.eval()
+
+    def train(self) -> None:
+        """Put back the modes of training, as they were before `evaluate`. They may be there already."""
+        if self._kept is None:
+            return
+        # Not flag by flag: a model may override train() to freeze a part of itself, or to prepare its weights.
+        self._wrapped.train()
+        for module in self._kept:
+            module.training = False
+        self._kept = None
+
+    def end(self) -> None:
+        """Give the model back in the modes in which the user has handed it over, or has put it since."""
+        self.train()
+        if self._ends_in_eval:
+            self._wrapped.eval()

@@ -120,7 +120,7 @@ def test_a_flood_passes_by_in_order_and_with_the_next_window_all_is_as_before(fo
     assert seen(four.feed(0, "out", b"x" * 2000 + b"\n", later)) == ["0 out calm", "0 out " + "x" * 2000]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(10))
 def test_whatever_comes_no_line_is_lost_and_each_ranks_stay_in_order(seed, monkeypatch):
     chance = random.Random(seed)
     ranks = chance.sample(range(100), chance.choice([2, 3, 8]))

@@ -1,7 +1,6 @@
 """The Trainer on several real workers."""
 
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -88,23 +87,6 @@ def test_accumulation(ranks):
 def test_parameters_that_the_loss_does_not_use_are_named(ranks):
     for found in ranks:
         assert "does not depend on these parameters: spare.weight, spare.bias. With several workers" in found["unused"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3)])
-def test_at_another_world_size_each_sample_of_the_epoch_is_still_seen_once(launch, tmp_path, first, then):
-    launch(first, "ledger.py", tmp_path, 3)
-    launch(then, "ledger.py", tmp_path, -1)
-    rows = [
-        (epoch, number)
-        for nproc in (first, then)
-        for rank in range(nproc)
-        for epoch, _, numbers in json.loads((tmp_path / f"seen_{nproc}_{rank}.json").read_text())
-        for number in numbers
-    ]
-    assert Counter(rows) == Counter((epoch, float(number)) for epoch in (1, 2, 3) for number in range(48))
-    state = torch.load(tmp_path / "runs/default/models/latest.pth.tar", weights_only=True)
-    assert state["progress"]["samples"] == 3 * 48
 
 
 def test_a_killed_worker_costs_nothing_but_time(launch, tmp_path):

@@ -33,10 +33,10 @@ def local_url(tmp_path: Path) -> str:
     return str(tmp_path / UGLY)
 
 
-@pytest.fixture(params=["local", "memory", "file"])
+@pytest.fixture(params=["local", "memory"])
 def store(request: pytest.FixtureRequest, local_url: str, memory_url: str) -> Store:
     """Every storage that claims the contract of a store."""
-    return Store.open({"local": local_url, "memory": memory_url, "file": f"file://{local_url}"}[request.param])
+    return Store.open({"local": local_url, "memory": memory_url}[request.param])
 
 
 @pytest.fixture

@@ -108,7 +108,8 @@ CASES = [
     pytest.param(command, name, words, id=f"{command}-{name}-{number}")
     for command, arguments in BAD.items()
     for name, given in arguments.items()
-    for number, words in enumerate(given)
+    # The arguments that all commands share are read in one place.
+    for number, words in enumerate(given if command == "ls" or name not in COMMON else given[:1])
 ]
 
 

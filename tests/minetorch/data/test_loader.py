@@ -112,7 +112,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["per worker", "split"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_sees_every_sample_once_in_the_same_global_order(kind, world_size, split):
     alone = in_order(counted(shared(KINDS[kind], 1, split_batches=split)))
@@ -122,7 +122,7 @@ def test_training_sees_every_sample_once_in_the_same_global_order(kind, world_si
     assert len({len(rank) for rank in ranks}) == 1
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_validation_neither_repeats_nor_drops(kind, world_size):
     loaders = shared(KINDS[kind], world_size, training=False)
@@ -130,7 +130,7 @@ def test_validation_neither_repeats_nor_drops(kind, world_size):
     assert sorted(chain.from_iterable(seen)) == list(range(LENGTH))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "workers"])
 def test_going_on_in_the_middle_takes_up_where_it_stopped(kind, world_size):
     loaders = shared(KINDS[kind], world_size)

@@ -284,6 +284,7 @@ class Trainer(TrainerState):
             silent=not self.is_main,
         )
         self._share_out(train_dataloader, val_dataloader)
+        self._comparison = Comparison(self.world)
         self._contents = Contents(self, *states, log=self._log)
         self._persistence = Persistence(self, checkpointer, self._contents, self._log)
         self._in_loop = False
@@ -291,7 +292,6 @@ class Trainer(TrainerState):
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
-            self._comparison = Comparison(self.world)
             self._comparison.traits({"train_dataloader": self.train_dataloader, "val_dataloader": self.val_dataloader})
             self.backend = Backend(
                 self.world,
@@ -865,6 +865,7 @@ class Trainer(TrainerState):
             for loader in (self.train_dataloader, self.val_dataloader):
                 if loader is not None:
                     stack.callback(loader.end_workers)
+            stack.callback(self._comparison.close)
             stack.callback(self._persistence.release, self._ended)
             for step in reversed(steps):
                 stack.callback(step)

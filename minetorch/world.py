@@ -274,6 +274,12 @@ class SideGroup:
             raise TimeoutError(str(error)) from error
         return values
 
+    def close(self) -> None:
+        """Leave the group, without waiting for the others."""
+        let_threads_finish()
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
+
 
 class _NoCollectives(TorchDispatchMode):
     """Raises where a collective would wait for ranks that never come.

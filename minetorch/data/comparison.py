@@ -138,6 +138,12 @@ class Comparison:
         if self._world.size > 1 and loader.is_stream:
             self._check_ends(name, self._world.gather(loader.read))
 
+    def close(self) -> None:
+        """Compare nothing any more."""
+        if self._side is not None:
+            self._side.close()
+            self._side = None
+
     def _check_ends(self, name: str, counts: Sequence[int]) -> None:
         if len(set(counts)) > 1:
             raise ConfigurationError(

@@ -142,11 +142,11 @@ class Checkpointer:
         """
         wanted = parse_resume(resume)
         if wanted.kind not in ("fresh", "newest"):
-            self._finder().look_up(Catalogue.read(self._store), wanted)
+            self._patience.persist(lambda: self._finder().look_up(Catalogue.read(self._store), wanted))
 
     def claim(self, if_running: IfRunning = "refuse", patience_s: float = float("inf")) -> bool:
-        """Become the run's writer: see `Fence.claim`."""
-        return self.fence.claim(if_running, patience_s)
+        """Become the run's writer: see `Fence.claim`. What the storage refuses is tried again."""
+        return self._patience.persist(lambda: self.fence.claim(if_running, patience_s))
 
     def open(self, resume: bool | int | str | os.PathLike[str], *, keep_payload: bool = False) -> Checkpoint | None:
         """Find, verify and read what to resume from, having claimed the run. None means: from scratch.
@@ -169,10 +169,15 @@ class Checkpointer:
         """
         wanted = parse_resume(resume)
         self.claim()
-        catalogue = Catalogue.read(self._store)
-        self.fence.opened(max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None))
-        checkpoint = self._finder(keep_payload=keep_payload).find(catalogue, wanted)
+        persist = self._patience.persist
+        catalogue = persist(lambda: Catalogue.read(self._store))
+        newest = max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None)
+        persist(lambda: self.fence.opened(newest))
+        checkpoint = persist(lambda: self._finder(keep_payload=keep_payload).find(catalogue, wanted))
         self._begin(catalogue, checkpoint)
+        if self._store.is_local and self._manifests:
+            # The start before may have ended between a commit and its links.
+            sync_links(self._store, wanted_links(self._manifests), self._logger)
         return checkpoint
 
     def save(
@@ -279,9 +284,7 @@ class Checkpointer:
     def commit(self, draft: Draft, state: dict[str, Any]) -> Manifest:
         """Write what was drafted; errors as of `save`. The state has passed `plain_state`. Call `tidy` after it."""
         try:
-            self._patience.persist(self.fence.check)
-            payload = draft.manifest.payload
-            written = self._patience.persist(lambda: write_payload(self._store, payload, state))
+            written = self._patience.persist(lambda: self._write_payload(draft.manifest.payload, state))
             manifest = self._complete(draft, written)
             self._patience.persist(lambda: self._write_manifest(manifest))
             self._committed(draft, manifest)
@@ -302,7 +305,7 @@ class Checkpointer:
             return
         if self._store.is_local:
             # First, so that no link ever points to a file that is gone.
-            sync_links(self._store.local_path(), wanted_links(self._manifests), self._logger)
+            sync_links(self._store, wanted_links(self._manifests), self._logger)
         for name in [*self._doomed]:
             try:
                 self._store.delete(name.manifest)
@@ -364,6 +367,10 @@ class Checkpointer:
         if best is not None and value is not None:
             self.best = best.name, value
             self._aliases[BEST] = best.name
+
+    def _write_payload(self, file: str, state: dict[str, Any]) -> Written:
+        self.fence.check()
+        return write_payload(self._store, file, state)
 
     def _complete(self, draft: Draft, written: Written) -> Manifest:
         """The manifest of a payload that is written, with what expires when it is committed."""

@@ -128,7 +128,7 @@ def copy_run(run: Run, target: Store, only: Collection[str], logger: logging.Log
     for manifest, action in plan:
         yield _copy_checkpoint(run.models, models, manifest, action)
     if models.is_local:
-        sync_links(models.local_path(), wanted_links(Catalogue.read(models).manifests), logger)
+        sync_links(models, wanted_links(Catalogue.read(models).manifests), logger)
 
 
 def _check_target(run: Run, target: Store) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from minetorch.checkpoint.permit import Permit
+
 _Names = list[str]  # because a method is called `list`
 _Entries = list[Entry]
 _Item = TypeVar("_Item")
@@ -221,6 +223,43 @@ class Store:
         with self._translated("create", name):
             self._files.create(self._path(checked_name(name)), data)
 
+    def create_open(self, name: str) -> BinaryIO:
+        """Create a file that must not exist yet, open for writing; only when `is_local`."""
+        with self._translated("create", name):
+            return self._disk(name).create_open(self._path(checked_name(name)))
+
+    def keep_beginning(self, name: str, size: int | None) -> None:
+        """Replace a file by a copy of its first `size` bytes (None: of all); only when `is_local`.
+
+        Where there is no such file, it is empty afterwards. A process that has the old file open does not change the
+        copy.
+        """
+        with self._translated("write", name):
+            self._disk(name).keep_beginning(self._path(checked_name(name)), size)
+
+    def link(self, name: str, to: str) -> None:
+        """Make or replace a symbolic link to a file in the same folder; only when `is_local`."""
+        with self._translated("write", name):
+            self._disk(name).link(self._path(checked_name(name)), to)
+
+    def make_folder(self) -> None:
+        """Make the store's own folder, with its parents; only when `is_local`."""
+        with self._translated("make", ""):
+            self._disk("").make_folder(self._root)
+
+    def confine(self, run: Path, permit: Permit | None = None) -> None:
+        """From now on change nothing outside of a run's directory, and only as long as the permit is valid.
+
+        This holds for all stores that share their origin with this one, by `child`. It changes nothing for a store
+        that is not local.
+
+        Args:
+            run: the run's directory.
+            permit: of the start of the run that this process is; None for a process that has not claimed it.
+        """
+        if isinstance(self._files, LocalDisk):
+            self._files.run, self._files.permit = run, permit
+
     def list(self, prefix: str = "") -> _Names:
         """Sorted names of the files and folders directly in the store that begin with `prefix`.
 
@@ -280,6 +319,11 @@ class Store:
         """Delete what a dead writer left; what is not there any more is as good as deleted."""
         with self._translated("delete", unfinished.name):
             self._files.abort(self._path(checked_name(unfinished.name)), unfinished)
+
+    def _disk(self, name: str) -> LocalDisk:
+        if not isinstance(self._files, LocalDisk):
+            raise StorageError(f"{self.url_of(name)} has no path on this machine")
+        return self._files
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if self._root else name

@@ -103,7 +103,7 @@ def _drop(models: Store, doomed: Sequence[Manifest], manifests: Sequence[Manifes
     if models.is_local:
         # First, so that no link ever points to a file that is gone.
         kept = [manifest for manifest in manifests if manifest not in doomed]
-        sync_links(models.local_path(), wanted_links(kept), logging.getLogger("minetorch"))
+        sync_links(models, wanted_links(kept), logging.getLogger("minetorch"))
     for manifest in doomed:
         models.delete(manifest.key.manifest)  # first: never a manifest without its payload
         models.delete(manifest.payload)

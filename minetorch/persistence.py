@@ -12,7 +12,7 @@ from minetorch.checkpoint import Checkpoint, Checkpointer, decode
 from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.contents import Contents
-from minetorch.errors import ConfigurationError, StorageError, SupersededError
+from minetorch.errors import ConfigurationError, RunVanishedError, StorageError, SupersededError
 from minetorch.history import Ended, Start
 from minetorch.log import RunLog
 from minetorch.randomness import generator_states
@@ -201,7 +201,7 @@ class Persistence:
                 self._trainer.logger.warning("The run could not be marked as ended: %s", error)
 
     @property
-    def _broken(self) -> SupersededError | None:
+    def _broken(self) -> SupersededError | RunVanishedError | None:
         return self._checkpointer.fence.broken if self._checkpointer is not None else None
 
     def _log_saved(self, saved: Saved) -> None:

@@ -10,7 +10,7 @@ from minetorch.drawers.curves import STEP, Curves, Mark
 from minetorch.drawers.drawer import Drawer
 from minetorch.drawers.media import figure_pixels, histogram_values, image_pixels
 from minetorch.drawers.points import check_graph, check_values, check_x
-from minetorch.errors import ConfigurationError, SupersededError
+from minetorch.errors import ConfigurationError, RunVanishedError, SupersededError
 
 if TYPE_CHECKING:
     import logging
@@ -285,7 +285,7 @@ class _Guard:
             return True
         try:
             function(*args)
-        except SupersededError:
+        except (SupersededError, RunVanishedError):
             return False  # the training itself says so, and stops
         except Exception as error:
             self._report(method, error)

@@ -233,12 +233,33 @@ class Persistence:
                 self._checkpointer.check(settings.resume)
             claimed = self._checkpointer.claim(settings.if_running, patience_s=CLAIM_TURN_S)
             if claimed:
-                self._checkpointer.fence.watch()
+                self._watch()
             return self._checkpointer.fence.generation
 
         while not (generation := self._trainer.world.on_main(claim)):
             pass
         return generation
+
+    def renew(self) -> None:
+        """Take the run again, if it was released. Every rank calls it.
+
+        Raises:
+            SupersededError: another start has taken the run since.
+            StorageError: the storage could not be read or written.
+        """
+
+        def renew() -> None:
+            assert self._checkpointer is not None
+            self._checkpointer.renew()
+            self._watch()
+
+        self._trainer.world.on_main(renew)
+
+    def _watch(self) -> None:
+        """Keep the run's claim alive. Nothing that is given to the thread refers to the Trainer."""
+        assert self._checkpointer is not None
+        assert self._saver is not None
+        self._checkpointer.fence.watch([self._saver.close, *self._trainer.drawer.closers(), self._log.close])
 
     def origin(self) -> tuple[int, str | None]:
         """Which start of the run this is, from 1, and the path of the checkpoint that it went on from, if any.

@@ -148,6 +148,10 @@ class Checkpointer:
         """Become the run's writer: see `Fence.claim`. What the storage refuses is tried again."""
         return self._patience.persist(lambda: self.fence.claim(if_running, patience_s))
 
+    def renew(self) -> None:
+        """Be the run's writer again, after it was released: see `Fence.renew`."""
+        self._patience.persist(self.fence.renew)
+
     def open(self, resume: bool | int | str | os.PathLike[str], *, keep_payload: bool = False) -> Checkpoint | None:
         """Find, verify and read what to resume from, having claimed the run. None means: from scratch.
 

@@ -18,9 +18,18 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minetorch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from minetorch.checkpoint.store import Store
 
 TEMPORARY = ".minetorch-tmp-"
 """How the names of temporary files and folders begin; a listing leaves them out."""
+
+OWN_FOLDERS = ("graph", "images", "ledger", "logs", "models", "models/writers")
+"""The folders of a run's directory that Minetorch writes to by itself."""
 
 _FOLDER = re.compile(rf"{re.escape(TEMPORARY)}g([0-9]{{4,18}})(\.revoked)?")
 
@@ -82,6 +91,29 @@ class Permit:
     def may_make(self, folder: Path) -> bool:
         """Whether a folder that is missing may be made: not if the permission's own folder must be in it."""
         return folder not in self._folder.parents
+
+
+def check_folders(store: Store) -> None:
+    """Return if all folders that Minetorch writes to are in the run's directory, which may itself be a link.
+
+    Args:
+        store: the run's directory.
+
+    Raises:
+        ConfigurationError: one of them is a link that leads out of it.
+    """
+    if not store.is_local:
+        return
+    for name in OWN_FOLDERS:
+        path = store.local_path(name)
+        try:
+            check_inside(path, store.local_path())
+        except PermissionError:
+            raise ConfigurationError(
+                f"{path} is a link that leads out of the run, to {os.path.realpath(path)}: Minetorch does not write "
+                "through it, since whoever sent you the run may have made it. If it is yours, move the folder to where "
+                "the link is. To keep a run on another disk, make the run's directory itself a link"
+            ) from None
 
 
 def check_inside(path: str | os.PathLike[str], run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from minetorch.drawers.curves import STEP, Curves, Mark
@@ -164,6 +165,10 @@ class Drawers:
         for guard in self._guards:
             guard.catch_up(self.curves)
             guard.attempt("close")
+
+    def closers(self) -> list[Callable[[], object]]:
+        """Functions that close the drawers, and do not refer to this object."""
+        return [partial(guard.attempt, "close") for guard in self._guards]
 
     def restore(self, curves: Curves) -> None:
         """Go on from another record: every drawer forgets what it drew and draws that."""

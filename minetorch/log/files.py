@@ -171,6 +171,11 @@ class FileHandler(logging.Handler, ABC):
         except Exception as error:
             self._report(error)
 
+    def reopen(self) -> None:
+        """From now on keep the file open again."""
+        with self._locked():
+            self._closed = False
+
     def close(self) -> None:
         """Let go of the file, now and after each later line."""
         with self._locked():

@@ -20,7 +20,7 @@ from minetorch.checkpoint.claim import CLAIMS, is_void, limits
 from minetorch.checkpoint.digest import Digest
 from minetorch.checkpoint.links import sync_links, wanted_links
 from minetorch.checkpoint.names import CheckpointName
-from minetorch.checkpoint.run import MODELS, find_runs
+from minetorch.checkpoint.run import MODELS, names_of_runs
 from minetorch.checkpoint.streaming import chunks, digest_file
 from minetorch.checkpoint.verification import missing, verify_digest, verify_in_place, verify_size
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, StorageError
@@ -134,7 +134,7 @@ def copy_run(run: Run, target: Store, only: Collection[str], logger: logging.Log
 def _check_target(run: Run, target: Store) -> None:
     if f"{target.url}/".startswith(f"{run.store.url}/"):
         raise ConfigurationError(f"{target.url} is the run itself, or within it: give another place")
-    runs = [found.name for found in find_runs(target, 1, _raise)]
+    runs = names_of_runs(target, 1, _raise)
     if runs and target.name not in runs:
         raise ConfigurationError(
             f"{target.url} is a folder of runs ({', '.join(runs)}): give the copy a directory of its own, such as "

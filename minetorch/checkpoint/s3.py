@@ -161,6 +161,26 @@ def create(fs: Any, path: str, data: bytes) -> None:
         _create_in_parts(fs, path, data)
 
 
+def objects(fs: Any, folder: str, most_pages: int) -> list[tuple[str, int, float]] | None:
+    """All objects below a folder, with 1,000 of them a request; None if that takes more than `most_pages` requests.
+
+    Returns:
+        The key below the folder, the size in bytes and the Unix time of the last change of each.
+    """
+    bucket, prefix, _ = fs.split_path(folder)
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    found: list[tuple[str, int, float]] = []
+    token: dict[str, str] = {}
+    for _ in range(most_pages):
+        page = _start(fs, fs._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)).result()
+        for item in page.get("Contents", ()):
+            found.append((item["Key"].removeprefix(prefix), int(item["Size"]), item["LastModified"].timestamp()))
+        if not page.get("IsTruncated"):
+            return found
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+    return None
+
+
 def uploads(fs: Any, folder: str) -> Iterator[Upload]:
     """The unfinished uploads of files directly in a folder."""
     bucket, prefix, _ = fs.split_path(folder)

@@ -29,7 +29,10 @@ _Item = TypeVar("_Item")
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Where folders do not exist apart from the files in them. There, making one may call CreateBucket.
 _WITHOUT_FOLDERS = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "r2"})
-_READERS = 16
+READERS = 16
+"""Threads that read at the same time, where each read costs a round trip."""
+_MOST_PAGES = 30
+"""Requests, of 1,000 objects each, after which listing everything is given up: most of it may not be Minetorch's."""
 
 
 class _Files(Protocol):
@@ -170,7 +173,7 @@ class Store:
 
         names = list(names)
         if len(names) > 1 and self.is_parallel:
-            with ThreadPoolExecutor(_READERS, thread_name_prefix="minetorch-read") as pool:
+            with ThreadPoolExecutor(READERS, thread_name_prefix="minetorch-read") as pool:
                 contents = list(pool.map(read, names))
         else:
             contents = [read(name) for name in names]
@@ -272,6 +275,23 @@ class Store:
         """The files and folders directly in the store, by name, with their sizes and times; otherwise as `list`."""
         return sorted(self._listed(self._files.entries), key=lambda entry: entry.name)
 
+    def tree(self) -> dict[str, _Entries] | None:
+        """The folders below the store, by their paths ("" is its own), and what lies directly in each, at one moment.
+
+        None where that takes too long, or where the storage cannot list more than a folder at a time: then list folder
+        by folder, with `entries`.
+        """
+        files = self._files
+        if not isinstance(files, _RemoteFiles):
+            return None
+        with self._translated("list", ""):
+            try:
+                return files.tree(self._root)
+            except FileNotFoundError as err:
+                if _says(err, "NoSuchBucket"):
+                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from None
+                return {}
+
     def has_folder(self) -> bool:
         """Whether the store's own folder exists. True where folders do not exist apart from the files in them."""
         with self._translated("look at", ""):
@@ -356,7 +376,7 @@ class Store:
                 raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from cause
             words = self._hide(str(err).strip()) or "it gave no reason"
             failure = StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})")
-            failure.is_lasting = isinstance(err, PermissionError | NotADirectoryError) or _says(err, "NoSuchBucket")
+            failure.is_lasting = _is_lasting(err)
             raise failure from cause
 
 
@@ -461,6 +481,23 @@ class _RemoteFiles:
             for name, info in infos
             if name != folder
         ]
+
+    def tree(self, path: str) -> dict[str, _Entries] | None:
+        """Everything below a folder, by folders; None where that is not to be had in a few requests."""
+        if not self._is_s3:
+            return None
+        found = s3.objects(*self._at(path), most_pages=_MOST_PAGES)
+        if found is None:
+            return None
+        folders: dict[str, dict[str, Entry]] = {"": {}}
+        for key, size, modified in found:
+            *above, name = key.split("/")
+            for depth, folder in enumerate(above):
+                inside = folders.setdefault("/".join(above[:depth]), {})
+                inside.setdefault(folder, Entry(folder, True, 0, None))
+            if name:  # a key that ends in a slash stands for a folder
+                folders.setdefault("/".join(above), {})[name] = Entry(name, False, size, modified)
+        return {folder: sorted(inside.values(), key=lambda entry: entry.name) for folder, inside in folders.items()}
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
@@ -599,6 +636,12 @@ def _modified(info: Mapping[str, Any]) -> float | None:
         if isinstance(value, int | float):
             return float(value)
     return None
+
+
+def _is_lasting(err: Exception) -> bool:
+    if isinstance(err, PermissionError | NotADirectoryError) or _says(err, "NoSuchBucket"):
+        return True
+    return type(err).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # botocore's
 
 
 def _says(err: BaseException, code: str) -> bool:

@@ -1,10 +1,11 @@
 """Keeps a run to one writer: its newest start. See `claim` for what stands in the storage.
 
-A writer asks before whatever it does to the run whether a later start has claimed it, and whether its own claim is still
-there. Between asking and doing lies a moment, and a process may be stopped in it for long. On a local disk a `Permit`
-makes both one: what an older start does then fails. Elsewhere readers do not rely on the asking: a later start writes
-down what it found, and what an older one commits after that is void; and what a commit drops is written in its manifest
-before the asking that comes before the deletions, so that a later start either sees it as dropped or is seen.
+A writer asks before whatever it does to the run whether a later start has claimed it, and whether its own claim is
+still there. Between asking and doing lies a moment, and a process may be stopped in it for long. On a local disk a
+`Permit` makes the two one: what an older start does then fails. Elsewhere readers do not rely on the asking: a later
+start writes down what it found, and what an older one commits after that is void; and what a commit drops is written in
+its manifest before the asking that comes before the deletions, so that a later start either sees it as dropped or is
+seen.
 """
 
 from __future__ import annotations
@@ -176,9 +177,7 @@ class Fence:
             finish: called by that thread before it releases the run, where nobody else can: see `abandon`.
         """
         if self._beating is None:
-            self._beating = threading.Thread(
-                target=self._beat_on, args=(finish,), name="minetorch-fence", daemon=True
-            )
+            self._beating = threading.Thread(target=self._beat_on, args=(finish,), name="minetorch-fence", daemon=True)
             self._beating.start()
 
     def abandon(self) -> None:
@@ -240,11 +239,11 @@ class Fence:
         elif not is_there:
             assert self._claim is not None
             self.broken = RunVanishedError(
-                f"the files of this run are gone: {self._store.url_of(self._claim.file)}, which says that this process "
-                f"trains the run, is not there any more. {self._models.url} was renamed, deleted or unmounted while the "
-                "run was training. Nothing more is written there, since that would begin a second history of the run. "
-                "Bring the files back and start again, to continue from the last checkpoint in them; without them, a "
-                "new start begins from scratch"
+                f"the files of this run are gone: {self._store.url_of(self._claim.file)}, the claim of this process, "
+                f"is not there any more. {self._models.url} was renamed, deleted or unmounted while the run was "
+                "training. This process stops and writes nothing there, since that would begin a second history of the "
+                "run. Bring the files back and start the run again: it continues from its last checkpoint. Without "
+                "them, the next start begins from scratch"
             )
 
     def _is_gone(self, newest: Claim, if_running: IfRunning) -> bool:

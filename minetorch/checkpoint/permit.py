@@ -52,6 +52,7 @@ class Permit:
 
     def grant(self) -> None:
         """Create the folder. The caller then looks again whether a later start has claimed the run."""
+        check_inside(self._claims, self.run)
         with suppress(FileExistsError):
             self._folder.mkdir()
 
@@ -71,7 +72,9 @@ class Permit:
 
     def end(self) -> None:
         """Give the permission back."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with suppress(PermissionError):
+            check_inside(self._claims, self.run)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def check(self) -> None:
         """Return if the permission is valid.

@@ -398,7 +398,8 @@ class _RemoteFiles:
     def read(self, path: str) -> bytes:
         """The whole file."""
         fs, whole = self._at(path)
-        # s3fs asks its listings for the size first, and they may be of before the file was there.
+        if self._is_s3:
+            return s3.read(fs, whole)
         fs.invalidate_cache(fs._parent(whole))
         return cast("bytes", fs.cat_file(whole))
 

@@ -44,9 +44,7 @@ def test_a_run_whose_files_are_gone_ends_with_an_error_and_makes_no_second_one(l
             LOSSES[loss](run)
             before.update(all_files(run.parent))
 
-    trainer = make_trainer(
-        hooks={"after_epoch_end": lose}, max_epochs=4, drawer=["tensorboard", "sql"], ledger=True
-    )
+    trainer = make_trainer(hooks={"after_epoch_end": lose}, max_epochs=4, drawer=["tensorboard", "sql"], ledger=True)
     with pytest.raises(RunVanishedError, match=r"the files of this run are gone: .*start the run again"):
         trainer.train()
     assert set(all_files(run.parent)) - set(before) == set()

@@ -154,9 +154,7 @@ def test_nothing_is_made_where_a_run_was(gone: str, writer: SimpleNamespace, run
     path = {"run": run, "models": run / "models", "claim": run / "models/writers/g0001.json"}[gone]
     path.rename(tmp_path / "moved")
     before = contents(tmp_path)
-    with pytest.raises(
-        RunVanishedError, match=r"the files of this run are gone: .*g0001.json, .* Bring the files"
-    ):
+    with pytest.raises(RunVanishedError, match=r"the files of this run are gone: .*g0001.json, .* Bring the files"):
         writer.fence.check()
     writer.fence.release("failed")
     assert contents(tmp_path) == before

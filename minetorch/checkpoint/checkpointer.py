@@ -373,8 +373,8 @@ class Checkpointer:
             self._aliases[BEST] = best.name
 
     def _write_payload(self, file: str, state: dict[str, Any]) -> Written:
-        self.fence.check()
-        return write_payload(self._store, file, state)
+        with self.fence.checked():
+            return write_payload(self._store, file, state)
 
     def _complete(self, draft: Draft, written: Written) -> Manifest:
         """The manifest of a payload that is written, with what expires when it is committed."""
@@ -389,9 +389,9 @@ class Checkpointer:
         return dataclasses.replace(manifest, dropped=[*map(str, self._doomed), *(one.name for one in doomed)])
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        self.fence.check()
         file, data = manifest.key.manifest, manifest.to_json()
-        self._store.write(file, data)
+        with self.fence.checked():
+            self._store.write(file, data)
         if not self._store.is_local and self._store.read(file) != data:
             raise StorageError(f"{self._store.url_of(file)} is not stored as it was sent")
 

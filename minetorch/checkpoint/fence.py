@@ -170,6 +170,16 @@ class Fence:
         if self.broken is not None:
             raise self.broken
 
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Write to the run within this context; raises as `check`, also where that is why the storage has failed."""
+        self.check()
+        try:
+            yield
+        except StorageError:
+            self.check()
+            raise
+
     def watch(self, finish: Sequence[Callable[[], object]] = ()) -> None:
         """Give signs of life, and look for a successor, every `BEAT_S`, on a thread of its own until `release`.
 
@@ -421,29 +431,20 @@ class FencedStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file at once: a reader sees the old content or the new, never a part."""
-        with self._checked():
+        with self._fence.checked():
             self._store.write(name, data)
 
     def create_open(self, name: str) -> BinaryIO:
         """Create a file that must not exist yet, open for writing; only when `is_local`."""
-        with self._checked():
+        with self._fence.checked():
             return self._store.create_open(name)
 
     def upload(self, local_path: Path, name: str) -> None:
         """Copy a file of this machine into the store."""
-        with self._checked():
+        with self._fence.checked():
             self._store.upload(local_path, name)
 
     def delete(self, name: str) -> None:
         """Remove a file."""
-        with self._checked():
+        with self._fence.checked():
             self._store.delete(name)
-
-    @contextmanager
-    def _checked(self) -> Iterator[None]:
-        self._fence.check()
-        try:
-            yield
-        except StorageError:
-            self._fence.check()  # which may be the reason
-            raise

@@ -81,7 +81,9 @@ class Permit:
 
         Raises:
             FileNotFoundError: it was taken away, or the run's directory is gone.
+            PermissionError: a link leads out of the run.
         """
+        check_inside(self._folder, self.run)
         if not self._folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder))
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -123,7 +124,8 @@ def test_no_link_that_comes_later_leads_out_of_the_run(folder, make_trainer, run
             trainer.files.write(f"{folder}/table.csv", b"1")
 
     trainer = make_trainer(hooks={"after_epoch_end": lead_away}, max_epochs=1, **QUICK)
-    trainer.train()
+    with pytest.raises(OSError, match="leads out of the run") if folder == "models/writers" else nullcontext():
+        trainer.train()
     assert all_files(outside) == lead_away.before
 
 

@@ -8,6 +8,7 @@ MinetorchError
 ├── NotFiniteError (ArithmeticError)     a loss or gradient is NaN or infinite; see the plugin NaNGuard
 ├── RanksDifferError (RuntimeError)      the ranks do not have the same weights, so there is no one model to save
 ├── StorageError (OSError)               the storage could not be listed, read or written
+│   └── RunVanishedError                 the run's files were renamed, deleted or unmounted while it was training
 ├── ProofError (RuntimeError)            a script could not be run to its end by `minetorch prove`
 ├── RunInUseError (RuntimeError)         another process is training this run
 ├── SupersededError (RuntimeError)       another start of this run has taken it over from this process
@@ -58,6 +59,12 @@ class StorageError(MinetorchError, OSError):
 
     is_lasting = False
     """Whether it is no use to try again: access is refused, or there is no such bucket."""
+
+
+class RunVanishedError(StorageError):
+    """The run's files are not where they were: renamed, deleted or unmounted while this process trained the run."""
+
+    is_lasting = True
 
 
 class ProofError(MinetorchError, RuntimeError):

@@ -12,7 +12,7 @@ from minetorch.checkpoint import Checkpoint, Checkpointer, decode
 from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.contents import Contents
-from minetorch.errors import ConfigurationError, StorageError, SupersededError
+from minetorch.errors import ConfigurationError, RunVanishedError, StorageError, SupersededError
 from minetorch.history import Ended, Start
 from minetorch.log import RunLog
 from minetorch.randomness import generator_states
@@ -201,7 +201,7 @@ class Persistence:
                 self._trainer.logger.warning("The run could not be marked as ended: %s", error)
 
     @property
-    def _broken(self) -> SupersededError | None:
+    def _broken(self) -> SupersededError | RunVanishedError | None:
         return self._checkpointer.fence.broken if self._checkpointer is not None else None
 
     def _log_saved(self, saved: Saved) -> None:
@@ -233,12 +233,33 @@ class Persistence:
                 self._checkpointer.check(settings.resume)
             claimed = self._checkpointer.claim(settings.if_running, patience_s=CLAIM_TURN_S)
             if claimed:
-                self._checkpointer.fence.watch()
+                self._watch()
             return self._checkpointer.fence.generation
 
         while not (generation := self._trainer.world.on_main(claim)):
             pass
         return generation
+
+    def renew(self) -> None:
+        """Take the run again, if it was released. Every rank calls it.
+
+        Raises:
+            SupersededError: another start has taken the run since.
+            StorageError: the storage could not be read or written.
+        """
+
+        def renew() -> None:
+            assert self._checkpointer is not None
+            self._checkpointer.renew()
+            self._watch()
+
+        self._trainer.world.on_main(renew)
+
+    def _watch(self) -> None:
+        """Keep the run's claim alive. Nothing that is given to the thread refers to the Trainer."""
+        assert self._checkpointer is not None
+        assert self._saver is not None
+        self._checkpointer.fence.watch([self._saver.close, *self._trainer.drawer.closers(), self._log.close])
 
     def origin(self) -> tuple[int, str | None]:
         """Which start of the run this is, from 1, and the path of the checkpoint that it went on from, if any.

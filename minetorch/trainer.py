@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -20,6 +21,7 @@ from minetorch.backend import Backend, placement
 from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
+from minetorch.checkpoint.permit import check_folders
 from minetorch.contents import REQUIRED_KEYS, Contents
 from minetorch.data import Batch, Comparison, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
 from minetorch.data.order import derive_seed
@@ -289,6 +291,7 @@ class Trainer(TrainerState):
         self._persistence = Persistence(self, checkpointer, self._contents, self._log)
         self._in_loop = False
         self._ended: Ended | None = None
+        check_folders(store)
         # Up to here nothing was written, and no other worker was waited for.
         self.world.connect()
         try:
@@ -308,6 +311,8 @@ class Trainer(TrainerState):
             seed_generators(derive_seed(seed, "rank", 0 if elastic else self.rank))
             fence = Fence(store.child("models"), logger=self.logger) if checkpointer is None else checkpointer.fence
             fence.follow(self._persistence.claim())
+            # Once this Trainer is garbage, its thread ends all others and releases the run.
+            weakref.finalize(self, fence.abandon).atexit = False
             # Not before: a signal that comes while ranks wait for one another, or for another run, must end those
             # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
             with NOTICES.noted():
@@ -398,13 +403,18 @@ class Trainer(TrainerState):
     def train(self) -> None:
         """Train until `max_epochs`, or until stopped. Every rank calls it.
 
+        It can be called again, to continue after a stop: it then takes the run again.
+
         A SIGTERM or SIGUSR2 to any rank's process is taken for a notice, unless the script handles it itself: all
         ranks save at the same step and stop. So they do before the end of a SLURM job, where its time is known.
 
         Raises:
             RanksDifferError: the ranks do not have the same weights, at the start or before a save.
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
+            SupersededError: it was called again, and another process has started the run since the first call.
         """
+        self._persistence.renew()
+        self._log.reopen()
         self._in_loop, self._ended = True, "failed"
         if self._view is not None:
             self._view.here()

@@ -52,8 +52,15 @@ class Catalogue:
         Raises:
             StorageError: it could not be listed or read.
         """
-        files = store.list()
-        claims = store.child(CLAIMS).list()
+        return cls.of(store, store.list(), store.child(CLAIMS).list())
+
+    @classmethod
+    def of(cls, store: Store, files: Sequence[str], claims: Sequence[str]) -> Catalogue:
+        """Read a folder that was listed: these files are in it, and these in its folder `CLAIMS`.
+
+        Raises:
+            StorageError: a manifest could not be read.
+        """
         named = {file: name for file in files if (name := CheckpointName.of_file(file)) is not None}
         bounds = limits(claims)
         void = {name for name in named.values() if is_void(name, bounds)}

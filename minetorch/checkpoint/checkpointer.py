@@ -142,11 +142,15 @@ class Checkpointer:
         """
         wanted = parse_resume(resume)
         if wanted.kind not in ("fresh", "newest"):
-            self._finder().look_up(Catalogue.read(self._store), wanted)
+            self._patience.persist(lambda: self._finder().look_up(Catalogue.read(self._store), wanted))
 
     def claim(self, if_running: IfRunning = "refuse", patience_s: float = float("inf")) -> bool:
-        """Become the run's writer: see `Fence.claim`."""
-        return self.fence.claim(if_running, patience_s)
+        """Become the run's writer: see `Fence.claim`. What the storage refuses is tried again."""
+        return self._patience.persist(lambda: self.fence.claim(if_running, patience_s))
+
+    def renew(self) -> None:
+        """Be the run's writer again, after it was released: see `Fence.renew`."""
+        self._patience.persist(self.fence.renew)
 
     def open(self, resume: bool | int | str | os.PathLike[str], *, keep_payload: bool = False) -> Checkpoint | None:
         """Find, verify and read what to resume from, having claimed the run. None means: from scratch.
@@ -169,10 +173,15 @@ class Checkpointer:
         """
         wanted = parse_resume(resume)
         self.claim()
-        catalogue = Catalogue.read(self._store)
-        self.fence.opened(max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None))
-        checkpoint = self._finder(keep_payload=keep_payload).find(catalogue, wanted)
+        persist = self._patience.persist
+        catalogue = persist(lambda: Catalogue.read(self._store))
+        newest = max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None)
+        persist(lambda: self.fence.opened(newest))
+        checkpoint = persist(lambda: self._finder(keep_payload=keep_payload).find(catalogue, wanted))
         self._begin(catalogue, checkpoint)
+        if self._store.is_local and self._manifests:
+            # The start before may have ended between a commit and its links.
+            sync_links(self._store, wanted_links(self._manifests), self._logger)
         return checkpoint
 
     def save(
@@ -279,9 +288,7 @@ class Checkpointer:
     def commit(self, draft: Draft, state: dict[str, Any]) -> Manifest:
         """Write what was drafted; errors as of `save`. The state has passed `plain_state`. Call `tidy` after it."""
         try:
-            self._patience.persist(self.fence.check)
-            payload = draft.manifest.payload
-            written = self._patience.persist(lambda: write_payload(self._store, payload, state))
+            written = self._patience.persist(lambda: self._write_payload(draft.manifest.payload, state))
             manifest = self._complete(draft, written)
             self._patience.persist(lambda: self._write_manifest(manifest))
             self._committed(draft, manifest)
@@ -302,7 +309,7 @@ class Checkpointer:
             return
         if self._store.is_local:
             # First, so that no link ever points to a file that is gone.
-            sync_links(self._store.local_path(), wanted_links(self._manifests), self._logger)
+            sync_links(self._store, wanted_links(self._manifests), self._logger)
         for name in [*self._doomed]:
             try:
                 self._store.delete(name.manifest)
@@ -365,6 +372,10 @@ class Checkpointer:
             self.best = best.name, value
             self._aliases[BEST] = best.name
 
+    def _write_payload(self, file: str, state: dict[str, Any]) -> Written:
+        with self.fence.checked():
+            return write_payload(self._store, file, state)
+
     def _complete(self, draft: Draft, written: Written) -> Manifest:
         """The manifest of a payload that is written, with what expires when it is committed."""
         manifest = dataclasses.replace(draft.manifest, size=written.size, digest=written.digest)
@@ -378,9 +389,9 @@ class Checkpointer:
         return dataclasses.replace(manifest, dropped=[*map(str, self._doomed), *(one.name for one in doomed)])
 
     def _write_manifest(self, manifest: Manifest) -> None:
-        self.fence.check()
         file, data = manifest.key.manifest, manifest.to_json()
-        self._store.write(file, data)
+        with self.fence.checked():
+            self._store.write(file, data)
         if not self._store.is_local and self._store.read(file) != data:
             raise StorageError(f"{self._store.url_of(file)} is not stored as it was sent")
 

@@ -7,10 +7,12 @@ In this order, so that whoever reads the copy, or goes on with it after this was
         payload               read back and compared with its digest
         manifest              commits it there; the newest, and with it the table of names, comes last
     links                     on a local disk, for people
+    sweeping                  what an interrupted copy left
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -20,8 +22,10 @@ from minetorch.checkpoint.claim import CLAIMS, is_void, limits
 from minetorch.checkpoint.digest import Digest
 from minetorch.checkpoint.links import sync_links, wanted_links
 from minetorch.checkpoint.names import CheckpointName
-from minetorch.checkpoint.run import MODELS, find_runs
+from minetorch.checkpoint.permit import check_folders
+from minetorch.checkpoint.run import MODELS, names_of_runs
 from minetorch.checkpoint.streaming import chunks, digest_file
+from minetorch.checkpoint.sweeping import GRACE_S
 from minetorch.checkpoint.verification import missing, verify_digest, verify_in_place, verify_size
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, StorageError
 
@@ -128,13 +132,37 @@ def copy_run(run: Run, target: Store, only: Collection[str], logger: logging.Log
     for manifest, action in plan:
         yield _copy_checkpoint(run.models, models, manifest, action)
     if models.is_local:
-        sync_links(models.local_path(), wanted_links(Catalogue.read(models).manifests), logger)
+        sync_links(models, wanted_links(Catalogue.read(models).manifests), logger)
+    _sweep(target, {manifest.payload for manifest, _ in plan}, time.time(), logger)
+
+
+def _sweep(target: Store, payloads: Collection[str], now: float, logger: logging.Logger) -> None:
+    """Delete what copies that were interrupted left, but nothing that another process may still be writing."""
+    try:
+        for folder in ("", MODELS, *_folders(target)):
+            store = target.child(folder) if folder else target
+            for item in store.unfinished():
+                aged = now - item.begun >= GRACE_S and (store.is_local or item.name in payloads)
+                if item.is_abandoned or aged:
+                    store.abort(item)
+    except StorageError as err:
+        logger.warning("What an interrupted copy left stays for now: %s", err)
+
+
+def _folders(store: Store, folder: str = "") -> Iterator[str]:
+    """The folders in which the files of `_beside` are."""
+    for entry in (store.child(folder) if folder else store).entries():
+        name = f"{folder}/{entry.name}".lstrip("/")
+        if entry.is_folder and not entry.is_link and entry.name not in ("", MODELS):
+            yield name
+            yield from _folders(store, name)
 
 
 def _check_target(run: Run, target: Store) -> None:
+    check_folders(target)
     if f"{target.url}/".startswith(f"{run.store.url}/"):
         raise ConfigurationError(f"{target.url} is the run itself, or within it: give another place")
-    runs = [found.name for found in find_runs(target, 1, _raise)]
+    runs = names_of_runs(target, 1, _raise)
     if runs and target.name not in runs:
         raise ConfigurationError(
             f"{target.url} is a folder of runs ({', '.join(runs)}): give the copy a directory of its own, such as "

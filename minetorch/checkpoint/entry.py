@@ -30,3 +30,5 @@ class Unfinished:
     """Unix time in seconds."""
     id: str = ""
     """The upload's, for the storage."""
+    is_abandoned: bool = False
+    """Whether its writer has ended, for sure."""

@@ -1,17 +1,21 @@
 """Keeps a run to one writer: its newest start. See `claim` for what stands in the storage.
 
-A writer asks before whatever it does to the run whether a later start has claimed it. Between asking and doing lies a
-moment, and a process may be stopped in it for long. So readers do not rely on it: a later start writes down what it
-found, and what an older one commits after that is void; and what a commit drops is written in its manifest before the
-asking that comes before the deletions, so that a later start either sees it as dropped or is seen.
+A writer asks before whatever it does to the run whether a later start has claimed it, and whether its own claim is
+still there. Between asking and doing lies a moment, and a process may be stopped in it for long. On a local disk a
+`Permit` makes the two one: what an older start does then fails. Elsewhere readers do not rely on the asking: a later
+start writes down what it found, and what an older one commits after that is void; and what a commit drops is written in
+its manifest before the asking that comes before the deletions, so that a later start either sees it as dropped or is
+seen.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import queue
 import threading
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from minetorch.checkpoint.claim import (
@@ -26,12 +30,14 @@ from minetorch.checkpoint.claim import (
     started_at,
 )
 from minetorch.checkpoint.names import CheckpointName
-from minetorch.errors import RunInUseError, StorageError, SupersededError
+from minetorch.checkpoint.permit import Permit
+from minetorch.errors import RunInUseError, RunVanishedError, StorageError, SupersededError
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from minetorch.checkpoint.store import Store
 
@@ -54,8 +60,8 @@ class Fence:
 
     generation = 0
     """Which start this is, from 1; 0 until it has claimed the run."""
-    broken: SupersededError | None = None
-    """Says who has taken the run over, once this is known."""
+    broken: SupersededError | RunVanishedError | None = None
+    """Says who has taken the run over, or that its files are gone, once this is known."""
 
     def __init__(
         self,
@@ -92,7 +98,9 @@ class Fence:
         self._step: Callable[[], int | None] = lambda: None
         self._seen: tuple[str, int, float] | None = None
         self._told = False
-        self._stop = threading.Event()
+        self._permit: Permit | None = None
+        # A SimpleQueue, because a garbage collection may put something into it at any moment, on any thread.
+        self._orders: queue.SimpleQueue[Literal["stop", "abandon"]] = queue.SimpleQueue()
         self._beating: threading.Thread | None = None
 
     def claim(self, if_running: IfRunning = "refuse", patience_s: float = float("inf")) -> bool:
@@ -127,30 +135,64 @@ class Fence:
     def follow(self, generation: int) -> None:
         """Be of the start that rank 0 has claimed: for the other ranks, which give no sign of life of their own."""
         self.generation = generation
+        if self._claim is None and self._models.is_local:
+            self._models.confine(self._models.local_path().parent)
+
+    def renew(self) -> None:
+        """Take the run again after `release`, as the same start, if no other start has claimed it since.
+
+        Raises:
+            SupersededError: one has.
+            RunVanishedError: the run's files are gone.
+            StorageError: the claim could not be read or written.
+        """
+        if self._claim is None or not self._claim.ended:
+            return
+        self.check()
+        self._permit_writing()
+        self._update(ended=False, how="", beat=self._claim.beat + 1)
+        self.check()
 
     def opened(self, newest: CheckpointName | None) -> None:
         """Write down which checkpoint is the newest to this start. What an older writer commits from now on is void."""
         self._store.write(after_file(self.generation, newest), b"\n")
 
     def check(self) -> None:
-        """Return if no other start has taken the run over.
+        """Return if this start may still write to the run.
 
         Raises:
-            SupersededError: one has.
+            SupersededError: another start has taken the run over.
+            RunVanishedError: the run's files are gone.
             StorageError: that could not be found out.
         """
         if self.broken is None and self.generation:
-            newest = self._newest()
-            if newest > self.generation:
-                self._break(newest)
+            self._look()
         if self.broken is not None:
             raise self.broken
 
-    def watch(self) -> None:
-        """Give signs of life, and look for a successor, every `BEAT_S`, on a thread of its own until `release`."""
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Write to the run within this context; raises as `check`, also where that is why the storage has failed."""
+        self.check()
+        try:
+            yield
+        except StorageError:
+            self.check()
+            raise
+
+    def watch(self, finish: Sequence[Callable[[], object]] = ()) -> None:
+        """Give signs of life, and look for a successor, every `BEAT_S`, on a thread of its own until `release`.
+
+        Args:
+            finish: called by that thread before it releases the run, where nobody else can: see `abandon`.
+        """
         if self._beating is None:
-            self._beating = threading.Thread(target=self._beat_on, name="minetorch-fence", daemon=True)
+            self._beating = threading.Thread(target=self._beat_on, args=(finish,), name="minetorch-fence", daemon=True)
             self._beating.start()
+
+    def abandon(self) -> None:
+        """Have the thread finish and release the run: for the garbage collector, which must not wait for a storage."""
+        self._orders.put("abandon")
 
     def earlier(self, generation: int) -> list[Claim]:
         """The claims of the newest starts of the run before this one, from `generation` on, oldest first.
@@ -178,19 +220,41 @@ class Fence:
         Args:
             how: it has ended: a `history.Ended`, or empty if it never trained.
         """
-        self._stop.set()
-        if self._beating is not None:
-            self._beating.join()
-            self._beating = None
-        if self._claim is not None and self.broken is None and not self._claim.ended:
-            self._update(ended=True, how=how)
+        beating, self._beating = self._beating, None
+        if beating is not None and beating is not threading.current_thread():
+            self._orders.put("stop")
+            beating.join()
+        try:
+            if self._claim is not None and not self._claim.ended:
+                with suppress(SupersededError, RunVanishedError):
+                    self.check()
+                    self._update(ended=True, how=how)
+        finally:
+            if self._permit is not None:
+                self._permit.end()
+                self._models.confine(self._permit.run)
 
-    def _newest(self) -> int:
-        """The newest generation that is claimed."""
+    def _look(self) -> None:
+        """See whether a later start has claimed the run, and whether this one's claim is there."""
         if self._store.is_local:  # where every line of the log asks
-            return self.generation + self._store.exists(claim_file(self.generation + 1))
-        # One request, where a look for a file that is not there is two of s3fs's, and upsets Swift's server.
-        return highest_claim(self._store.list())
+            newest = self.generation + self._store.exists(claim_file(self.generation + 1))
+            is_there = self._claim is None or self._store.exists(self._claim.file)
+        else:
+            # One request, where a look for a file that is not there is two of s3fs's, and upsets Swift's server.
+            files = self._store.list()
+            newest = highest_claim(files)
+            is_there = self._claim is None or self._claim.file in files or self._store.exists(self._claim.file)
+        if newest > self.generation:
+            self._break(newest)
+        elif not is_there:
+            assert self._claim is not None
+            self.broken = RunVanishedError(
+                f"the files of this run are gone: {self._store.url_of(self._claim.file)}, the claim of this process, "
+                f"is not there any more. {self._models.url} was renamed, deleted or unmounted while the run was "
+                "training. This process stops and writes nothing there, since that would begin a second history of the "
+                "run. Bring the files back and start the run again: it continues from its last checkpoint. Without "
+                "them, the next start begins from scratch"
+            )
 
     def _is_gone(self, newest: Claim, if_running: IfRunning) -> bool:
         state = standing(newest, self._process, self._launch, started_at(newest.process.pid))
@@ -243,6 +307,27 @@ class Fence:
             raise StorageError(f"{self._store.url_of(claim.file)} is not stored as it was sent")
         if found.token == claim.token:
             self._claim, self.generation = claim, generation
+            self._permit_writing()
+
+    def _permit_writing(self) -> None:
+        """On a local disk, let this start change the run's files, and no earlier one."""
+        if not self._models.is_local:
+            return
+        claims = self._store.local_path()
+        try:
+            self._permit = Permit(claims.parent.parent, claims, self.generation)
+            self._permit.grant()
+            # A later start takes the permission away once it has claimed the run: before this look, or after it.
+            self._look()
+            if self.broken is not None:
+                self._permit.end()
+            else:
+                self._permit.revoke_earlier()
+        except OSError as err:
+            if isinstance(err, StorageError):
+                raise
+            raise StorageError(f"cannot write {self._store.url}: {err}") from err
+        self._models.confine(self._permit.run, self._permit)
 
     def _is_refused(self, claim: Claim) -> bool:
         """Whether a second creation fails, as it must. Some servers accept it and overwrite."""
@@ -270,20 +355,29 @@ class Fence:
             f"{self.generation}): this process stops, and has left its successor's files alone"
         )
 
-    def _beat_on(self) -> None:
-        while not self._stop.wait(BEAT_S):
+    def _beat_on(self, finish: Sequence[Callable[[], object]]) -> None:
+        while True:
             try:
-                self._beat()
-            except StorageError:
-                continue  # training goes on without the storage; a save would say what is wrong
-            if self.broken is not None:
-                return
+                order = self._orders.get(timeout=BEAT_S)
+            except queue.Empty:
+                with suppress(StorageError):  # training continues without the storage; a save would say what is wrong
+                    self._beat()
+                continue
+            if order == "abandon":
+                self._finish(finish)
+            return
+
+    def _finish(self, finish: Sequence[Callable[[], object]]) -> None:
+        for step in finish:
+            with suppress(Exception):
+                step()
+        with suppress(Exception):
+            self.release()
 
     def _beat(self) -> None:
-        highest = highest_claim(self._store.list())
-        if highest > self.generation:
-            self._break(highest)
-        elif self._claim is not None:
+        if self.broken is None:
+            self._look()
+        if self.broken is None and self._claim is not None:
             self._update(beat=self._claim.beat + 1)
 
     def _update(self, **changes: Any) -> None:
@@ -337,15 +431,20 @@ class FencedStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file at once: a reader sees the old content or the new, never a part."""
-        self._fence.check()
-        self._store.write(name, data)
+        with self._fence.checked():
+            self._store.write(name, data)
+
+    def create_open(self, name: str) -> BinaryIO:
+        """Create a file that must not exist yet, open for writing; only when `is_local`."""
+        with self._fence.checked():
+            return self._store.create_open(name)
 
     def upload(self, local_path: Path, name: str) -> None:
         """Copy a file of this machine into the store."""
-        self._fence.check()
-        self._store.upload(local_path, name)
+        with self._fence.checked():
+            self._store.upload(local_path, name)
 
     def delete(self, name: str) -> None:
         """Remove a file."""
-        self._fence.check()
-        self._store.delete(name)
+        with self._fence.checked():
+            self._store.delete(name)

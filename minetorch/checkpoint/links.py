@@ -6,13 +6,12 @@ are the truth, and a link that could not be made is only logged.
 
 from __future__ import annotations
 
-import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
 from minetorch.checkpoint.catalogue import name_table
-from minetorch.checkpoint.local_disk import TEMPORARY
 from minetorch.checkpoint.names import PAYLOAD_SUFFIX, CheckpointName
+from minetorch.errors import StorageError
 
 if TYPE_CHECKING:
     import logging
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minetorch.checkpoint.manifest import Manifest
+    from minetorch.checkpoint.store import Store
 
 
 def wanted_links(manifests: Sequence[Manifest]) -> dict[str, str]:
@@ -28,20 +28,19 @@ def wanted_links(manifests: Sequence[Manifest]) -> dict[str, str]:
     return {f"{name}{PAYLOAD_SUFFIX}": payloads[target] for name, target in name_table(manifests).items()}
 
 
-def sync_links(folder: Path, wanted: Mapping[str, str], logger: logging.Logger) -> None:
-    """Make the links in a folder those that are wanted, each replaced atomically. Other files are left alone."""
+def sync_links(store: Store, wanted: Mapping[str, str], logger: logging.Logger) -> None:
+    """Make the links in a local folder those that are wanted, each replaced atomically. Other files are left alone."""
     try:
-        present = _present_links(folder)
+        present = _present_links(store.local_path())
     except OSError as err:
-        logger.warning("could not update the links in %s: %s (the checkpoints are not affected)", folder, err)
+        logger.warning("could not update the links in %s: %s (the checkpoints are not affected)", store.url, err)
         return
     for link, target in present.items():
         if link not in wanted and CheckpointName.of_file(target) is not None:
-            _attempt(logger, folder / link, (folder / link).unlink)
+            _attempt(logger, store, link, partial(store.delete, link))
     for link, target in wanted.items():
-        path = folder / link
-        if not _points_to(path, target):
-            _attempt(logger, path, partial(_replace_link, path, target))
+        if present.get(link) != target:
+            _attempt(logger, store, link, partial(store.link, link, target))  # relative: the folder may be moved
 
 
 def _present_links(folder: Path) -> dict[str, str]:
@@ -49,27 +48,9 @@ def _present_links(folder: Path) -> dict[str, str]:
     return {path.name: str(path.readlink()) for path in links}
 
 
-def _points_to(path: Path, target: str) -> bool:
-    try:
-        return str(path.readlink()) == target
-    except OSError:
-        return False
-
-
-def _replace_link(path: Path, target: str) -> None:
-    if path.exists() and not path.is_symlink():
-        raise FileExistsError("a file that Minetorch did not make stands there; it is left as it is")
-    # Relative, so that the folder can be moved or copied.
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    temporary.symlink_to(target)
-    try:
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _attempt(logger: logging.Logger, path: Path, action: Callable[[], None]) -> None:
+def _attempt(logger: logging.Logger, store: Store, link: str, action: Callable[[], None]) -> None:
     try:
         action()
-    except OSError as err:
-        logger.warning("could not update the link %s: %s (the checkpoints are not affected)", path, err)
+    except StorageError as err:
+        words = err.__cause__ or err
+        logger.warning("could not update the link %s: %s (the checkpoints are not affected)", store.url_of(link), words)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.claim import CLAIMS, Claim, Launch, Process, claim_file, highest_claim, standing, started_at
 from minetorch.checkpoint.fence import LEASE_S
 from minetorch.checkpoint.names import CheckpointName, parse_resume
-from minetorch.checkpoint.store import Store
+from minetorch.checkpoint.store import READERS, Store
 from minetorch.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -21,7 +23,7 @@ from minetorch.errors import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from minetorch.checkpoint.entry import Entry
     from minetorch.checkpoint.manifest import Manifest
@@ -32,6 +34,9 @@ DEPTH = 4
 """How many folders down runs are looked for."""
 RECENT_SECONDS = 600.0
 """A file, or a run that tells nothing of its writers, that was written within this time may still be at it."""
+
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 
 Status = Literal["complete", "running?", "unfinished", "broken"]
 
@@ -86,26 +91,20 @@ class Run:
             StorageError: the storage could not be listed or read.
         """
         store = Store.open(url, storage_options)
-        for place in [store, store.parent() if store.name == MODELS else None]:
-            run = None if place is None else cls.at(place, place.name, place.entries())
-            if run is not None:
-                return run
-        raise _no_run(store)
+        for folder in [store, store.parent() if store.name == MODELS else None]:
+            place = None if folder is None else Place.look(folder, "", _list_each(folder))
+            if place is not None and place.is_run:
+                return cls.at(place)
+        raise no_run(store)
 
     @classmethod
-    def at(cls, store: Store, name: str, entries: Sequence[Entry]) -> Run | None:
-        """The run whose directory this is, if it is one, given what lies in it; `name` is what to call it."""
-        if not any(entry.name == MODELS and entry.is_folder for entry in entries):
-            return None
-        models = store.child(MODELS)
-        catalogue = Catalogue.read(models)
-        files = {entry.name: entry for entry in models.entries()}
-        writer, beat = _newest_claim(models.child(CLAIMS))
-        # A folder that happens to be called so is not enough.
-        logged = any(entry.name == "log.txt" for entry in entries)
-        if writer is None and not logged and not any(CheckpointName.of_file(file) for file in files):
-            return None
-        return cls(name, store, models, catalogue, files, _newest(entries), writer, beat)
+    def at(cls, place: Place) -> Run:
+        """The run at a place; reads its manifests, and the claim of its newest start."""
+        models = place.store.child(MODELS)
+        catalogue = Catalogue.of(models, list(place.files), list(place.claims))
+        writer, beat = _newest_claim(models.child(CLAIMS), place.claims)
+        name = place.name or place.store.name
+        return cls(name, place.store, models, catalogue, place.files, _newest(place.entries), writer, beat)
 
     def find(self, name: str | int) -> Manifest:
         """The checkpoint that a name, a number of an epoch or a file's name means.
@@ -207,7 +206,7 @@ class Run:
         return "complete" if self.catalogue.manifests else "unfinished"
 
 
-def find_runs(store: Store, depth: int, report: Callable[[StorageError], object]) -> Iterator[Run]:
+def find_runs(store: Store, depth: int, report: Callable[[StorageError], object]) -> list[Run]:
     """The runs in a folder and below it, in the order of their names.
 
     Args:
@@ -218,51 +217,123 @@ def find_runs(store: Store, depth: int, report: Callable[[StorageError], object]
     Raises:
         StorageError: the folder itself could not be listed.
     """
-    yield from _find(store, store.entries(), "", depth, report)
 
-
-def _find(
-    store: Store, entries: Sequence[Entry], name: str, depth: int, report: Callable[[StorageError], object]
-) -> Iterator[Run]:
-    try:
-        run = Run.at(store, name or store.name, entries)
-    except StorageError as err:
-        report(err)
-        return
-    if run is not None:
-        yield run
-    for folder in [entry.name for entry in entries if entry.is_folder and depth > 0]:
-        if not folder or folder.startswith(".") or (run is not None and folder in (MODELS, "graph")):
-            continue
-        below = store.child(folder)
+    def read(place: Place) -> Run | None:
         try:
-            listed = below.entries()
+            return Run.at(place)
         except StorageError as err:
             report(err)
-        else:
-            yield from _find(below, listed, f"{name}/{folder}".lstrip("/"), depth - 1, report)
+            return None
+
+    return [run for run in _side_by_side(store, read, _places_of_runs(store, depth, report)) if run is not None]
 
 
-def _no_run(store: Store) -> CheckpointNotFoundError:
-    below = _names_of_runs(store, 2)
+def names_of_runs(store: Store, depth: int, report: Callable[[StorageError], object]) -> list[str]:
+    """The names of the runs that `find_runs` gives, without reading any."""
+    return [place.name or store.name for place in _places_of_runs(store, depth, report)]
+
+
+def no_run(store: Store, below: Sequence[str] | None = None) -> CheckpointNotFoundError:
+    """An error that says which runs are near; `below` are those below the folder, if that is known."""
+    below = _near(store, 2) if below is None else below
     if below:
         return CheckpointNotFoundError(f"{store.url} is not a run; there are these below it: {', '.join(below)}")
     parent = store.parent()
-    beside = [] if parent is None else _names_of_runs(parent, 1)
+    beside = [] if parent is None else _near(parent, 1)
     if parent is None or not beside:
         return CheckpointNotFoundError(f"there is no run at {store.url}: no folder {MODELS!r} with checkpoints in it")
     return CheckpointNotFoundError(f"in {parent.url}: {unknown_name('run', store.name, beside)}")
 
 
-def _names_of_runs(store: Store, depth: int) -> list[str]:
+def _near(store: Store, depth: int) -> list[str]:
     """For a message, which should not fail for what it cannot list."""
     with suppress(StorageError):
-        return [run.name for run in find_runs(store, depth, lambda err: None)]
+        return names_of_runs(store, depth, lambda err: None)
     return []
 
 
-def _newest_claim(store: Store) -> tuple[Claim | None, float | None]:
-    files = {entry.name: entry for entry in store.entries()}
+_List = Callable[[str], "Sequence[Entry]"]
+"""What lies in a folder, by its path below the one where it began."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, and what lies in it."""
+
+    name: str
+    """Its path below the folder in which runs are looked for; "" for that folder itself."""
+    store: Store
+    entries: Sequence[Entry]
+    files: Mapping[str, Entry]
+    """What lies in its folder `MODELS`, by name."""
+    claims: Mapping[str, Entry]
+    """What lies in the folder `CLAIMS` of that."""
+
+    @classmethod
+    def look(cls, top: Store, name: str, entries_of: _List) -> Place:
+        """List a folder below `top`, and what a run would have in it."""
+        entries = entries_of(name)
+        files: Mapping[str, Entry] = {}
+        claims: Mapping[str, Entry] = {}
+        if any(entry.name == MODELS and entry.is_folder for entry in entries):
+            models = f"{name}/{MODELS}".lstrip("/")
+            files = {entry.name: entry for entry in entries_of(models)}
+            if CLAIMS in files:
+                claims = {entry.name: entry for entry in entries_of(f"{models}/{CLAIMS}")}
+        return cls(name, top.child(*name.split("/")) if name else top, entries, files, claims)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run's directory. That a folder is called `models` is not enough."""
+        if not any(entry.name == MODELS and entry.is_folder for entry in self.entries):
+            return False
+        logged = any(entry.name == "log.txt" for entry in self.entries)
+        return logged or highest_claim(self.claims) > 0 or any(map(CheckpointName.of_file, self.files))
+
+    def below(self) -> list[str]:
+        """The paths of the folders in which further runs may be."""
+        own = (MODELS, "graph") if self.is_run else ()
+        folders = [entry.name for entry in self.entries if entry.is_folder]
+        return [
+            f"{self.name}/{folder}".lstrip("/")
+            for folder in folders
+            if folder and not folder.startswith(".") and folder not in own
+        ]
+
+
+def _places_of_runs(store: Store, depth: int, report: Callable[[StorageError], object]) -> list[Place]:
+    entries_of = _list_each(store, store.tree())
+
+    def look(name: str) -> Place | None:
+        try:
+            return Place.look(store, name, entries_of)
+        except StorageError as err:
+            report(err)
+            return None
+
+    level, found = [Place.look(store, "", entries_of)], []
+    while level:
+        found += [place for place in level if place.is_run]
+        names = [name for place in level for name in place.below()] if depth > 0 else []
+        level = [place for place in _side_by_side(store, look, names) if place is not None]
+        depth -= 1
+    return sorted(found, key=lambda place: place.name.split("/"))
+
+
+def _list_each(store: Store, tree: Mapping[str, Sequence[Entry]] | None = None) -> _List:
+    if tree is not None:
+        return lambda name: tree.get(name, ())
+    return lambda name: (store.child(*name.split("/")) if name else store).entries()
+
+
+def _side_by_side(store: Store, call: Callable[[_Given], _Found], given: Sequence[_Given]) -> list[_Found]:
+    if len(given) < 2 or not store.is_parallel:
+        return [call(one) for one in given]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="minetorch-list") as pool:
+        return list(pool.map(call, given))
+
+
+def _newest_claim(store: Store, files: Mapping[str, Entry]) -> tuple[Claim | None, float | None]:
     highest = highest_claim(files)
     if not highest:
         return None, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -159,6 +160,32 @@ def create(fs: Any, path: str, data: bytes) -> None:
         if not _is_unknown(err):
             raise
         _create_in_parts(fs, path, data)
+
+
+def read(fs: Any, path: str) -> bytes:
+    """A whole object, in one request: newer releases of s3fs ask for its size first, unless they are told not to."""
+    in_one = {"max_concurrency": 1} if "max_concurrency" in inspect.signature(fs.cat_file).parameters else {}
+    return bytes(fs.cat_file(path, **in_one))
+
+
+def objects(fs: Any, folder: str, most_pages: int) -> list[tuple[str, int, float]] | None:
+    """All objects below a folder, with 1,000 of them a request; None if that takes more than `most_pages` requests.
+
+    Returns:
+        The key below the folder, the size in bytes and the Unix time of the last change of each.
+    """
+    bucket, prefix, _ = fs.split_path(folder)
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    found: list[tuple[str, int, float]] = []
+    token: dict[str, str] = {}
+    for _ in range(most_pages):
+        page = _start(fs, fs._call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)).result()
+        for item in page.get("Contents", ()):
+            found.append((item["Key"].removeprefix(prefix), int(item["Size"]), item["LastModified"].timestamp()))
+        if not page.get("IsTruncated"):
+            return found
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+    return None
 
 
 def uploads(fs: Any, folder: str) -> Iterator[Upload]:

@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from minetorch.checkpoint.permit import Permit
+
 _Names = list[str]  # because a method is called `list`
 _Entries = list[Entry]
 _Item = TypeVar("_Item")
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 # Where folders do not exist apart from the files in them. There, making one may call CreateBucket.
 _WITHOUT_FOLDERS = frozenset({"memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "r2"})
-_READERS = 16
+READERS = 16
+"""Threads that read at the same time, where each read costs a round trip."""
+_MOST_PAGES = 30
+"""Requests, of 1,000 objects each, after which listing everything is given up: most of it may not be Minetorch's."""
 
 
 class _Files(Protocol):
@@ -168,7 +173,7 @@ class Store:
 
         names = list(names)
         if len(names) > 1 and self.is_parallel:
-            with ThreadPoolExecutor(_READERS, thread_name_prefix="minetorch-read") as pool:
+            with ThreadPoolExecutor(READERS, thread_name_prefix="minetorch-read") as pool:
                 contents = list(pool.map(read, names))
         else:
             contents = [read(name) for name in names]
@@ -221,6 +226,43 @@ class Store:
         with self._translated("create", name):
             self._files.create(self._path(checked_name(name)), data)
 
+    def create_open(self, name: str) -> BinaryIO:
+        """Create a file that must not exist yet, open for writing; only when `is_local`."""
+        with self._translated("create", name):
+            return self._disk(name).create_open(self._path(checked_name(name)))
+
+    def keep_beginning(self, name: str, size: int | None) -> None:
+        """Replace a file by a copy of its first `size` bytes (None: of all); only when `is_local`.
+
+        Where there is no such file, it is empty afterwards. A process that has the old file open does not change the
+        copy.
+        """
+        with self._translated("write", name):
+            self._disk(name).keep_beginning(self._path(checked_name(name)), size)
+
+    def link(self, name: str, to: str) -> None:
+        """Make or replace a symbolic link to a file in the same folder; only when `is_local`."""
+        with self._translated("write", name):
+            self._disk(name).link(self._path(checked_name(name)), to)
+
+    def make_folder(self) -> None:
+        """Make the store's own folder, with its parents; only when `is_local`."""
+        with self._translated("make", ""):
+            self._disk("").make_folder(self._root)
+
+    def confine(self, run: Path, permit: Permit | None = None) -> None:
+        """From now on change nothing outside of a run's directory, and only as long as the permit is valid.
+
+        This holds for all stores that share their origin with this one, by `child`. It changes nothing for a store
+        that is not local.
+
+        Args:
+            run: the run's directory.
+            permit: of the start of the run that this process is; None for a process that has not claimed it.
+        """
+        if isinstance(self._files, LocalDisk):
+            self._files.run, self._files.permit = run, permit
+
     def list(self, prefix: str = "") -> _Names:
         """Sorted names of the files and folders directly in the store that begin with `prefix`.
 
@@ -232,6 +274,23 @@ class Store:
     def entries(self) -> _Entries:
         """The files and folders directly in the store, by name, with their sizes and times; otherwise as `list`."""
         return sorted(self._listed(self._files.entries), key=lambda entry: entry.name)
+
+    def tree(self) -> dict[str, _Entries] | None:
+        """The folders below the store, by their paths ("" is its own), and what lies directly in each, at one moment.
+
+        None where that takes too long, or where the storage cannot list more than a folder at a time: then list folder
+        by folder, with `entries`.
+        """
+        files = self._files
+        if not isinstance(files, _RemoteFiles):
+            return None
+        with self._translated("list", ""):
+            try:
+                return files.tree(self._root)
+            except FileNotFoundError as err:
+                if _says(err, "NoSuchBucket"):
+                    raise StorageError(f"cannot list {self.url}: there is no such bucket") from None
+                return {}
 
     def has_folder(self) -> bool:
         """Whether the store's own folder exists. True where folders do not exist apart from the files in them."""
@@ -281,6 +340,11 @@ class Store:
         with self._translated("delete", unfinished.name):
             self._files.abort(self._path(checked_name(unfinished.name)), unfinished)
 
+    def _disk(self, name: str) -> LocalDisk:
+        if not isinstance(self._files, LocalDisk):
+            raise StorageError(f"{self.url_of(name)} has no path on this machine")
+        return self._files
+
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if self._root else name
 
@@ -312,7 +376,7 @@ class Store:
                 raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from cause
             words = self._hide(str(err).strip()) or "it gave no reason"
             failure = StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})")
-            failure.is_lasting = isinstance(err, PermissionError | NotADirectoryError) or _says(err, "NoSuchBucket")
+            failure.is_lasting = _is_lasting(err)
             raise failure from cause
 
 
@@ -334,7 +398,8 @@ class _RemoteFiles:
     def read(self, path: str) -> bytes:
         """The whole file."""
         fs, whole = self._at(path)
-        # s3fs asks its listings for the size first, and they may be of before the file was there.
+        if self._is_s3:
+            return s3.read(fs, whole)
         fs.invalidate_cache(fs._parent(whole))
         return cast("bytes", fs.cat_file(whole))
 
@@ -417,6 +482,23 @@ class _RemoteFiles:
             for name, info in infos
             if name != folder
         ]
+
+    def tree(self, path: str) -> dict[str, _Entries] | None:
+        """Everything below a folder, by folders; None where that is not to be had in a few requests."""
+        if not self._is_s3:
+            return None
+        found = s3.objects(*self._at(path), most_pages=_MOST_PAGES)
+        if found is None:
+            return None
+        folders: dict[str, dict[str, Entry]] = {"": {}}
+        for key, size, modified in found:
+            *above, name = key.split("/")
+            for depth, folder in enumerate(above):
+                inside = folders.setdefault("/".join(above[:depth]), {})
+                inside.setdefault(folder, Entry(folder, True, 0, None))
+            if name:  # a key that ends in a slash stands for a folder
+                folders.setdefault("/".join(above), {})[name] = Entry(name, False, size, modified)
+        return {folder: sorted(inside.values(), key=lambda entry: entry.name) for folder, inside in folders.items()}
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
@@ -555,6 +637,12 @@ def _modified(info: Mapping[str, Any]) -> float | None:
         if isinstance(value, int | float):
             return float(value)
     return None
+
+
+def _is_lasting(err: Exception) -> bool:
+    if isinstance(err, PermissionError | NotADirectoryError) or _says(err, "NoSuchBucket"):
+        return True
+    return type(err).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # botocore's
 
 
 def _says(err: BaseException, code: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from minetorch.checkpoint.run import DEPTH, Item, Run, find_runs
+from minetorch.checkpoint.run import DEPTH, MODELS, Item, Run, find_runs, no_run
 from minetorch.checkpoint.store import Store
 from minetorch.cli.facts import best_of, checkpoint_facts, rule_of, run_facts
 from minetorch.cli.options import add_common, is_count, storage_options
@@ -37,11 +37,12 @@ def run(given: argparse.Namespace) -> int:
     now = time.time()
     store = Store.open(given.url, storage_options(given))
     failures: list[StorageError] = []
-    runs = list(find_runs(store, int(given.depth), failures.append))
+    runs = find_runs(store, int(given.depth), failures.append)
     for failure in failures:
         warn(str(failure))
     if not runs and not failures:
-        # Perhaps it is the folder of the checkpoints; if not, this raises and says what is near.
+        if store.name != MODELS:
+            raise no_run(store, below=() if int(given.depth) > 1 else None)
         _list_checkpoints(Run.open(given.url, storage_options(given)), now, given.json)
     elif len(runs) == 1 and runs[0].store.url == store.url:
         _list_checkpoints(runs[0], now, given.json)

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.links import sync_links, wanted_links
+from minetorch.checkpoint.permit import check_folders
 from minetorch.checkpoint.retention import Mode, expired
 from minetorch.checkpoint.run import Run
 from minetorch.cli.options import add_common, add_run, is_count, storage_options
@@ -52,6 +53,7 @@ def run(given: argparse.Namespace) -> int:
     if given.mode not in (None, "min", "max"):
         raise ConfigurationError(f"--mode {given.mode}: give min or max")
     found = Run.open(given.run_url, storage_options(given))
+    check_folders(found.store)
     manifests = found.catalogue.manifests
     monitor, mode = _rule(given.monitor, given.mode, manifests)
     _check_monitor(monitor, manifests, keep["keep_best"])
@@ -103,7 +105,7 @@ def _drop(models: Store, doomed: Sequence[Manifest], manifests: Sequence[Manifes
     if models.is_local:
         # First, so that no link ever points to a file that is gone.
         kept = [manifest for manifest in manifests if manifest not in doomed]
-        sync_links(models.local_path(), wanted_links(kept), logging.getLogger("minetorch"))
+        sync_links(models, wanted_links(kept), logging.getLogger("minetorch"))
     for manifest in doomed:
         models.delete(manifest.key.manifest)  # first: never a manifest without its payload
         models.delete(manifest.payload)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     import numpy as np
     import numpy.typing as npt
@@ -55,6 +56,10 @@ class RunStore(Protocol):
 
     def write(self, name: str, data: bytes) -> object:
         """Replace a file at once: a reader sees the old content or the new, never a part."""
+        ...
+
+    def create_open(self, name: str) -> BinaryIO:
+        """Create a file that must not exist yet, open for writing (local stores only)."""
         ...
 
     def upload(self, local_path: Path, name: str) -> object:

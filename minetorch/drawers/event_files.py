@@ -48,7 +48,6 @@ class EventFiles:
         self._written = False  # since the last flush
         if store.is_local:
             self._folder = Path(store.local_path())
-            self._folder.mkdir(parents=True, exist_ok=True)
         else:
             self._folder = Path(tempfile.mkdtemp(prefix="minetorch-tensorboard-"))
         self.add(events.forget_all(time.time()))
@@ -100,7 +99,7 @@ class EventFiles:
 
         path = self._folder / f"{_PREFIX}{self._stamp:010d}.{self._segments:06d}{_SUFFIX}"
         self._segments += 1
-        self._file = path.open("xb")
+        self._file = self._store.create_open(path.name) if self._store.is_local else path.open("xb")
         self._unsent.append(path)
         self._records = RecordWriter(self._file)
         self._records.write(events.version())

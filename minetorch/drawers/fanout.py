@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from minetorch.drawers.curves import STEP, Curves, Mark
 from minetorch.drawers.drawer import Drawer
 from minetorch.drawers.media import figure_pixels, histogram_values, image_pixels
 from minetorch.drawers.points import check_graph, check_values, check_x
-from minetorch.errors import ConfigurationError, SupersededError
+from minetorch.errors import ConfigurationError, RunVanishedError, SupersededError
 
 if TYPE_CHECKING:
     import logging
@@ -165,6 +166,10 @@ class Drawers:
             guard.catch_up(self.curves)
             guard.attempt("close")
 
+    def closers(self) -> list[Callable[[], object]]:
+        """Functions that close the drawers, and do not refer to this object."""
+        return [partial(guard.attempt, "close") for guard in self._guards]
+
     def restore(self, curves: Curves) -> None:
         """Go on from another record: every drawer forgets what it drew and draws that."""
         self.curves = curves
@@ -285,7 +290,7 @@ class _Guard:
             return True
         try:
             function(*args)
-        except SupersededError:
+        except (SupersededError, RunVanishedError):
             return False  # the training itself says so, and stops
         except Exception as error:
             self._report(method, error)

@@ -130,18 +130,16 @@ class SqlDrawer(BackgroundDrawer):
         self._written, self._described = record, described
 
     def _prepare(self, database: Database) -> None:
-        """Have the tables, and know the run's key."""
+        """Know the run's key, and have the tables."""
         assert self._store is not None
-        if self._store.is_local:
-            self._store.local_path().mkdir(parents=True, exist_ok=True)
-        database.create(_tables().METADATA)
         try:
             run_id = self._store.read(RUN_ID).decode("ascii", "replace").strip()
         except FileNotFoundError:
             run_id = ""
         if len(run_id) != 32:
             run_id = uuid.uuid4().hex
-            self._store.write(RUN_ID, f"{run_id}\n".encode())
+            self._store.write(RUN_ID, f"{run_id}\n".encode())  # which makes the run's directory, for SQLite, too
+        database.create(_tables().METADATA)
         self._run_id = run_id
 
     def _claim(self, connection: Connection) -> None:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
+from minetorch.errors import RunVanishedError, SupersededError
 from minetorch.log.mark import CHECKED, Mark, undone_from
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class LogStore(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove a file."""
+        ...
+
+    def keep_beginning(self, name: str, size: int | None) -> None:
+        """Replace a file by a copy of its first `size` bytes, or of all (local stores only)."""
         ...
 
 
@@ -166,6 +171,11 @@ class FileHandler(logging.Handler, ABC):
         except Exception as error:
             self._report(error)
 
+    def reopen(self) -> None:
+        """From now on keep the file open again."""
+        with self._locked():
+            self._closed = False
+
     def close(self) -> None:
         """Let go of the file, now and after each later line."""
         with self._locked():
@@ -180,7 +190,7 @@ class FileHandler(logging.Handler, ABC):
         return self.lock or nullcontext()
 
     def _report(self, error: Exception) -> None:
-        if self._reported:
+        if self._reported or isinstance(error, SupersededError | RunVanishedError):  # which the training raises itself
             return
         self._reported = True
         text = "%s cannot be written: %s: %s. Training goes on; it is tried again, and this is said only once."
@@ -190,15 +200,21 @@ class FileHandler(logging.Handler, ABC):
 
 
 class LocalFileHandler(FileHandler):
-    """Appends each line to a file on this machine at once."""
+    """Appends each line to a file on this machine at once.
+
+    A start does not append to the file of the start before, but to a copy that takes its place: a process of that
+    start that still has the old file open cannot write into this one's.
+    """
 
     _stream: BinaryIO | None = None
+    _is_own = False
 
     def add(self, text: str) -> None:
         """Write lines, and see them through to the file."""
-        self._guard()
         if self._stream is None:
             self._stream = self._open()
+        # Now that the file is open: whatever file a later start makes, it is another one.
+        self._guard()
         self._stream.write(text.encode("utf-8", "backslashreplace"))
 
     def sync(self) -> None:
@@ -224,33 +240,35 @@ class LocalFileHandler(FileHandler):
     def cut(self, mark: Mark, step: int) -> bytes:
         """Remove the undone lines."""
         try:
-            with open(self._path, "r+b", opener=_open_own) as file:
-                return self._cut(file, mark, step)
+            with open(self._path, "rb", opener=_open_own) as file:
+                content = file.read()
         except FileNotFoundError:
             return b""
-
-    def _cut(self, file: BinaryIO, mark: Mark, step: int) -> bytes:
-        content = file.read()
         if mark.part or not mark.fits(content):
             return b""
         keep = mark.offset + undone_from(content[mark.offset :], step)
         undone = content[keep:]
         if undone:
             self.keep_undone(undone)
-            file.truncate(keep)
+            self._make_own(keep)
         return undone
 
     @property
     def _path(self) -> Path:
         return Path(self._store.local_path(self.name_of_file))
 
+    def _make_own(self, size: int | None) -> None:
+        self._store.keep_beginning(self.name_of_file, size)
+        self._is_own = True
+
     def _open(self) -> BinaryIO:
+        if not self._is_own:
+            self._guard()
+            self._make_own(None if self._append else 0)
         path = self._path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self._append and _is_torn(path)
+        torn = _is_torn(path)
         # It stays open for the next lines.
-        stream = open(path, "ab" if self._append else "wb", buffering=0, opener=_open_own)  # noqa: SIM115
-        self._append = True
+        stream = open(path, "ab", buffering=0, opener=_open_own)  # noqa: SIM115
         if torn:
             stream.write(b"\n")
         return stream
@@ -263,8 +281,11 @@ def numbers(names: Sequence[str], prefix: str) -> list[int]:
 
 
 def _open_own(path: str, flags: int) -> int:
-    """Open a file of the run's own: through a link, a run that somebody sent would write to any file of its user's."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """Open a file of the run's own that is there.
+
+    Through a link, a run that somebody sent would write to any file of its user's.
+    """
+    return os.open(path, (flags | os.O_NOFOLLOW) & ~os.O_CREAT)
 
 
 def _is_torn(path: Path) -> bool:

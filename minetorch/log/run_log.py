@@ -128,6 +128,12 @@ class RunLog:
         """
         self._file.flush()
 
+    def reopen(self) -> None:
+        """Write as before `close`."""
+        if self._pythons is not None:
+            self._pythons.take()
+        self._file.reopen()
+
     def close(self) -> None:
         """Flush, and let go of the file. A line that comes later is still written, if at some cost."""
         if self._pythons is not None:

@@ -105,8 +105,8 @@ class KeepLedger:
 
     def _append(self, start: Start) -> None:
         if self._file is None:
+            self._store.make_folder()
             path = self._store.local_path(file_name(start.generation, start.rank))
-            path.parent.mkdir(parents=True, exist_ok=True)
             # Not through a link, by which a run that somebody sent would write to any file of its user's.
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             self._file = os.open(path, flags, 0o666)

@@ -73,7 +73,7 @@ class Watched:
             if not 0 <= now - self._looked < self.every_s:
                 failures: list[StorageError] = []
                 try:
-                    found = list(find_runs(self._place_of_runs(), self._depth, failures.append))
+                    found = find_runs(self._place_of_runs(), self._depth, failures.append)
                 except MinetorchError as err:
                     self._problems = [str(err)]
                 else:

@@ -225,7 +225,7 @@ def test_a_local_file_that_cannot_be_opened_stops_nothing(tmp_path, capsys):
     log.logger.info("three")
     log.close()
     err = capsys.readouterr().err
-    assert err.count("log.txt cannot be written: IsADirectoryError") == 1
+    assert err.count("log.txt cannot be written: StorageError") == 1
     assert (tmp_path / "log.txt").read_text() == "three\n"
 
 

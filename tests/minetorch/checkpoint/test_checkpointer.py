@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from minetorch.checkpoint import Checkpoint, Checkpointer, Manifest, Store
 from minetorch.checkpoint.catalogue import Catalogue
+from minetorch.checkpoint.patience import Patience
 from minetorch.errors import ConfigurationError, StorageError
 
 Make = Callable[..., Checkpointer]
@@ -286,3 +288,25 @@ def test_a_state_that_cannot_be_read_back_is_found_before_anything_is_written(
 def test_options_are_checked(models: Store, checkpointer: Make, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(options))}="):
         checkpointer(models, **options)
+
+
+@pytest.mark.parametrize("call", ["list", "create", "read", "write"])
+def test_a_start_tries_again_what_the_storage_refuses(
+    call: str, models: Store, checkpointer: Make, save: Save, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    save(checkpointer(models), 1)
+    real, refused = getattr(Store, call), []
+
+    def refuse(store: Store, *arguments: Any) -> Any:
+        if len(refused) < 3:
+            refused.append(call)
+            raise StorageError(f"cannot {call}: 503 Slow Down")
+        return real(store, *arguments)
+
+    monkeypatch.setattr(Store, call, refuse)
+    run = checkpointer(models, patience=Patience(logging.getLogger("tests"), delays_s=[0.0] * 3))
+    run.check("latest")
+    assert run.claim("replace")
+    assert run.open("latest") is not None
+    assert len(refused) == 3
+    assert caplog.text.count("Trying again") == 3

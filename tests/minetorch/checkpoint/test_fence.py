@@ -42,7 +42,7 @@ def start(models: Store) -> Callable[..., Fence]:
     def start(number: int, time: Time | None = None, launch: Launch | None = None, **options: Any) -> Fence:
         time = time or Time()
         return Fence(
-            models,
+            Store.open(models.url),  # each start is a process, and has a store of its own
             logger=logging.getLogger("tests"),
             process=other(number),
             launch=launch or Launch(),

@@ -54,15 +54,15 @@ def test_links_are_moved_and_removed_and_other_files_left_alone(tmp_path: Path) 
     payloads = ["g0001-000001-s000000001-aaaaaa.pth.tar", "g0001-000002-s000000002-bbbbbb.pth.tar"]
     (tmp_path / "theirs.pth.tar").symlink_to("/somewhere/else.pth.tar")
     (tmp_path / "file.pth.tar").write_text("theirs")
-    sync_links(tmp_path, {"latest.pth.tar": payloads[0], "epoch_1.pth.tar": payloads[0]}, LOGGER)
-    sync_links(tmp_path, {"latest.pth.tar": payloads[1]}, LOGGER)
+    sync_links(Store.open(tmp_path), {"latest.pth.tar": payloads[0], "epoch_1.pth.tar": payloads[0]}, LOGGER)
+    sync_links(Store.open(tmp_path), {"latest.pth.tar": payloads[1]}, LOGGER)
     assert links(tmp_path) == {"latest.pth.tar": payloads[1], "theirs.pth.tar": "/somewhere/else.pth.tar"}
     assert (tmp_path / "file.pth.tar").read_text() == "theirs"
 
 
 def test_a_file_in_the_way_is_kept_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "best.pth.tar").write_text("of the original Minetorch")
-    sync_links(tmp_path, {"best.pth.tar": "x.pth.tar", "latest.pth.tar": "x.pth.tar"}, LOGGER)
+    sync_links(Store.open(tmp_path), {"best.pth.tar": "x.pth.tar", "latest.pth.tar": "x.pth.tar"}, LOGGER)
     assert "could not update the link" in caplog.text
     assert "left as it is" in caplog.text
     assert (tmp_path / "best.pth.tar").read_text() == "of the original Minetorch"

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,29 @@ def test_unfinished_files_are_left_out(command, runs, tmp_path):
     facts = command("cp", runs / "plan-a", tmp_path / "copy", "--json")
     assert facts["left_out"] == ["g0001-000009-s000000009-abcdef.pth.tar"]
     assert "left out" in command("cp", runs / "plan-a", tmp_path / "copy")
+
+
+def test_what_killed_copies_left_is_deleted_and_a_copy_that_is_being_written_is_not(command, runs, tmp_path):
+    target = tmp_path / "copy"
+    left = [target / folder / ".minetorch-tmp-0123" for folder in (".", "graph", "models")]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"a part")
+    script = (
+        "import sys\nfrom minetorch.checkpoint import Store\n"
+        "def write(file):\n    file.write(b'a part')\n    print('writing', flush=True)\n    input()\n"
+        "Store.open(sys.argv[1]).write_stream('x', write)"
+    )
+    command_line = [sys.executable, "-c", script, target / "models"]
+    with subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"writing\n"
+        (writing,) = {*target.glob("models/.minetorch-tmp-*")} - {*left}
+        command("cp", runs / "plan-a", target)
+        assert [*target.rglob(".minetorch-tmp-*")] == [writing]
+        other.kill()
+    command("cp", runs / "plan-a", target)
+    assert not [*target.rglob(".minetorch-tmp-*")]
+    assert files(target) == files(runs / "plan-a")
 
 
 def test_a_run_below_is_not_part_of_it(command, runs, tmp_path):

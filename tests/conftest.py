@@ -37,14 +37,12 @@ def pytest_configure():
 PROGRAMS = ("slurm", "postgres", "chromium")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items):
-    """Mark a test by the program that it uses. One worker of xdist runs all tests of a program, and starts it once."""
+    """Mark each test by the programs that it uses."""
     for item in items:
         for name in PROGRAMS:
-            if name in item.fixturenames or item.get_closest_marker(name):
+            if name in item.fixturenames:
                 item.add_marker(name)
-                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session", autouse=True)

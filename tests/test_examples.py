@@ -39,7 +39,6 @@ def losses(tmp_path_factory, run_command, tools):
     return run
 
 
-@pytest.mark.xdist_group("digits")
 @pytest.mark.parametrize("way", list(WAYS)[1:])
 def test_the_losses_are_the_same_on_any_number_of_workers(losses, way):
     assert len(losses("python")) == 2

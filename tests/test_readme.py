@@ -48,14 +48,12 @@ def test_there_are_the_commands_that_the_readme_promises():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("clone")
 @pytest.mark.parametrize("command", SUITE)
 def test_the_suites_commands_start(run_command, clone, tools, command):
     run_command(*SUITE[command], cwd=clone, env=tools)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("clone")
 def test_the_demo_trains_and_then_resumes(run_command, clone, tools):
     first = run_command(DEMO, cwd=clone, env=tools)
     run = clone / "alchemistic_directory" / "digits"

@@ -15,9 +15,6 @@ from minetorch import errors
 from minetorch.checkpoint.store import Store
 from minetorch_launch import errors as launch_errors
 
-# One worker reads the sources, once.
-pytestmark = pytest.mark.xdist_group("messages")
-
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 FILES = sorted([*ROOT.glob("minetorch/**/*.py"), *ROOT.glob("launch/**/*.py")])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 # The first test waits for four worlds; a busy machine may take its time over them.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("elastic"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CASES = ["mlp", "cnn", "stream", "batches", "bf16"]
 WORLDS = [1, 2, 3, 4]

@@ -32,11 +32,7 @@ def load(script):
 
 
 EXACT = load("exact")
-CASES = [
-    pytest.param(world, case, marks=pytest.mark.xdist_group(f"exact on {world}"))
-    for world in (1, 2, 3, 4)
-    for case in EXACT.cases(world)
-]
+CASES = [(world, case) for world in (1, 2, 3, 4) for case in EXACT.cases(world)]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +94,6 @@ def whole(tmp_path_factory, run_command):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ends")
 @pytest.mark.parametrize("how", ENDS)
 def test_whatever_ends_the_processes(how, whole, tmp_path, tools):
     restarts, code, said = ENDS[how]

@@ -297,7 +297,6 @@ def pairs(tmp_path_factory, tools):
     return runs
 
 
-@pytest.mark.xdist_group("pairs")
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rank", "moment"), [("minetorch-launch", 1, 31), ("torchrun", 0, 12)])
 def test_a_signal_to_one_rank_stops_all_at_one_step(pairs, name, rank, moment):

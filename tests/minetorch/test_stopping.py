@@ -30,7 +30,6 @@ def newest(runs, case):
     return max(Catalogue.read(Store.open(runs / case / "models")).manifests, key=lambda manifest: manifest.key)
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_every_rank_stops_after_the_same_step_and_it_is_saved(stops):
     ranks, runs = stops
@@ -42,7 +41,6 @@ def test_every_rank_stops_after_the_same_step_and_it_is_saved(stops):
         assert [manifest.epoch, manifest.position, manifest.step] == first["at"], case
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_a_notice_stops_within_a_few_steps_of_the_moment(stops):
     """Two rounds at most: one may be under way, to hear of the checkpoint of the epoch before."""
@@ -63,13 +61,11 @@ def test_a_notice_stops_within_a_few_steps_of_the_moment(stops):
             assert tuple(found["at"][:2]) in where, (rank, point, found)
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_an_accumulation_is_finished_first(stops):
     assert stops[0][0]["accumulation"]["at"] in ([1, 3, 1], [1, 6, 2])
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_hooks_stop_all_from_any_rank_also_main_only_ones(stops):
     found = stops[0][0]
@@ -82,7 +78,6 @@ def test_hooks_stop_all_from_any_rank_also_main_only_ones(stops):
     assert found["before it trains"]["at"] == [0, 0, 0]
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_whatever_takes_long_is_cut_short_or_waited_for_and_the_notice_is_not_lost(stops):
     found = stops[0][0]
@@ -94,7 +89,6 @@ def test_whatever_takes_long_is_cut_short_or_waited_for_and_the_notice_is_not_lo
     assert found["first batch"]["at"][:2] in [[1, step] for step in range(1, 6)]
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_deadlines(stops):
     ranks, runs = stops
@@ -107,13 +101,11 @@ def test_deadlines(stops):
     assert "The job's time is nearly up: stopped early, with all work saved up to step" in log
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_rounds_without_end_lose_no_step(stops):
     assert stops[0][0]["saves"]["at"] == [3, 100, 300]
 
 
-@pytest.mark.xdist_group("stops")
 @pytest.mark.slow
 def test_nobody_is_busy_while_nothing_is_asked_for(stops):
     assert all(found["idle"]["ticks"] <= 1 for found in stops[0])

@@ -5,8 +5,6 @@ import json
 import pytest
 import torch
 
-pytestmark = pytest.mark.xdist_group("worlds")
-
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory, launch):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("plugged")]
+pytestmark = pytest.mark.slow
 
 MISLABELLED = {3, 40, 77}
 CLOCKED = {"samples_per_s", "step_time_ms"}

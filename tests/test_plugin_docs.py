@@ -17,6 +17,7 @@ def test_every_plugin_has_a_section_with_a_snippet():
     assert len(SNIPPETS) == len(HEADINGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heading", "snippet"), list(zip(HEADINGS, SNIPPETS, strict=True)), ids=HEADINGS)
 def test_a_snippet_runs(heading, snippet, tmp_path, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_ID"):

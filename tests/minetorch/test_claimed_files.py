@@ -27,10 +27,15 @@ def run(tmp_path):
     return tmp_path / "runs/default"
 
 
+def delete(folder):
+    """Remove a folder in which a thread may write at this moment, so that removing it in place may fail."""
+    shutil.rmtree(folder.rename(folder.with_name("deleted")))
+
+
 LOSSES = {
     "renamed": lambda run: run.rename(run.with_name("moved")),
-    "deleted": shutil.rmtree,
-    "without models": lambda run: shutil.rmtree(run / "models"),
+    "deleted": delete,
+    "without models": lambda run: delete(run / "models"),
     "without its claim": lambda run: (run / "models/writers/g0001.json").unlink(),
 }
 

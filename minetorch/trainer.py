@@ -141,7 +141,8 @@ class Trainer(TrainerState):
             alchemistic_directory: path or fsspec URL (`s3://bucket/runs`) below which all runs are kept.
             model: the user's model, on any device; it is moved to this worker's.
             optimizer: of the model's parameters.
-            train_dataloader: any DataLoader; its data is shared out over the ranks.
+            train_dataloader: a DataLoader over all of the data, the same on every rank; the Trainer shares the data
+                out over the ranks. A subclass that overrides how it iterates is refused.
             loss_func: called as `loss_func(trainer, data)`, or by name where its two parameters are named
                 `data` and `trainer`; calls `trainer.model`, and returns a scalar tensor, the mean over the batch's
                 samples.

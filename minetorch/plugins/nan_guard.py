@@ -125,7 +125,10 @@ class NaNGuard:
         trainer._modes.train()
         with trainer.backend.on_this_rank():  # the others search batches of their own
             place = find_not_finite(
-                trainer.unwrapped_model, one.batch.data, lambda data: trainer._loss_func(trainer, data)
+                trainer.unwrapped_model,
+                trainer.optimizer,
+                one.batch.data,
+                lambda data: trainer._loss_func(trainer, data),
             )
         if place is None:
             return None

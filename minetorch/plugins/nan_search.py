@@ -11,13 +11,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 
-def find_not_finite(model: nn.Module, data: Any, loss_of: Callable[[Any], torch.Tensor]) -> str | None:
+def find_not_finite(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, loss_of: Callable[[Any], torch.Tensor]
+) -> str | None:
     """Where the first value that is not finite comes from, in words; None where all of them are.
 
     Runs a forward and, if that is all right, a backward. The model's gradients are those of this batch afterwards.
 
     Args:
         model: whose modules are named.
+        optimizer: whose parameters' gradients are looked at.
         data: a batch.
         loss_of: the loss of a batch; it calls the model.
     """
@@ -34,12 +37,14 @@ def find_not_finite(model: nn.Module, data: Any, loss_of: Callable[[Any], torch.
                 return f"the output of {search.output}"
             if not _is_finite(loss):
                 return "the loss function: what the model returned is finite"
-            return _search_backward(model, loss, search)
+            return _search_backward(model, optimizer, loss, search)
     finally:
         search.end()
 
 
-def _search_backward(model: nn.Module, loss: torch.Tensor, search: _Search) -> str | None:
+def _search_backward(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, search: _Search
+) -> str | None:
     for parameter in model.parameters():
         parameter.grad = None
     if not loss.requires_grad:
@@ -47,8 +52,9 @@ def _search_backward(model: nn.Module, loss: torch.Tensor, search: _Search) -> s
     loss.backward()
     if search.gradient is not None:
         return f"the gradient that comes back to the output of {search.gradient}"
-    named = model.named_parameters()
-    bad = [name for name, parameter in named if parameter.grad is not None and not _is_finite(parameter.grad)]
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    named = [(name, p.grad) for name, p in model.named_parameters() if id(p) in optimized]
+    bad = [name for name, gradient in named if gradient is not None and not _is_finite(gradient)]
     return f"the gradient of {_listed(bad)}" if bad else None
 
 

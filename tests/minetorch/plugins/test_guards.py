@@ -124,11 +124,26 @@ def test_values_of_every_kind_are_looked_at(dtype):
     model = nn.Module()
     model.odd = nn.Parameter(torch.ones(3).to(dtype), requires_grad=False)
     model.even = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([model.even], lr=0.1)
 
     def loss_of(data):
         return model.even.sum()
 
-    assert find_not_finite(model, torch.ones(1), loss_of) is None
+    assert find_not_finite(model, optimizer, torch.ones(1), loss_of) is None
     model.odd[1:2] = torch.full((1,), math.nan).to(dtype)
-    assert find_not_finite(model, torch.ones(1), loss_of) == "the model's own 'odd', before the step"
-    assert find_not_finite(model, torch.full((1,), math.nan).to(dtype), loss_of) == "the data of the batch"
+    assert find_not_finite(model, optimizer, torch.ones(1), loss_of) == "the model's own 'odd', before the step"
+    assert find_not_finite(model, optimizer, torch.full((1,), math.nan).to(dtype), loss_of) == "the data of the batch"
+
+
+def test_only_gradients_of_the_optimizer_are_named():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.outside = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+
+    def loss_of(data):
+        return (model.inside.sqrt() + model.outside.sqrt()).sum()  # with infinite gradients
+
+    model = Root()
+    optimizer = torch.optim.SGD([model.inside], lr=0.1)
+    assert find_not_finite(model, optimizer, torch.ones(1), loss_of) == "the gradient of 'inside'"

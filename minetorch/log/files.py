@@ -114,9 +114,11 @@ class FileHandler(logging.Handler, ABC):
             self.held.append(text)
             return
         try:
-            self.add(text)
-            if self._closed:
-                self.let_go()
+            try:
+                self.add(text)
+            finally:
+                if self._closed:
+                    self.let_go()
         except Exception as error:
             self._report(error)
 

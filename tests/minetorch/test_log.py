@@ -1,13 +1,15 @@
+import gc
 import io
 import logging
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
 from minetorch.checkpoint import Store
-from minetorch.errors import ConfigurationError
+from minetorch.errors import ConfigurationError, SupersededError
 from minetorch.log import RunLog
 
 LINE = re.compile(r"INFO \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (.*)")
@@ -254,3 +256,20 @@ def test_a_process_without_a_console(tmp_path, monkeypatch):
     log.logger.info("one")
     log.close()
     assert (tmp_path / "log.txt").read_text() == "one\n"
+
+
+def test_a_line_that_is_refused_after_the_end_leaves_no_file_open(tmp_path):
+    log = RunLog(Store.open(tmp_path))
+    log.logger.info("one")
+
+    def refuse():
+        raise SupersededError("another start has the run")
+
+    log.close()
+    log.begin(guard=refuse)
+    log.logger.info("two")
+    gc.collect()  # which would warn of a file that is still open
+    assert "two" not in (tmp_path / "log.txt").read_text()
+    assert not [
+        path for path in Path("/proc/self/fd").iterdir() if path.exists() and path.samefile(tmp_path / "log.txt")
+    ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
+from minetorch.model_names import ModelNames, without_compile
 from minetorch.plugins.monitoring import check_count
 from minetorch.state import TrainerState
 
@@ -146,6 +147,8 @@ class EMA:
             torch._foreach_lerp_(alike[0], alike[1], 1 - decay)
 
     def _take_over(self, loaded: dict[str, torch.Tensor]) -> None:
+        if not loaded.keys() >= self._average.keys():
+            loaded = {**without_compile(loaded)}
         for name, average in self._average.items():
             if name not in loaded or loaded[name].shape != average.shape:
                 raise CheckpointMismatchError(
@@ -165,9 +168,9 @@ class EMA:
 
 def _tensors(trainer: TrainerState) -> dict[str, torch.Tensor]:
     """The model's parameters and the buffers that its state has, themselves and not views of them."""
-    model = trainer.unwrapped_model
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    return {name: own[name] for name in model.state_dict() if name in own}
+    names = ModelNames(trainer.unwrapped_model)
+    own = names.parameters() | names.buffers()
+    return {name: own[name] for name in names.state_dict() if name in own}
 
 
 def _start(tensor: torch.Tensor) -> torch.Tensor:

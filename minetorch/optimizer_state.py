@@ -76,8 +76,7 @@ class OptimizerState:
         Raises:
             CheckpointMismatchError: it is the state of another class, or of other parameters.
         """
-        optimizer = self._optimizer
-        saved: Mapping[str, Any] = state["optimizer"]
+        optimizer, saved = self._optimizer, state["optimizer"]
         self._check_class(state.get("optimizer_class"), saved)
         if not _is_by_group(saved):
             optimizer.load_state_dict(saved)
@@ -137,13 +136,13 @@ class OptimizerState:
         before, given = [*optimizer.param_groups], self._given
         has_names = any("param_names" in group for group in before)
         optimizer.param_groups.clear()
-        for group, match in zip(described, matches, strict=True):
-            members = [parameters[name] for name in group["parameters"]]
+        for one, match in zip(described, matches, strict=True):
+            members = [parameters[name] for name in one["parameters"]]
             if match is None:
-                for parameter, requires_grad in zip(members, group["requires_grad"], strict=True):
+                for parameter, requires_grad in zip(members, one["requires_grad"], strict=True):
                     parameter.requires_grad_(requires_grad)
             options: Options = {} if match is None else before[match]
-            named = list(zip(group["parameters"], members, strict=True)) if has_names else members
+            named = list(zip(one["parameters"], members, strict=True)) if has_names else members
             optimizer.add_param_group({**options, "params": named})
         return [None if match is None else given[match] for match in matches]
 

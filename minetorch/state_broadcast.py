@@ -19,7 +19,7 @@ from minetorch.world import World
 
 State = dict[str, Any]
 
-BUCKET = 32 * 2**20
+BUCKET = 16 * 2**20
 """Bytes that are sent at once: many small tensors in one go, and the only memory that a large one takes."""
 
 

@@ -84,8 +84,6 @@ def reductions():
     FOUND["reduce"] = [trainer.reduce(rank, op) for op in ("mean", "sum", "min", "max")]
     FOUND["reduce tensor"] = trainer.reduce(torch.tensor([rank, 4 * rank])).tolist()
     FOUND["broadcast"] = trainer.world.broadcast(f"from {rank}")
-    payload = b"x" * 1000 if trainer.is_main else None
-    FOUND["broadcast bytes"] = len(trainer.world.broadcast_bytes(payload))
 
 
 def collectives_where_only_one_rank_runs_are_refused():

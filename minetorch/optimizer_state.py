@@ -21,8 +21,8 @@ Options = dict[str, Any]
 _SCHEDULED = frozenset({"lr", "momentum", "betas"})
 """Options that a scheduler changes while a run trains."""
 
-_MOST_NAMES = 5
-"""Parameters that a message names."""
+_MOST_NAMES = 4
+"""Groups, and parameters of each, that a message names."""
 
 _WEIGHTS_ALONE = (
     "or start from the checkpoint's weights alone, in a run with another `code` or with resume=False: "
@@ -160,9 +160,9 @@ class OptimizerState:
         unfit = [names for names in new if not parameters.keys() >= {*names} or not taken.isdisjoint(names)]
         if unfit or missing:
             raise CheckpointMismatchError(
-                "The checkpoint's optimizer has other groups of parameters than the script's. Only in the checkpoint: "
-                f"{_listed(unfit)}. Only in the script: {_listed(missing)}. Give the optimizer the groups that it had, "
-                f"{_WEIGHTS_ALONE}."
+                "The checkpoint's optimizer has other groups of parameters than the script's. Groups only in the "
+                f"checkpoint: {_listed(unfit)}; only in the script: {_listed(missing)}. Give the optimizer the groups "
+                f"that it had, {_WEIGHTS_ALONE}."
             )
 
     def _settle(
@@ -267,6 +267,10 @@ def _schedulers(holder: object, seen: frozenset[int] = frozenset()) -> Iterator[
 
 
 def _listed(groups: list[list[str]]) -> str:
-    names = [name for group in groups for name in group]
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more if names else "none"
+    listed = [f"({_shortened(names)})" for names in groups]
+    return _shortened(listed) if listed else "none"
+
+
+def _shortened(words: list[str]) -> str:
+    more = f" and {len(words) - _MOST_NAMES} more" if len(words) > _MOST_NAMES else ""
+    return ", ".join(words[:_MOST_NAMES]) + more

@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
+from minetorch.model_names import ModelNames
+from minetorch.optimizer_state import OptimizerState
 from minetorch.world import World
 
 Amp = Literal[False, "bf16", "fp16"]
@@ -67,6 +69,7 @@ class Backend:
             )
         self.world = world
         self.optimizer = optimizer
+        self.optimizer_state = OptimizerState(model, optimizer)
         self.unwrapped_model = model
         self.accelerator = _accelerator(world, amp, find_unused_parameters)
         self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=not exchanges)
@@ -230,7 +233,8 @@ class Backend:
         found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", str(error))
         if found is None:
             return None
-        trainable = [name for name, p in self.unwrapped_model.named_parameters() if p.requires_grad]
+        model = self.unwrapped_model
+        trainable = [ModelNames(model).plain(name) for name, p in model.named_parameters() if p.requires_grad]
         names = ", ".join(trainable[int(index)] for index in found[1].split())
         return ConfigurationError(
             f"The loss does not depend on these parameters: {names}. With several workers every trainable parameter "
@@ -249,10 +253,15 @@ class Backend:
 
     def state_dict(self) -> dict[str, Any]:
         """The model's, the optimizer's and the gradient scaler's state."""
-        state = {"state_dict": self.unwrapped_model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"state_dict": ModelNames(self.unwrapped_model).state_dict(), **self.optimizer_state.state_dict()}
         if self._scaler is not None:
             state["scaler"] = self._scaler.state_dict()
         return state
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The tensors in the model's state, themselves, by their names in a checkpoint."""
+        state = ModelNames(self.unwrapped_model).state_dict()
+        return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
     def tensors_of_steps(self) -> Iterator[torch.Tensor]:
         """What only an optimizer step changes: the parameters and the optimizer's own tensors."""
@@ -260,21 +269,28 @@ class Backend:
         for values in self.optimizer.state.values():
             yield from (value for value in values.values() if isinstance(value, torch.Tensor))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, prefer_script: bool = False) -> list[str]:
         """Take over what `state_dict` returned.
+
+        Args:
+            state: of a checkpoint.
+            prefer_script: use the optimizer's options that the script gives; see `OptimizerState.load`.
+
+        Returns:
+            The options of the optimizer for which the script gives another value, in words.
 
         Raises:
             CheckpointMismatchError: it is another model's or optimizer's state.
         """
         try:
-            self.unwrapped_model.load_state_dict(state["state_dict"])
+            ModelNames(self.unwrapped_model).load_state_dict(state["state_dict"])
         except _UNFIT as error:
             raise CheckpointMismatchError(
                 f"The checkpoint does not fit this model: {error}\n"
                 "Use the model it was made with, another `code`, or resume=False to start afresh."
             ) from None
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            differences = self.optimizer_state.load(state, prefer_script=prefer_script)
         except _UNFIT as error:
             raise CheckpointMismatchError(
                 f"The checkpoint does not fit this {type(self.optimizer).__name__}: {error}. "
@@ -282,6 +298,7 @@ class Backend:
             ) from None
         if self._scaler is not None and "scaler" in state:
             self._scaler.load_state_dict(state["scaler"])
+        return differences
 
 
 def settle_buckets(ddp: DistributedDataParallel) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from minetorch.checkpoint.plain import plain_state
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, MinetorchError
 from minetorch.history import History
 from minetorch.log import RunLog
+from minetorch.model_names import ModelNames
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
@@ -36,7 +39,7 @@ class Contents:
         """The state of every part that all ranks share, as rank 0 has it."""
         trainer = self._trainer
         groups = {
-            group: {name: member.state_dict() for name, member in members.items()}
+            group: {name: _state_of(member) for name, member in members.items()}
             for group, members in self._groups.items()
         }
         return {
@@ -62,7 +65,7 @@ class Contents:
         for group, members in self._groups.items():
             for name, member in members.items():
                 try:
-                    state = member.state_dict()
+                    state = _state_of(member)
                 except Exception:  # one that has no state before its first epoch
                     continue
                 plain_state({group: {name: state}})
@@ -85,7 +88,7 @@ class Contents:
                 f"To start from its weights, load them into the model yourself and pass resume=False."
             )
         self._check_shards(state.get("virtual_shards"), path)
-        trainer.backend.load_state_dict(state)
+        self._load_model_and_optimizer(state)
         with _taken_over("counters", path):
             trainer.progress.load_state_dict(state["progress"])
             trainer.metrics.update(state.get("metrics", {}))
@@ -96,6 +99,7 @@ class Contents:
             trainer.drawer.load_state_dict(state.get("drawer", {}))
         for group, members in self._groups.items():
             self._load_group(group, members, state.get(group, {}), path)
+            trainer.backend.optimizer_state.rebase_schedulers(members.values())
         with _taken_over("random generators", path):
             self._generators = self._own_generators(state.get("random", []))
             self.put_back_generators()
@@ -104,6 +108,21 @@ class Contents:
         logs = state.get("logs", [])
         if isinstance(logs, list) and trainer.rank < len(logs):
             self._log.heal(logs[trainer.rank], progress.step)
+
+    def _load_model_and_optimizer(self, state: dict[str, Any]) -> None:
+        trainer = self._trainer
+        prefer_script = trainer.settings.optimizer_options == "script"
+        differences = ", ".join(trainer.backend.load_state_dict(state, prefer_script=prefer_script))
+        if not differences or not trainer.is_main:
+            return
+        if prefer_script:
+            trainer.logger.info("The optimizer continues with options of the script: %s.", differences)
+        else:
+            trainer.logger.warning(
+                "The optimizer continues with the checkpoint's options, not with those of the script: %s. "
+                'To use those of the script, give the Trainer optimizer_options="script".',
+                differences,
+            )
 
     def _check_shards(self, before: int | None, path: str) -> None:
         settings = self._trainer.settings
@@ -125,7 +144,7 @@ class Contents:
         for name, member in members.items():
             if name in states:
                 with _taken_over(f"state of {group} {name!r}", path):
-                    member.load_state_dict(states[name])
+                    _load_state_into(member, states[name])
             else:
                 self._trainer.logger.warning("The checkpoint has no state of %s %r: it starts afresh.", group, name)
         for name in states.keys() - members.keys():
@@ -151,6 +170,17 @@ class Contents:
             return states[trainer.rank]
         seed_generators(derive_seed(trainer.settings.seed, "resumed", trainer.progress.step, trainer.rank))
         return generator_states()
+
+
+def _state_of(member: Stateful) -> dict[str, Any]:
+    return ModelNames(member).state_dict() if isinstance(member, nn.Module) else member.state_dict()
+
+
+def _load_state_into(member: Stateful, state: dict[str, Any]) -> None:
+    if isinstance(member, nn.Module):
+        ModelNames(member).load_state_dict(state)
+    else:
+        member.load_state_dict(state)
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
-import torch
 from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sized
+    from collections.abc import Iterator, Mapping, Sized
 
+    import torch
     from torch import nn
 
     from minetorch.settings import Settings
@@ -25,42 +25,46 @@ _LONGEST = 100
 
 
 def facts_of(
-    settings: Settings, model: nn.Module, optimizer: torch.optim.Optimizer, train_dataloader: Any
+    settings: Settings,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    options: Mapping[str, Any],
+    train_dataloader: Any,
 ) -> dict[str, Plain]:
     """Options of the Trainer by their names, and what is plain of the objects that it was given, as `optimizer.lr`.
 
     Floats that are not finite are left out, as is whatever is no plain value.
+
+    Args:
+        settings: the Trainer's.
+        model: the one that is trained.
+        optimizer: its optimizer.
+        options: those that are in force for the optimizer's first group.
+        train_dataloader: as the script gave it.
     """
     facts = {**asdict(settings), "max_time": settings.max_time}
     if isinstance(settings.max_time, timedelta):
         facts["max_time"] = settings.max_seconds
     for name in _LEFT_OUT:
         del facts[name]
-    facts |= dict(_facts_of_objects(model, optimizer, train_dataloader))
+    facts |= dict(_facts_of_objects(model, optimizer, options, train_dataloader))
     return {name: value for name, value in facts.items() if _is_plain(value)}
 
 
 def _facts_of_objects(
-    model: nn.Module, optimizer: torch.optim.Optimizer, train_dataloader: Any
+    model: nn.Module, optimizer: torch.optim.Optimizer, options: Mapping[str, Any], train_dataloader: Any
 ) -> Iterator[tuple[str, Any]]:
     yield "model", type(model).__name__
     yield "model.parameters", sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
     yield "optimizer", type(optimizer).__name__
     yield "optimizer.groups", len(optimizer.param_groups)
-    for name, value in optimizer.param_groups[0].items():
-        if name != "params":
-            yield f"optimizer.{name}", _plain_option(value)
+    for name, value in options.items():
+        # A tuple such as Adam's betas is kept in words.
+        yield f"optimizer.{name}", ", ".join(map(str, value)) if isinstance(value, tuple) else value
     yield "batch_size", getattr(train_dataloader, "batch_size", None)
     dataset = getattr(train_dataloader, "dataset", None)
     if hasattr(dataset, "__len__"):
         yield "samples", len(cast("Sized", dataset))
-
-
-def _plain_option(value: Any) -> Any:
-    """Of an optimizer: a tuple such as Adam's betas in words, and a learning rate that is kept in a tensor."""
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
 def _is_plain(value: object) -> TypeGuard[Plain]:

@@ -8,6 +8,7 @@ from minetorch.checkpoint.reader import decode_onto
 from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError
+from minetorch.model_names import without_compile
 
 if TYPE_CHECKING:
     import os
@@ -39,8 +40,9 @@ def load(
         storage_options: passed on to fsspec.
 
     Returns:
-        The states by key, which are `state_dict`, the model's; `optimizer`; `scaler`, with `amp="fp16"` only;
-        `statable` and `plugins`, each a dict of states by name; `epoch`; `progress`, the counters; `metrics`;
+        The states by key, which are `state_dict`, the model's, by the names that the model has without `torch.compile`
+        and DDP; `optimizer`; `optimizer_class` and `optimizer_groups`, which describe it; `scaler`, with `amp="fp16"`
+        only; `statable` and `plugins`, each a dict of states by name; `epoch`; `progress`, the counters; `metrics`;
         `lowest_train_loss`; `lowest_val_loss`; `drawer`, the curves; `random`, each rank's generators; `history`, the
         run's starts; `logs`, where the logs ended.
 
@@ -52,7 +54,24 @@ def load(
         StorageError: the storage could not be listed or read.
     """
     found, manifest, payload = read_checkpoint(run, name, storage_options)
-    return decode_onto(payload, found.models.url_of(manifest.payload), map_location)
+    return with_plain_names(decode_onto(payload, found.models.url_of(manifest.payload), map_location))
+
+
+def with_plain_names(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state by the names of the plain model, which an old one with `torch.compile` does not have."""
+    weights, plugins = state.get("state_dict"), state.get("plugins")
+    if "optimizer_class" in state or not isinstance(weights, dict):
+        return state
+    state = state | {"state_dict": without_compile(weights)}
+    if isinstance(plugins, dict):  # such as EMA's average
+        state["plugins"] = {name: _with_plain_tables(plugin) for name, plugin in plugins.items()}
+    return state
+
+
+def _with_plain_tables(plugin: Any) -> Any:
+    if not isinstance(plugin, dict):
+        return plugin
+    return {key: without_compile(value) if isinstance(value, dict) else value for key, value in plugin.items()}
 
 
 def read_checkpoint(

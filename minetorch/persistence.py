@@ -7,8 +7,9 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
-from minetorch.checkpoint import Checkpoint, Checkpointer, decode
+from minetorch.checkpoint import Checkpoint, Checkpointer
 from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.contents import Contents
@@ -18,6 +19,7 @@ from minetorch.log import RunLog
 from minetorch.randomness import generator_states
 from minetorch.receipt import describe, look_back
 from minetorch.state import TrainerState
+from minetorch.state_broadcast import read_once
 
 CLAIM_TURN_S = 60.0
 """Seconds for which rank 0 waits for another process before it lets the other ranks know that it still does."""
@@ -26,7 +28,7 @@ CLAIM_TURN_S = 60.0
 class Persistence:
     """Saves a run to its checkpoints and restores it, on all ranks at once.
 
-    Rank 0 alone has a checkpointer and touches the storage; what it reads it hands to the others, and an
+    Rank 0 alone has a checkpointer and touches the storage; it broadcasts the state that it reads, and an
     error it meets is raised on every rank.
     """
 
@@ -281,16 +283,16 @@ class Persistence:
         world, began = self._trainer.world, self._monotonic()
         found: Checkpoint | None = None
 
-        def read() -> str | None:
+        def read() -> dict[str, Any] | None:
             nonlocal found
             assert self._checkpointer is not None
-            found = self._checkpointer.open(resume, keep_payload=world.size > 1)
-            return found.path if found is not None else None
+            found = self._checkpointer.open(resume)
+            return found.state if found is not None else None
 
-        path = world.on_main(read)
-        if path is not None:
-            payload = world.broadcast_bytes(found.payload if found is not None else None) if world.size > 1 else b""
-            self._contents.take_over(found.state if found is not None else decode(payload, path), path)
+        state = read_once(read, self._trainer.backend.weights, world)
+        if state is not None:
+            path: str = world.broadcast(found.path if found is not None else "")
+            self._contents.take_over(state, path)
             self._resumed_from = path
         self._contents.history.add(world.on_main(lambda: self._begin(found, resume, self._monotonic() - began)))
 

@@ -28,6 +28,8 @@ class Settings:
     """Name of the run: its directory below `alchemistic_directory`."""
     resume: bool | str | int = True
     """True: the newest checkpoint, if there is one. False: start afresh. Or which one: see `Trainer`."""
+    optimizer_options: Literal["checkpoint", "script"] = "checkpoint"
+    """Whose learning rate, weight decay and so on a resumed run uses where they differ."""
     eval_stride: int = 1
     """Validate every so many epochs."""
     persist_stride: int | None = 1
@@ -98,6 +100,7 @@ class Settings:
         self._check_choice("mode", ("min", "max"))
         self._check_choice("amp", (False, "bf16", "fp16"))
         self._check_choice("elastic", (False, "exact"))
+        self._check_choice("optimizer_options", ("checkpoint", "script"))
         self._check_choice("persist_policy", ("wait", "coalesce"))
         self._check_choice("if_running", ("refuse", "wait", "replace"))
         for name in ("trival", "in_notebook", "split_batches", "find_unused_parameters", "ledger"):

@@ -30,7 +30,7 @@ from minetorch.deadline import JobEnd
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.elastic import Exact, check_exact
 from minetorch.errors import ConfigurationError, StoppedEarly
-from minetorch.facts import Plain, facts_of
+from minetorch.facts import facts_of
 from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
@@ -102,6 +102,7 @@ class Trainer(TrainerState):
         *,
         code: str = "default",
         resume: bool | str | int = True,
+        optimizer_options: Literal["checkpoint", "script"] = "checkpoint",
         eval_stride: int = 1,
         persist_stride: int | None = 1,
         persist_steps: int | None = None,
@@ -151,6 +152,8 @@ class Trainer(TrainerState):
             resume: True: from the newest checkpoint that verifies, if there is any. False: from scratch. Or the
                 checkpoint to take: an epoch's number, "latest", "best", "epoch_3", a file's name, an absolute
                 path or a URL.
+            optimizer_options: whose learning rate, weight decay and so on a resumed run uses where the script gives
+                others than before: the "checkpoint"'s, or the "script"'s. See docs/resuming.md.
             eval_stride: validate every so many epochs.
             persist_stride: save every so many epochs, and at the last; None: at the last only.
             persist_steps: save every so many optimizer steps, too.
@@ -201,6 +204,7 @@ class Trainer(TrainerState):
         self.settings = Settings(
             code=code,
             resume=resume,
+            optimizer_options=optimizer_options,
             eval_stride=eval_stride,
             persist_stride=persist_stride,
             persist_steps=persist_steps,
@@ -275,8 +279,7 @@ class Trainer(TrainerState):
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
             )
-        facts = facts_of(self.settings, model, optimizer, train_dataloader)
-        checkpointer = self._checkpointer(store.child("models"), facts) if self.is_main else None
+        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self.files = store if checkpointer is None else self._fenced(store, checkpointer.fence)
         self.drawer = make_drawers(
             drawer,
@@ -321,6 +324,9 @@ class Trainer(TrainerState):
                     self._persistence.restore(self.settings.resume)
                 finally:
                     self._log.begin(guard=fence.check)
+                if checkpointer is not None:
+                    options = self.backend.optimizer_state.options
+                    checkpointer.settings = facts_of(self.settings, model, optimizer, options, train_dataloader)
                 self._take_up_epoch()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
@@ -387,7 +393,7 @@ class Trainer(TrainerState):
         if val is not None:
             arguments.check_length("val_dataloader", self.val_dataloader)
 
-    def _checkpointer(self, store: Store, facts: Mapping[str, Plain]) -> Checkpointer:
+    def _checkpointer(self, store: Store) -> Checkpointer:
         return Checkpointer(
             store,
             keep_last=self.settings.keep_last,
@@ -397,7 +403,6 @@ class Trainer(TrainerState):
             monitor=self.settings.monitor,
             mode=self.settings.mode,
             expected_keys=REQUIRED_KEYS,
-            settings=facts,
             logger=self.logger,
         )
 

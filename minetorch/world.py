@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -35,9 +34,6 @@ REDUCE_OPS: dict[str, dist.ReduceOp.RedOpType] = {
     "min": dist.ReduceOp.MIN,
     "max": dist.ReduceOp.MAX,
 }
-
-BROADCAST_CHUNK = 256 * 2**20
-"""Bytes sent at once by `broadcast_bytes`: bounds the buffers that gloo and NCCL take for it."""
 
 _MOST_DIGITS = 18
 
@@ -162,24 +158,12 @@ class World:
         return result / self.size if op == "mean" else result
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank. Any picklable object; for a lot of bytes, see `broadcast_bytes`."""
+        """Rank 0's value, on every rank. Any picklable object."""
         if self.size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
-
-    def broadcast_bytes(self, data: bytes | bytearray | memoryview | None) -> memoryview:
-        """Rank 0's bytes, on every rank, without the copies that pickling makes. Others pass None."""
-        if self.size == 1:
-            assert data is not None
-            return memoryview(data)
-        length = self.broadcast(None if data is None else len(data))
-        assert length is not None
-        buffer = torch.empty(length, dtype=torch.uint8) if data is None else _as_tensor(data)
-        for chunk in buffer.split(BROADCAST_CHUNK):
-            dist.broadcast(chunk, src=0)
-        return memoryview(buffer.numpy())  # type: ignore[arg-type]
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value in rank order, on every rank. Any picklable object."""
@@ -313,13 +297,6 @@ def _leave(device_type: str) -> None:
     failed = getattr(sys, "last_value", None) is not None
     if dist.is_initialized() and not (failed and device_type == "cuda"):
         dist.destroy_process_group()
-
-
-def _as_tensor(data: bytes | bytearray | memoryview) -> torch.Tensor:
-    """The bytes as a tensor that shares their memory; it is only read from."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")
-        return torch.frombuffer(data, dtype=torch.uint8)
 
 
 def _from_torchrun(environ: Mapping[str, str]) -> dict[str, str] | None:

@@ -1,6 +1,6 @@
 """Checkpoints: saved atomically to any storage, verified when read, kept and dropped by plan.
 
-Everything here runs on rank 0 and knows nothing of ranks; other ranks only call `decode` on the bytes they are sent.
+Everything here runs on rank 0 and knows nothing of ranks.
 What needs torch is imported when it is first used: manifests can be listed and files copied without it.
 """
 

@@ -61,6 +61,8 @@ class Checkpointer:
 
     best: tuple[str, float] | None
     """Name and metric of the best checkpoint so far of the run and what it resumed from."""
+    settings: dict[str, str | int | float | bool | None]
+    """What the run is configured with, for the manifests to come."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class Checkpointer:
         self._monitor = monitor
         self._mode: Mode = mode
         self._expected_keys = expected_keys
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})
         self._logger = logger
         self._clock = clock
         self._patience = patience or Patience(logger)
@@ -152,7 +154,7 @@ class Checkpointer:
         """Be the run's writer again, after it was released: see `Fence.renew`."""
         self._patience.persist(self.fence.renew)
 
-    def open(self, resume: bool | int | str | os.PathLike[str], *, keep_payload: bool = False) -> Checkpoint | None:
+    def open(self, resume: bool | int | str | os.PathLike[str]) -> Checkpoint | None:
         """Find, verify and read what to resume from, having claimed the run. None means: from scratch.
 
         `True` takes the newest checkpoint. One that is damaged is reported as a warning, and the next newest taken;
@@ -161,7 +163,6 @@ class Checkpointer:
 
         Args:
             resume: what is wanted.
-            keep_payload: whether other ranks need the bytes, too.
 
         Raises:
             ConfigurationError: `resume` is not something that can be asked for.
@@ -177,7 +178,7 @@ class Checkpointer:
         catalogue = persist(lambda: Catalogue.read(self._store))
         newest = max((*catalogue.unreadable, *catalogue.dropped, *_keys(catalogue.manifests)), default=None)
         persist(lambda: self.fence.opened(newest))
-        checkpoint = persist(lambda: self._finder(keep_payload=keep_payload).find(catalogue, wanted))
+        checkpoint = persist(lambda: self._finder().find(catalogue, wanted))
         self._begin(catalogue, checkpoint)
         if self._store.is_local and self._manifests:
             # The start before may have ended between a commit and its links.
@@ -275,7 +276,7 @@ class Checkpointer:
             code=self._code,
             monitor=self._monitor,
             mode=self._mode,
-            settings=self._settings,
+            settings=self.settings,
         )
         self._drafted = Draft(manifest, best)
         return self._drafted
@@ -345,8 +346,8 @@ class Checkpointer:
         """The checkpoints that this start knows of, oldest first."""
         return [*self._manifests]
 
-    def _finder(self, *, keep_payload: bool = False) -> Finder:
-        return Finder(self._store, self._expected_keys, self._logger, keep_payload=keep_payload)
+    def _finder(self) -> Finder:
+        return Finder(self._store, self._expected_keys, self._logger)
 
     def _begin(self, catalogue: Catalogue, checkpoint: Checkpoint | None) -> None:
         self._opened = True

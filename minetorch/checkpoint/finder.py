@@ -9,7 +9,6 @@ from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
 from minetorch.checkpoint.reader import decode
 from minetorch.checkpoint.restoring import read_state
-from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -30,21 +29,15 @@ class Checkpoint:
     """Where it was read, for display."""
     state: dict[str, Any]
     """What `decode` gives; tensors on the CPU."""
-    payload: bytes | memoryview | None = None
-    """Its bytes, if they were asked for: to send to the other ranks, which call `decode` on them."""
 
 
 class Finder:
     """Reads checkpoints in the folder of one run, or by path or URL in any other."""
 
-    def __init__(
-        self, store: Store, expected_keys: Collection[str], logger: logging.Logger, *, keep_payload: bool = False
-    ) -> None:
-        """`keep_payload`: whether the bytes are wanted beside the state."""
+    def __init__(self, store: Store, expected_keys: Collection[str], logger: logging.Logger) -> None:
         self._store = store
         self._expected_keys = expected_keys
         self._logger = logger
-        self._keep_payload = keep_payload
 
     def find(self, catalogue: Catalogue, wanted: Wanted) -> Checkpoint | None:
         """What is wanted, given what the run's own folder holds; `Checkpointer.open` says what is raised."""
@@ -108,16 +101,11 @@ class Finder:
         return catalogue.find(Wanted("name", text=name))
 
     def _read_committed(self, store: Store, manifest: Manifest) -> Checkpoint:
-        path = store.url_of(manifest.payload)
-        if not self._keep_payload:
-            return Checkpoint(manifest, path, read_state(store, manifest))
-        payload = read_verified(store, manifest)
-        return Checkpoint(manifest, path, decode(payload, path), payload)
+        return Checkpoint(manifest, store.url_of(manifest.payload), read_state(store, manifest))
 
     def _read_unverified(self, store: Store, file: str) -> Checkpoint:
         path = store.url_of(file)
-        payload = store.read(file)
-        state = decode(payload, path)
+        state = decode(store.read(file), path)
         missing = sorted(set(self._expected_keys) - state.keys())
         if missing:
             raise CheckpointMismatchError(
@@ -125,4 +113,4 @@ class Finder:
                 f"{', '.join(sorted(map(str, state))[:12]) or 'nothing'}"
             )
         self._logger.warning("%s has no manifest: it can be read, but not verified.", path)
-        return Checkpoint(None, path, state, payload if self._keep_payload else None)
+        return Checkpoint(None, path, state)

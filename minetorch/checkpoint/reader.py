@@ -20,7 +20,7 @@ _CODE = re.compile(
 
 
 def decode(payload: bytes | memoryview, origin: str = "the checkpoint") -> dict[str, Any]:
-    """The state in a payload, its tensors on the CPU. Every rank calls it on the bytes that rank 0 read.
+    """The state in a payload, its tensors on the CPU.
 
     Raises:
         CheckpointMismatchError: it contains code, or is not a state dict.

@@ -77,10 +77,10 @@ def _safetensors() -> Any:
 
 def _read(given: argparse.Namespace) -> tuple[Run, Manifest, dict[str, Any]]:
     from minetorch.checkpoint.reader import decode  # these import torch
-    from minetorch.loading import read_checkpoint
+    from minetorch.loading import read_checkpoint, with_plain_names
 
     found, manifest, payload = read_checkpoint(given.run_url, given.name, storage_options(given))
-    return found, manifest, decode(payload, found.models.url_of(manifest.payload))
+    return found, manifest, with_plain_names(decode(payload, found.models.url_of(manifest.payload)))
 
 
 def _weights(state: dict[str, Any], manifest: Manifest) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
+from minetorch.model_names import ModelNames, without_compile
 from minetorch.plugins.monitoring import check_count
 from minetorch.state import TrainerState
 
@@ -64,15 +65,16 @@ class EMA:
         """Begin with the weights as they are, or with the checkpoint's average."""
         self._trainer = trainer
         self._stepped = trainer.progress.step
+        tensors = _tensors(trainer)
         loaded, self._average = self._average, {}
+        if not loaded.keys() >= tensors.keys():
+            loaded = {**without_compile(loaded)}
         copies: dict[int, torch.Tensor] = {}  # tied weights have one average
-        for name, tensor in _tensors(trainer).items():
+        for name, tensor in tensors.items():
             if id(tensor) not in copies:
-                copies[id(tensor)] = _start(tensor)
+                copies[id(tensor)] = _loaded_for(name, tensor, loaded) if loaded else _start(tensor)
                 self._pairs.append((copies[id(tensor)], tensor))
             self._average[name] = copies[id(tensor)]
-        if loaded:
-            self._take_over(loaded)
         if self.validate:
             trainer.around_validation.append(self._validating)
 
@@ -145,15 +147,6 @@ class EMA:
         if alike[0]:
             torch._foreach_lerp_(alike[0], alike[1], 1 - decay)
 
-    def _take_over(self, loaded: dict[str, torch.Tensor]) -> None:
-        for name, average in self._average.items():
-            if name not in loaded or loaded[name].shape != average.shape:
-                raise CheckpointMismatchError(
-                    f"The checkpoint's EMA does not fit this model: {name!r} is missing in it, or of another shape. "
-                    "Use the model it was made with, another `code`, or resume=False to start afresh."
-                )
-            average.copy_(loaded[name])
-
     def state_dict(self) -> dict[str, Any]:
         """The average, by the keys of the model's own state, and the count of updates."""
         return {"average": dict(self._average), "updates": self.updates}
@@ -165,11 +158,23 @@ class EMA:
 
 def _tensors(trainer: TrainerState) -> dict[str, torch.Tensor]:
     """The model's parameters and the buffers that its state has, themselves and not views of them."""
-    model = trainer.unwrapped_model
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    return {name: own[name] for name in model.state_dict() if name in own}
+    names = ModelNames(trainer.unwrapped_model)
+    own = names.parameters() | names.buffers()
+    return {name: own[name] for name in names.state_dict() if name in own}
 
 
 def _start(tensor: torch.Tensor) -> torch.Tensor:
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    return tensor.detach().to(torch.float32 if half else tensor.dtype, copy=True)
+    return tensor.detach().to(_dtype(tensor), copy=True)
+
+
+def _loaded_for(name: str, tensor: torch.Tensor, loaded: dict[str, torch.Tensor]) -> torch.Tensor:
+    if name not in loaded or loaded[name].shape != tensor.shape:
+        raise CheckpointMismatchError(
+            f"The checkpoint's EMA does not fit this model: {name!r} is missing in it, or of another shape. "
+            "Use the model it was made with, another `code`, or resume=False to start afresh."
+        )
+    return loaded[name].to(tensor.device, _dtype(tensor))
+
+
+def _dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

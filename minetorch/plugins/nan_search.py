@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from minetorch.model_names import ModelNames
+
 
 def find_not_finite(
     model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, loss_of: Callable[[Any], torch.Tensor]
@@ -26,26 +28,29 @@ def find_not_finite(
     """
     if not _all_finite(data):
         return "the data of the batch"
-    bad = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
+    names = ModelNames(model)
+    bad = [name for name, parameter in names.parameters().items() if not _is_finite(parameter)]
     if bad:
         return f"the model's own {_listed(bad)}, before the step"
-    search = _Search(model)
+    search = _Search(names)
     try:
-        with torch.enable_grad():
+        # What torch.compile has made of a module calls no hooks.
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             loss = loss_of(data)
             if search.output is not None:
                 return f"the output of {search.output}"
             if not _is_finite(loss):
                 return "the loss function: what the model returned is finite"
-            return _search_backward(model, optimizer, loss, search)
+            return _search_backward(names, optimizer, loss, search)
     finally:
         search.end()
 
 
 def _search_backward(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, search: _Search
+    names: ModelNames, optimizer: torch.optim.Optimizer, loss: torch.Tensor, search: _Search
 ) -> str | None:
-    for parameter in model.parameters():
+    parameters = names.parameters()
+    for parameter in parameters.values():
         parameter.grad = None
     if not loss.requires_grad:
         return None
@@ -53,7 +58,7 @@ def _search_backward(
     if search.gradient is not None:
         return f"the gradient that comes back to the output of {search.gradient}"
     optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    named = [(name, p.grad) for name, p in model.named_parameters() if id(p) in optimized]
+    named = [(name, p.grad) for name, p in parameters.items() if id(p) in optimized]
     bad = [name for name, gradient in named if gradient is not None and not _is_finite(gradient)]
     return f"the gradient of {_listed(bad)}" if bad else None
 
@@ -61,14 +66,14 @@ def _search_backward(
 class _Search:
     """Watches each module of a model."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, names: ModelNames) -> None:
         self.output: str | None = None
         """The first module whose output is not finite."""
         self.gradient: str | None = None
         """The first, on the way back, whose output's gradient is not finite."""
         self._handles = [
             module.register_forward_hook(partial(self._look, _label(name, module)))
-            for name, module in model.named_modules()
+            for name, module in names.modules().items()
         ]
 
     def end(self) -> None:

@@ -1,6 +1,7 @@
 """A small real training, of which each test changes what it is about."""
 
 import json
+import logging
 import sys
 import uuid
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from minetorch import Trainer
+from minetorch.checkpoint import Checkpointer, Store
 from minetorch.cli import main
 from tests.fakes.s3_server import serving
 
@@ -101,6 +103,23 @@ def trained(make_trainer):
         return SimpleNamespace(trainer=trainer, weights=weights, progress=trainer.progress, metrics=trainer.metrics)
 
     return train
+
+
+@pytest.fixture
+def commit_old():
+    """Commits a run's newest checkpoint once more, as an older Minetorch has saved it; `changes` are of its state."""
+
+    def commit(run, **changes):
+        checkpointer = Checkpointer(Store.open(run / "models"), logger=logging.getLogger("test"))
+        state = checkpointer.open(True).state
+        for name in ("optimizer_class", "optimizer_groups"):
+            state.pop(name)
+        newest = checkpointer.manifests[-1]
+        facts = ("step", "epoch", "epoch_complete", "position", "world_size", "metrics")
+        checkpointer.save(state | changes, **{name: getattr(newest, name) for name in facts})
+        checkpointer.fence.release("")
+
+    return commit
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,26 @@ def test_reduce_and_broadcast(ranks):
         assert found["reduce"] == [0.5, 1.0, 0.0, 1.0]
         assert found["reduce tensor"] == [0.5, 2.0]
         assert found["broadcast"] == "from 0"
-        assert found["broadcast bytes"] == 1000
+
+
+def test_a_state_that_rank_0_reads_arrives_as_it_is(ranks):
+    for found in ranks:
+        assert found["read once"] == dict.fromkeys(found["read once"], True)
+
+
+def test_a_resumed_state_is_the_same_on_every_rank(ranks):
+    assert ranks[0]["resumed state"] == ranks[1]["resumed state"]
+    assert [found["resumed after"] for found in ranks] == [5, 5]
+
+
+@pytest.mark.slow
+def test_resuming_takes_no_memory_for_the_payload_on_other_ranks(tmp_path, launch):
+    launch(4, "resumed_memory.py", tmp_path, "save")
+    launch(4, "resumed_memory.py", tmp_path, "resume")
+    payload = max(path.stat().st_size for path in tmp_path.rglob("g*.pth.tar"))
+    assert payload > 90e6
+    for rank in (1, 2, 3):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) < payload / 2
 
 
 def test_a_collective_on_one_rank_is_an_error_that_says_so(ranks):

@@ -53,11 +53,6 @@ def test_decodes_any_kind_of_bytes(kind: Callable[[bytes], bytes]) -> None:
     assert state["step"] == 5
 
 
-def test_a_tensor_of_broadcast_bytes_decodes(store: Store) -> None:
-    tensor = torch.frombuffer(bytearray(saved(STATE)), dtype=torch.uint8)
-    assert decode(memoryview(tensor.numpy()))["step"] == 5
-
-
 @pytest.mark.parametrize("after", [0, 1, 5, 8])
 def test_a_full_disk_is_called_so_whenever_it_fills(store: Store, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """After one write torch itself would say "unexpected pos 64 vs 0"."""

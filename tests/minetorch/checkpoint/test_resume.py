@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from minetorch.checkpoint import Checkpointer, Manifest, Store, decode
+from minetorch.checkpoint import Checkpointer, Manifest, Store
 from minetorch.checkpoint.digest import digest_of
 from minetorch.checkpoint.manifest import _seal
 from minetorch.errors import (
@@ -371,17 +371,6 @@ def test_a_payload_that_cannot_be_fetched_is_not_damaged(
     monkeypatch.setattr(type(models._files), "read_large", refuse)
     with pytest.raises(StorageError, match=r"cannot read .*try later"):
         checkpointer(models).open(True)
-
-
-def test_the_bytes_are_kept_for_other_ranks_if_asked_for(
-    models: Store, checkpointer: Make, run: list[Manifest]
-) -> None:
-    alone, shared = checkpointer(models).open(True), checkpointer(models).open(True, keep_payload=True)
-    assert alone is not None
-    assert shared is not None
-    assert alone.payload is None
-    assert shared.payload == models.read(run[3].payload)
-    assert decode(shared.payload).keys() == shared.state.keys() == alone.state.keys()
 
 
 @pytest.mark.parametrize("resume", ["", None, 2.5, "..", "memory://"])

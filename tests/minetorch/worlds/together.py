@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import CollectiveError, ConfigurationError, RemoteError, StorageError, Trainer, main_only
+from minetorch.plugins import EMA
+from minetorch.state_broadcast import read_once
 
 OUT = Path(sys.argv[1])
 FOUND = {}
@@ -84,8 +86,71 @@ def reductions():
     FOUND["reduce"] = [trainer.reduce(rank, op) for op in ("mean", "sum", "min", "max")]
     FOUND["reduce tensor"] = trainer.reduce(torch.tensor([rank, 4 * rank])).tolist()
     FOUND["broadcast"] = trainer.world.broadcast(f"from {rank}")
-    payload = b"x" * 1000 if trainer.is_main else None
-    FOUND["broadcast bytes"] = len(trainer.world.broadcast_bytes(payload))
+
+
+def a_state_is_read_once():
+    """Tensors of every kind arrive as they are; what fits the model is received in the model."""
+    world = make("read").world
+    base = torch.arange(24, dtype=torch.float32)
+    kinds = {
+        "small": torch.tensor(3),
+        "empty": torch.empty(0, 3),
+        "bool": base > 5,
+        "half": base.to(torch.bfloat16),
+        "complex": torch.complex(base, base),
+        "transposed": base.view(4, 6).t(),
+        "channels last": base.view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last),
+        "part": base.view(4, 6)[:, 1:3],
+        "expanded": torch.ones(1).expand(5),
+        "sparse": torch.eye(3).to_sparse(),
+        "with gradient": torch.ones(2, requires_grad=True),
+        "parameter": nn.Parameter(torch.ones(2)),
+        "large": torch.arange(6_000_000),
+    }
+    saved = {
+        "state_dict": {"weight": base.view(4, 6), "other": base},
+        "kinds": kinds,
+        "tied": [base, base],
+        "path": "x",
+    }
+    weight = torch.zeros(4, 6)
+    state = read_once(lambda: saved, lambda: {"weight": weight, "other": torch.zeros(3)}, world)
+    received = state["kinds"]
+    FOUND["read once"] = {
+        name: torch.equal(received[name].to_dense(), value.to_dense())
+        and (received[name].dtype, received[name].stride() if name != "sparse" else 0)
+        == (value.dtype, value.stride() if name != "sparse" else 0)
+        and received[name].requires_grad == value.requires_grad
+        and type(received[name]) is type(value)
+        for name, value in kinds.items()
+    } | {
+        "in place": world.is_main or state["state_dict"]["weight"] is weight,
+        "weight": torch.equal(state["state_dict"]["weight"], base.view(4, 6)),
+        "other layout": torch.equal(state["state_dict"]["other"], base),
+        "tied": state["tied"][0] is state["tied"][1],
+        "rest": state["path"] == "x",
+        "none": read_once(lambda: None, dict, world) is None,
+    }
+
+
+def a_resumed_state_is_the_same_on_every_rank():
+    def start(epochs):
+        model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        ema, teacher = EMA(0.9), nn.Linear(2, 2)
+        options = {"plugins": [ema], "statable": {"teacher": teacher}}
+        trainer = make("resumed", model=model, train=20, max_epochs=epochs, **options)
+        return trainer, [
+            *model.state_dict().values(),
+            *ema.state_dict()["average"].values(),
+            *teacher.state_dict().values(),
+        ]
+
+    trainer, _ = start(1)
+    trainer.train()
+    trainer, tensors = start(2)
+    FOUND["resumed after"] = trainer.progress.step
+    FOUND["resumed state"] = [tensor.flatten().tolist() for tensor in tensors]
+    trainer.train()
 
 
 def collectives_where_only_one_rank_runs_are_refused():
@@ -189,6 +254,8 @@ def parameters_that_the_loss_does_not_use_are_named():
 hooks_run_on_every_rank_and_main_only_on_rank_0()
 a_main_only_hook_sees_the_whole_data()
 reductions()
+a_state_is_read_once()
+a_resumed_state_is_the_same_on_every_rank()
 collectives_where_only_one_rank_runs_are_refused()
 an_uneven_validation_of_a_model_with_buffers_ends()
 an_error_of_rank_0_is_everyones()

@@ -254,12 +254,6 @@ class Backend:
             state["scaler"] = self._scaler.state_dict()
         return state
 
-    def tensors_of_steps(self) -> Iterator[torch.Tensor]:
-        """What only an optimizer step changes: the parameters and the optimizer's own tensors."""
-        yield from self.unwrapped_model.parameters()
-        for values in self.optimizer.state.values():
-            yield from (value for value in values.values() if isinstance(value, torch.Tensor))
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned.
 

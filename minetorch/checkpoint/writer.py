@@ -42,7 +42,6 @@ def write_payload(store: Store, name: str, state: dict[str, Any]) -> Written:
     written: list[Written] = []
 
     def write(file: BinaryIO) -> None:
-        # Its thread is as nice as this one, which makes it.
         with ThreadPoolExecutor(1, thread_name_prefix="minetorch-digest") as beside:
             digesting = _DigestingFile(file, beside)
             torch.save(state, digesting)  # type: ignore[arg-type]  # write and flush are all that it calls

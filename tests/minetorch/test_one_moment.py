@@ -84,4 +84,4 @@ def test_what_a_loss_function_changes_by_data_is_saved_as_it_was(tmp_path, make_
     trainer.train()
     found = values_at(tmp_path / "default")
     assert list(found) == [1, 2, 3, 4]
-    assert found == {step: dict.fromkeys(values, [float(step)]) for step, values in found.items()}
+    assert found == {step: {key: [float(step)] for key in values} for step, values in found.items()}

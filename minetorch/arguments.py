@@ -240,11 +240,10 @@ def _check_not_sharded(model: nn.Module, optimizer: torch.optim.Optimizer) -> No
     fsdp = next((name for name, module in model.named_modules() if _is_fsdp(module)), None)
     if fsdp is not None:
         raise _sharded(f"The model's module {fsdp!r} is a FullyShardedDataParallel" if fsdp else "The model is sharded")
-    tensors = [(f"parameter {name}", tensor) for name, tensor in model.named_parameters()]
-    tensors += [(f"buffer {name}", tensor) for name, tensor in model.named_buffers()]
-    for name, tensor in tensors:
-        if is_sharded(tensor):
-            raise _sharded(f"The model's {name} is a {type(tensor).__name__}")
+    for kind, named in ("parameter", model.named_parameters()), ("buffer", model.named_buffers()):
+        for name, tensor in named:
+            if is_sharded(tensor):
+                raise _sharded(f"The model's {kind} {name} is a {type(tensor).__name__}")
     optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     held = [value for state in optimizer.state.values() for value in state.values()]
     for value in (*optimized, *held):

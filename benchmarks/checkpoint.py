@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -274,8 +273,8 @@ def measure_disk(run: Run, folder: Path, written: dict[str, list[float]], read: 
         for name, action in loaders if turn % 2 else reversed(loaders):
             read[name].append(seconds(action))
     for manifest in run.checkpointer.list()[:-1]:
-        run.store.delete(manifest.key.manifest)
-        run.store.delete(manifest.payload)
+        for file in manifest.key.files:
+            run.store.delete(file)
     for path in files:
         path.unlink()
 
@@ -299,7 +298,6 @@ def measure_s3(
     store = Store.open(url)
     fs = s3fs.S3FileSystem()
     written = write_payload(store, "minetorch.pth", state)
-    manifest: Any = SimpleNamespace(payload="minetorch.pth", size=written.size, digest=written.digest)
     uploads = [
         ("boto3", lambda: client.upload_fileobj(io.BytesIO(data), bucket, f"{prefix}/boto3", Config=config)),
         ("s3fs", lambda: fs.pipe_file(f"{bucket}/{prefix}/s3fs", data)),
@@ -308,7 +306,7 @@ def measure_s3(
     downloads = [
         ("boto3", lambda: client.download_fileobj(bucket, f"{prefix}/boto3", io.BytesIO(), Config=config)),
         ("s3fs", lambda: fs.cat_file(f"{bucket}/{prefix}/s3fs")),
-        (OURS, lambda: read_verified(store, manifest)),
+        (OURS, lambda: read_verified(store, written)),
     ]
     for ways, into in ((uploads, up), (downloads, down)):
         for turn in range(S3_TURNS):

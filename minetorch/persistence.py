@@ -108,6 +108,7 @@ class Persistence:
             assert self._saver is not None
             return self._saver.save(
                 self._contents.gather() | {"random": list(random), "logs": list(logs)},
+                curves=self._contents.curves(),
                 names=names,
                 step=progress.step,
                 epoch=progress.epoch,

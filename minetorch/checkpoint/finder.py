@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
 from minetorch.checkpoint.reader import decode
-from minetorch.checkpoint.restoring import read_state
+from minetorch.checkpoint.restoring import add_curves, read_state
 from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
 
@@ -29,7 +29,7 @@ class Checkpoint:
     path: str
     """Where it was read, for display."""
     state: dict[str, Any]
-    """What `decode` gives; tensors on the CPU."""
+    """What `decode` gives, and the curves; tensors on the CPU."""
     payload: bytes | memoryview | None = None
     """Its bytes, if they were asked for: to send to the other ranks, which call `decode` on them."""
 
@@ -109,10 +109,10 @@ class Finder:
 
     def _read_committed(self, store: Store, manifest: Manifest) -> Checkpoint:
         path = store.url_of(manifest.payload)
-        if not self._keep_payload:
-            return Checkpoint(manifest, path, read_state(store, manifest))
-        payload = read_verified(store, manifest)
-        return Checkpoint(manifest, path, decode(payload, path), payload)
+        payload = read_verified(store, manifest.state) if self._keep_payload else None
+        state = read_state(store, manifest) if payload is None else decode(payload, path)
+        add_curves(state, store, manifest, self._logger.warning)
+        return Checkpoint(manifest, path, state, payload)
 
     def _read_unverified(self, store: Store, file: str) -> Checkpoint:
         path = store.url_of(file)

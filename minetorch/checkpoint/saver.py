@@ -11,7 +11,7 @@ from minetorch.checkpoint.plain import plain_state
 from minetorch.checkpoint.staging import Staged, Stager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from minetorch.checkpoint.checkpointer import Checkpointer, Draft
     from minetorch.checkpoint.manifest import Manifest
@@ -58,7 +58,9 @@ class Saver:
         """Whether `take_news` has something to give or to raise."""
         return bool(self._news) or (self._under_way is not None and self._under_way.done())
 
-    def save(self, state: dict[str, Any], *, names: Sequence[str], **facts: Any) -> str:
+    def save(
+        self, state: dict[str, Any], *, names: Sequence[str], curves: Iterable[bytes] | None = None, **facts: Any
+    ) -> str:
         """Copy a state and start to save the copy, as soon as the save before it is durable.
 
         When this returns, the caller may change the state.
@@ -66,6 +68,7 @@ class Saver:
         Args:
             state: as for `Checkpointer.save`.
             names: the user's, for the checkpoint.
+            curves: as for `Checkpointer.save`, to be iterated over on the saving thread.
             facts: the other arguments of `Checkpointer.draft`.
 
         Returns:
@@ -85,7 +88,7 @@ class Saver:
             raise
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="minetorch-save")
-        self._under_way = self._writer.submit(self._commit, draft, staged, tuple(names))
+        self._under_way = self._writer.submit(self._commit, draft, staged, curves, tuple(names))
         # After it, on the same thread: what has expired may take long to delete.
         self._tidying = self._writer.submit(self._tidy, self._under_way)
         return self._checkpointer.path_of(draft.manifest)
@@ -129,7 +132,7 @@ class Saver:
                 self._under_way = None
         self._news.append(saved)
 
-    def _commit(self, draft: Draft, staged: Staged, names: tuple[str, ...]) -> Saved:
+    def _commit(self, draft: Draft, staged: Staged, curves: Iterable[bytes] | None, names: tuple[str, ...]) -> Saved:
         """On the saving thread."""
         try:
             staged.wait()
@@ -137,7 +140,7 @@ class Saver:
             self._checkpointer.discard(draft)
             raise
         self._before_commit()
-        manifest = self._checkpointer.commit(draft, staged.state)
+        manifest = self._checkpointer.commit(draft, staged.state, curves)
         return Saved(manifest, names, self._checkpointer.path_of(manifest))
 
     def _tidy(self, committed: Future[Saved]) -> None:

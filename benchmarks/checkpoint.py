@@ -4,8 +4,7 @@
 
 For S3 the endpoint and the credentials come from the environment, and the bucket must be there; without --s3 a server
 is started on this machine, for 64 MB alone. It takes up to 12 times the state's size on the disk, and 5 times in
-memory. A machine that does other work at the same time makes the figures useless; the more so as saves stand back for
-it, and what they are compared with does not.
+memory. A machine that does other work at the same time makes the figures useless.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,7 +41,7 @@ from minetorch.checkpoint.saver import Saver
 from minetorch.checkpoint.verification import read_verified
 from minetorch.checkpoint.writer import write_payload
 
-__all__ = ["BESIDE", "HIDDEN", "IN_THE_OPEN", "measure", "measure_size", "rows", "targets"]
+__all__ = ["BESIDE", "STALL", "measure", "measure_size", "rows", "targets"]
 
 LOGGER = logging.Logger("benchmark")
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -61,9 +59,6 @@ MOST_FOR_OUR_S3 = 64
 IN_MEMORY = 5
 """How many times the state is there at once, at the most."""
 
-HIDDEN_BEHIND = 6
-"""How many times a copy's duration the computation takes behind which staging may hide."""
-
 COPY = "a warm copy"
 DCP_ASYNC = "dcp.async_save"
 
@@ -78,15 +73,14 @@ class Run:
         self.store = store
         self.state = state
         self.checkpointer = Checkpointer(store, keep_last=keep_last, logger=LOGGER)
-        self.saver = Saver(self.checkpointer, logger=LOGGER)
+        self.saver = Saver(self.checkpointer)
         self.step = 0
 
     def save(self) -> None:
-        """Start a save, of which all may be copied until the next step."""
+        """Start a save."""
         self.step += 1
         self.saver.save(
             {"state_dict": self.state},
-            steady=self.state.values(),
             names=(),
             step=self.step,
             epoch=1,
@@ -104,11 +98,9 @@ class Run:
             self.saver._tidying.result()
 
     def warm_up(self) -> None:
-        """The first save is copied at once, into memory that is new."""
-        for _ in range(2):
-            self.save()
-            self.saver.before_step()
-            self.settle()
+        """The first save is copied into memory that is new."""
+        self.save()
+        self.settle()
 
 
 @contextmanager
@@ -136,20 +128,10 @@ def wait_for(device: str) -> None:
         torch.cuda.current_stream().synchronize()
 
 
-def compute(seconds: float, device: str = "cpu") -> None:
-    """What training does meanwhile, on the threads or the GPU that training has."""
-    matrix = torch.ones(384, 384, device=device)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        matrix @ matrix
-        wait_for(device)
-
-
 class Stalls:
     """For how long the training thread stands still for a save, ours and others'.
 
-    Each is asked for a save with nothing to hide behind, or with a computation between the save's start and the step
-    that changes the weights. Those that return before they have copied the weights are asked to finish the copy.
+    Those that return before they have copied the weights are asked to finish the copy.
     """
 
     def __init__(self, run: Run, folder: Path, lightning: Answering | None) -> None:
@@ -166,27 +148,19 @@ class Stalls:
             )
         )
 
-    def in_the_open(self) -> dict[str, Callable[[], float]]:
-        """With nothing to hide behind."""
+    def contenders(self) -> dict[str, Callable[[], float]]:
+        """What makes one save each, and returns for how long that stalled."""
         contenders: dict[str, Callable[[], float]] = {
             COPY: partial(seconds, self._copy, self._device),
-            OURS: self._save_and_step,
+            OURS: self._save,
             "torch.save": partial(seconds, self._torch_save),
             "dcp.save": self._dcp_save,
             DCP_ASYNC: self._dcp_async,
-            f"{DCP_ASYNC}, stager kept": partial(self._dcp_staged, 0.0),
+            f"{DCP_ASYNC}, stager kept": self._dcp_staged,
         }
         if self._lightning is not None:
             contenders["Lightning's AsyncCheckpointIO"] = self._lightning.ask
         return contenders
-
-    def behind(self, hidden: float) -> dict[str, Callable[[], float]]:
-        """With a computation of so many seconds."""
-        return {
-            OURS: partial(self._save_and_step, hidden),
-            DCP_ASYNC: self._dcp_async,  # copies before it returns: a computation hides nothing of it
-            f"{DCP_ASYNC}, stager kept": partial(self._dcp_staged, hidden),
-        }
 
     def close(self) -> None:
         """End what copies."""
@@ -196,10 +170,8 @@ class Stalls:
         for name, tensor in self._run.state.items():
             self._copies[name].copy_(tensor, non_blocking=True)
 
-    def _save_and_step(self, hidden: float = 0.0) -> float:
-        stalled = seconds(self._run.save)
-        compute(hidden, self._device)
-        stalled += seconds(self._run.saver.before_step, self._device)
+    def _save(self) -> float:
+        stalled = seconds(self._run.save, self._device)
         self._run.settle()
         return stalled
 
@@ -219,11 +191,10 @@ class Stalls:
         shutil.rmtree(self._folder / "dcp")
         return stalled
 
-    def _dcp_staged(self, hidden: float) -> float:
+    def _dcp_staged(self) -> float:
         start = time.perf_counter()
         saving: Any = dcp.async_save(self._run.state, checkpoint_id=self._folder / "dcp", async_stager=self._stager)
         stalled = time.perf_counter() - start
-        compute(hidden, self._device)
         stalled += seconds(saving.staging_completion.result)
         saving.upload_completion.result()
         shutil.rmtree(self._folder / "dcp")
@@ -254,7 +225,6 @@ def measure_steps(run: Run, into: dict[str, list[float]], count: int = 30) -> No
             for _ in range(8):
                 matrix @ matrix
             wait_for(device)
-            run.saver.before_step()
             yield time.perf_counter() - start
 
     each = steps()
@@ -287,7 +257,6 @@ def measure_disk(run: Run, folder: Path, written: dict[str, list[float]], read: 
 
     def save() -> None:
         run.save()
-        run.saver.before_step()
         run.saver.flush()
 
     def verify() -> None:
@@ -304,8 +273,8 @@ def measure_disk(run: Run, folder: Path, written: dict[str, list[float]], read: 
         for name, action in loaders if turn % 2 else reversed(loaders):
             read[name].append(seconds(action))
     for manifest in run.checkpointer.list()[:-1]:
-        run.store.delete(manifest.key.manifest)
-        run.store.delete(manifest.payload)
+        for file in manifest.key.files:
+            run.store.delete(file)
     for path in files:
         path.unlink()
 
@@ -329,7 +298,6 @@ def measure_s3(
     store = Store.open(url)
     fs = s3fs.S3FileSystem()
     written = write_payload(store, "minetorch.pth", state)
-    manifest: Any = SimpleNamespace(payload="minetorch.pth", size=written.size, digest=written.digest)
     uploads = [
         ("boto3", lambda: client.upload_fileobj(io.BytesIO(data), bucket, f"{prefix}/boto3", Config=config)),
         ("s3fs", lambda: fs.pipe_file(f"{bucket}/{prefix}/s3fs", data)),
@@ -338,7 +306,7 @@ def measure_s3(
     downloads = [
         ("boto3", lambda: client.download_fileobj(bucket, f"{prefix}/boto3", io.BytesIO(), Config=config)),
         ("s3fs", lambda: fs.cat_file(f"{bucket}/{prefix}/s3fs")),
-        (OURS, lambda: read_verified(store, manifest)),
+        (OURS, lambda: read_verified(store, written)),
     ]
     for ways, into in ((uploads, up), (downloads, down)):
         for turn in range(S3_TURNS):
@@ -348,22 +316,17 @@ def measure_s3(
         store.delete(name)
 
 
-IN_THE_OPEN, HIDDEN = "a save stalls the training", "a save stalls the training, a computation to hide behind"
+STALL = "a save stalls the training"
 BESIDE = "a step beside a save"
 TO_DISK, FROM_DISK = "to a local disk, durably", "from a local disk, verified"
 TO_S3, FROM_S3 = "to S3, serialised and digested", "from S3, digested"
-NOTES = {
-    IN_THE_OPEN: "floor: a copy into memory that is warm",
-    HIDDEN: "the weights are copied while the next forward and backward run; dcp.async_save does that with a stager "
-    "that copies in a thread and is kept from save to save",
-}
+NOTES = {STALL: "floor: a copy into memory that is warm"}
 
 
 def targets(what: str) -> list[Target]:
     """What is aimed at: the first stands in the row of all peers, each other in a row of its own."""
     return {
-        IN_THE_OPEN: [Target(COPY, 1.3), Target(DCP_ASYNC, 0.5)],
-        HIDDEN: [Target(f"{DCP_ASYNC}, stager kept", 0.5)],
+        STALL: [Target(COPY, 1.3), Target(DCP_ASYNC, 0.5)],
         BESIDE: [Target("no save", 1.1)],
         TO_DISK: [Target("torch.save and fsync", 1.2)],
         FROM_DISK: [Target("torch.load", 1.2)],
@@ -387,10 +350,9 @@ def measure_size(
         stalls = Stalls(run, folder, lightning)
         stack.callback(stalls.close)
         if not options.quick:
-            by_turns(stalls.in_the_open(), defaultdict(list))
+            by_turns(stalls.contenders(), defaultdict(list))
         for _ in range(options.rounds):
-            by_turns(stalls.in_the_open(), values[IN_THE_OPEN])
-            by_turns(stalls.behind(values[IN_THE_OPEN][COPY][-1] * HIDDEN_BEHIND), values[HIDDEN])
+            by_turns(stalls.contenders(), values[STALL])
             measure_steps(run, values[BESIDE], count=1 if options.quick else 30)
         (folder / "stall.pth").unlink()
     if megabytes <= MOST_FOR_DISK and not options.quick:

@@ -69,7 +69,7 @@ def measure_checkpoints(options: Options) -> Iterator[Row]:
     megabytes = 1 if options.quick else options.arguments.megabytes
     told = f"a state of {megabytes} MB"
     if not torch.cuda.is_available():
-        for what in checkpoint.IN_THE_OPEN, checkpoint.HIDDEN, checkpoint.BESIDE:
+        for what in checkpoint.STALL, checkpoint.BESIDE:
             yield Row("checkpoint", f"{told}: {what}", "s", target=checkpoint.targets(what)[-1], note="needs a GPU")
         return
     warnings.filterwarnings("ignore", module="torch.distributed")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from minetorch.checkpoint.plain import is_sharded
 from minetorch.data.checks import check_loader
 from minetorch.errors import ConfigurationError, in_brief
 from minetorch.settings import Settings
@@ -64,6 +65,7 @@ def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloa
     check_loader("train_dataloader", train_dataloader)
     if val_dataloader is not None:
         check_loader("val_dataloader", val_dataloader)
+    _check_not_sharded(model, optimizer)
     _check_parameters(model)
     _check_optimizer(optimizer)
     own = {id(parameter) for parameter in model.parameters()}
@@ -230,6 +232,36 @@ def refuse_loss(loss: Any, device: torch.device) -> NoReturn:
         )
     raise ConfigurationError(
         f"loss_func must return a tensor with one element that has a gradient; it returned {given}."
+    )
+
+
+def _check_not_sharded(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    # FSDP's first version hides the parts in plain parameters.
+    fsdp = next((name for name, module in model.named_modules() if _is_fsdp(module)), None)
+    if fsdp is not None:
+        raise _sharded(f"The model's module {fsdp!r} is a FullyShardedDataParallel" if fsdp else "The model is sharded")
+    for kind, named in ("parameter", model.named_parameters()), ("buffer", model.named_buffers()):
+        for name, tensor in named:
+            if is_sharded(tensor):
+                raise _sharded(f"The model's {kind} {name} is a {type(tensor).__name__}")
+    optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = [value for state in optimizer.state.values() for value in state.values()]
+    for value in (*optimized, *held):
+        if is_sharded(value):
+            raise _sharded(f"The optimizer holds a {type(value).__name__}")
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(
+        kind.__name__ == "FullyShardedDataParallel" and kind.__module__.startswith("torch.distributed.")
+        for kind in type(module).__mro__
+    )
+
+
+def _sharded(what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{what}: each rank has only a part of it. Sharded models are not supported yet. Give the Trainer the whole "
+        "model, without fully_shard and the like; with several workers it wraps the model in DDP."
     )
 
 

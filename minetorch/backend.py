@@ -263,12 +263,6 @@ class Backend:
         state = ModelNames(self.unwrapped_model).state_dict()
         return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
-    def tensors_of_steps(self) -> Iterator[torch.Tensor]:
-        """What only an optimizer step changes: the parameters and the optimizer's own tensors."""
-        yield from self.unwrapped_model.parameters()
-        for values in self.optimizer.state.values():
-            yield from (value for value in values.values() if isinstance(value, torch.Tensor))
-
     def load_state_dict(self, state: Mapping[str, Any], *, prefer_script: bool = False) -> list[str]:
         """Take over what `state_dict` returned.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from minetorch.checkpoint.curves_file import CurvesSnapshot
 from minetorch.checkpoint.plain import plain_state
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, MinetorchError
@@ -47,13 +48,16 @@ class Contents:
             **groups,
             "epoch": trainer.progress.epoch,
             "progress": trainer.progress.state_dict(),
-            "drawer": trainer.drawer.state_dict(),
             "metrics": dict(trainer.metrics),
             "lowest_train_loss": trainer.lowest_train_loss,
             "lowest_val_loss": trainer.lowest_val_loss,
             "history": self.history.state_dict(),
             **({"virtual_shards": trainer.settings.virtual_shards} if trainer.settings.elastic else {}),
         }
+
+    def curves(self) -> CurvesSnapshot:
+        """The points of all curves as rank 0 has them, and the run's starts, for who reads nothing but this."""
+        return self._trainer.drawer.curves.snapshot().with_facts(history=self.history.state_dict())
 
     def check(self) -> None:
         """Look whether a checkpoint could hold the state.

@@ -52,18 +52,15 @@ class Hooks:
         self,
         trainer: TrainerState,
         heartbeat: Heartbeat | None = None,
-        before_foreign: Callable[[], None] = lambda: None,
     ) -> None:
         """No function yet.
 
         Args:
             trainer: what the functions receive.
             heartbeat: told when functions run that may take their time.
-            before_foreign: called before each function that is not Minetorch's own, and so may change the model.
         """
         self._trainer = trainer
         self._heartbeat = heartbeat or Heartbeat()
-        self._before_foreign = before_foreign
         self._calls: dict[str, list[Callable[[Mapping[str, Any]], None]]] = {point: [] for point in HOOK_POINTS}
 
     def add(self, point: str, function: Callable[..., Any], owner: str | None = None) -> None:
@@ -91,8 +88,6 @@ class Hooks:
         call = functools.partial(_call, self._trainer, function, wanted)
         if main and self._trainer.world_size > 1:
             call = functools.partial(self._call_alone, call, label)
-        if not (getattr(function, "__module__", None) or "").startswith("minetorch."):
-            call = functools.partial(self._call_foreign, call)
         self._calls[point].append(call)
 
     def add_all(self, hooks: Mapping[str, Any]) -> None:
@@ -133,10 +128,6 @@ class Hooks:
     def any_at(self, point: str) -> bool:
         """Whether anything is to be called at `point`."""
         return bool(self._calls[point])
-
-    def _call_foreign(self, call: Callable[[Mapping[str, Any]], None], payload: Mapping[str, Any]) -> None:
-        self._before_foreign()
-        call(payload)
 
     def _call_alone(self, call: Callable[[Mapping[str, Any]], None], label: str, payload: Mapping[str, Any]) -> None:
         with self._trainer.alone(label):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.reader import decode_onto
+from minetorch.checkpoint.restoring import add_curves
 from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError
@@ -43,7 +45,8 @@ def load(
         The states by key, which are `state_dict`, the model's, by the names that the model has without `torch.compile`
         and DDP; `optimizer`; `optimizer_class` and `optimizer_groups`, which describe it; `scaler`, with `amp="fp16"`
         only; `statable` and `plugins`, each a dict of states by name; `epoch`; `progress`, the counters; `metrics`;
-        `lowest_train_loss`; `lowest_val_loss`; `drawer`, the curves; `random`, each rank's generators; `history`, the
+        `lowest_train_loss`; `lowest_val_loss`; `drawer`, the curves (on the CPU; they are left out, with a warning,
+        where their file is damaged); `random`, each rank's generators; `history`, the
         run's starts; `logs`, where the logs ended.
 
     Raises:
@@ -54,7 +57,9 @@ def load(
         StorageError: the storage could not be listed or read.
     """
     found, manifest, payload = read_checkpoint(run, name, storage_options)
-    return with_plain_names(decode_onto(payload, found.models.url_of(manifest.payload), map_location))
+    state = with_plain_names(decode_onto(payload, found.models.url_of(manifest.payload), map_location))
+    add_curves(state, found.models, manifest, lambda message: warnings.warn(message, stacklevel=3))
+    return state
 
 
 def with_plain_names(state: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def read_checkpoint(
         run = Run.open(url, storage_options)
         manifest = run.find(name)
         try:
-            return run, manifest, read_verified(run.models, manifest)
+            return run, manifest, read_verified(run.models, manifest.state)
         except CheckpointCorruptError:
             if not tries_left or Run.open(url, storage_options).catalogue.by_name(manifest.name) is not None:
                 raise

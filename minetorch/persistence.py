@@ -50,7 +50,7 @@ class Persistence:
         self._saver: Saver | None = None
         self._resumed_from: str | None = None
         if checkpointer is not None:
-            self._saver = Saver(checkpointer, logger=trainer.logger, before_commit=log.flush)
+            self._saver = Saver(checkpointer, before_commit=log.flush)
 
     def is_best(self) -> bool:
         """Whether the newest metrics are the best so far; every rank gets rank 0's answer."""
@@ -92,13 +92,11 @@ class Persistence:
 
         return self._trainer.world.on_main(busy)
 
-    def save(self, names: Sequence[str] = (), *, beside_training: bool = False) -> str:
+    def save(self, names: Sequence[str] = ()) -> str:
         """Start saving a checkpoint; `news` tells when it is durable. Every rank calls it.
 
         Args:
             names: the user's for it.
-            beside_training: whether nothing but the next `before_step` is going to change the parameters and the
-                optimizer's state; they may then be copied until there.
 
         Returns:
             The checkpoint's path or URL.
@@ -112,7 +110,7 @@ class Persistence:
             assert self._saver is not None
             return self._saver.save(
                 self._contents.gather() | {"random": list(random), "logs": list(logs)},
-                steady=self._trainer.backend.tensors_of_steps() if beside_training else (),
+                curves=self._contents.curves(),
                 names=names,
                 step=progress.step,
                 epoch=progress.epoch,
@@ -131,16 +129,6 @@ class Persistence:
             ConfigurationError: it could not.
         """
         self._trainer.world.on_main(self._contents.check)
-
-    def fence(self) -> None:
-        """Return when the model and all else may be changed, as far as a save that is under way goes."""
-        if self._saver is not None:
-            self._saver.fence()
-
-    def before_step(self) -> None:
-        """To be called before the optimizer's step, which is what saves beside training have to be ahead of."""
-        if self._saver is not None:
-            self._saver.before_step()
 
     @property
     def has_news(self) -> bool:
@@ -173,7 +161,7 @@ class Persistence:
         return self._trainer.world.on_main(take)
 
     def another_is_due(self) -> bool:
-        """Whether a save was put off or dropped and can be made now; asked once for each. Only rank 0 knows."""
+        """Whether a save was put off and can be made now; asked once for each. Only rank 0 knows."""
         if self._saver is None or not self._saver.wants_another or self._saver.is_busy:
             return False
         self._saver.wants_another = False

@@ -178,11 +178,3 @@ class TrainerState:
         """
         self._names_of_next_save += names
         self._requests.ask("save")
-
-    def fence(self) -> None:
-        """Return when the model may be changed in place: when a save that is under way has copied it.
-
-        A plugin of Minetorch's own calls it before it does so outside of the optimizer's step. For all others it is
-        called before each of their hooks.
-        """
-        raise NotImplementedError

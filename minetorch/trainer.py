@@ -338,7 +338,7 @@ class Trainer(TrainerState):
             raise
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
-        settings, gathered = self.settings, Hooks(self, self._heartbeat, before_foreign=self.fence)
+        settings, gathered = self.settings, Hooks(self, self._heartbeat)
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
         if self.is_main:
@@ -593,7 +593,6 @@ class Trainer(TrainerState):
         self._stream = batch.stream
         self._accumulating = not stepping
         if stepping:
-            self._persistence.before_step()
             # The epoch's last accumulation may be shorter than the others.
             self.backend.step(self.settings.clip_grad_norm, scale=self.settings.accumulated_iter / pending)
             progress.step += 1
@@ -796,12 +795,12 @@ class Trainer(TrainerState):
             # The gradients so far are in no checkpoint: going on from here, the step would lack them.
             self._persist_later.append((names, wait))
             return None
-        path = self._save(names, beside_training=False)
+        path = self._save(names)
         if wait or not self._in_loop:
             self._hear(wait=True)
         return path
 
-    def _save(self, names: Sequence[str] = (), *, beside_training: bool = True) -> str:
+    def _save(self, names: Sequence[str] = ()) -> str:
         names = (*names, *self._names_of_next_save)
         self._names_of_next_save.clear()
         self._hooks.call("before_checkpoint_persisted", names=names)
@@ -810,13 +809,9 @@ class Trainer(TrainerState):
         self.progress.stream = None if stream is None else stream.to_plain()
         before = self._heartbeat.enter(Phase.SAVING)
         self._replicas.check()
-        path = self._persistence.save(names, beside_training=beside_training)
+        path = self._persistence.save(names)
         self._heartbeat.enter(before)
         return path
-
-    def fence(self) -> None:
-        """Wait until the model may be changed, as far as a save that is under way goes."""
-        self._persistence.fence()
 
     def _train_loss(self) -> float:
         """The world's mean training loss of the epoch."""

@@ -3,10 +3,11 @@
 A save, in this order (each step leaves the folder whole if the process dies in it):
 
     payload  <name>.pth.tar     unique name: damages nothing that is there
+    curves   <name>.curves      the points of the run's curves
     manifest <name>.json        its appearance commits the checkpoint, moves latest, best and other names, and says
                                 which checkpoints expire
     links                       local disks only, for people
-    retention                   of what has expired, manifest first, then payload: never a manifest without its payload
+    retention                   of what has expired, manifest first: never a manifest without what it commits
     sweeping                    at times: what starts of the run that died left
 
 Before the manifest, and again before all that comes after it, the writer looks whether it has been replaced (`fence`).
@@ -25,19 +26,19 @@ from minetorch.checkpoint.fence import Fence, IfRunning
 from minetorch.checkpoint.finder import Checkpoint, Finder
 from minetorch.checkpoint.fingerprint import code_of, versions
 from minetorch.checkpoint.links import sync_links, wanted_links
-from minetorch.checkpoint.manifest import Manifest
+from minetorch.checkpoint.manifest import Manifest, StoredFile
 from minetorch.checkpoint.names import BEST, LATEST, CheckpointName, check_alias, parse_resume
 from minetorch.checkpoint.patience import Patience
 from minetorch.checkpoint.plain import plain_state
 from minetorch.checkpoint.retention import Mode, expired, is_better, rankable
 from minetorch.checkpoint.sweeping import GRACE_S, debris
-from minetorch.checkpoint.writer import Written, write_payload
+from minetorch.checkpoint.writer import write_payload, write_pieces
 from minetorch.errors import ConfigurationError, StorageError
 
 if TYPE_CHECKING:
     import logging
     import os
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from minetorch.checkpoint.store import Store
 
@@ -196,6 +197,7 @@ class Checkpointer:
         world_size: int,
         metrics: Mapping[str, float],
         names: Sequence[str] = (),
+        curves: Iterable[bytes] | None = None,
     ) -> Manifest:
         """Write a checkpoint; when this returns, it is durable and what `open(True)` finds.
 
@@ -209,6 +211,7 @@ class Checkpointer:
             metrics: figures to keep with it. If the monitored one is among them, and better than the best so
                 far, this checkpoint becomes `best`.
             names: a user's own names for it, which it keeps until another checkpoint is given them.
+            curves: the bytes of its file of curves, to be iterated over once or more; None for no such file.
 
         Raises:
             ConfigurationError: a name is not allowed, or the state holds what could not be read back. Nothing is
@@ -226,7 +229,7 @@ class Checkpointer:
             metrics=metrics,
             names=names,
         )
-        manifest = self.commit(draft, state)
+        manifest = self.commit(draft, state, curves)
         self.tidy()
         return manifest
 
@@ -286,11 +289,13 @@ class Checkpointer:
         assert self._drafted is draft
         self._drafted = None
 
-    def commit(self, draft: Draft, state: dict[str, Any]) -> Manifest:
+    def commit(self, draft: Draft, state: dict[str, Any], curves: Iterable[bytes] | None = None) -> Manifest:
         """Write what was drafted; errors as of `save`. The state has passed `plain_state`. Call `tidy` after it."""
         try:
-            written = self._patience.persist(lambda: self._write_payload(draft.manifest.payload, state))
-            manifest = self._complete(draft, written)
+            files = [self._write(draft.manifest.key.payload, write_payload, state)]
+            if curves is not None:
+                files.append(self._write(draft.manifest.key.curves, write_pieces, curves))
+            manifest = self._complete(draft, *files)
             self._patience.persist(lambda: self._write_manifest(manifest))
             self._committed(draft, manifest)
         finally:
@@ -313,8 +318,8 @@ class Checkpointer:
             sync_links(self._store, wanted_links(self._manifests), self._logger)
         for name in [*self._doomed]:
             try:
-                self._store.delete(name.manifest)
-                self._store.delete(name.payload)
+                for file in name.files:
+                    self._store.delete(file)
             except StorageError as err:
                 self._logger.warning("An expired checkpoint stays for now: %s", err)
             else:
@@ -373,13 +378,16 @@ class Checkpointer:
             self.best = best.name, value
             self._aliases[BEST] = best.name
 
-    def _write_payload(self, file: str, state: dict[str, Any]) -> Written:
-        with self.fence.checked():
-            return write_payload(self._store, file, state)
+    def _write(self, file: str, write: Callable[[Store, str, Any], StoredFile], content: Any) -> StoredFile:
+        def attempt() -> StoredFile:
+            with self.fence.checked():
+                return write(self._store, file, content)
 
-    def _complete(self, draft: Draft, written: Written) -> Manifest:
-        """The manifest of a payload that is written, with what expires when it is committed."""
-        manifest = dataclasses.replace(draft.manifest, size=written.size, digest=written.digest)
+        return self._patience.persist(attempt)
+
+    def _complete(self, draft: Draft, payload: StoredFile, curves: StoredFile | None = None) -> Manifest:
+        """The manifest of files that are written, with what expires when it is committed."""
+        manifest = dataclasses.replace(draft.manifest, size=payload.size, digest=payload.digest, curves=curves)
         doomed = expired(
             [*self._manifests, manifest],
             **self._counts,

@@ -4,7 +4,7 @@ In this order, so that whoever reads the copy, or goes on with it after this was
 
     log, graphs, curves       whatever lies beside the checkpoints
     for each checkpoint, the oldest first
-        payload               read back and compared with its digest
+        payload, curves       read back and compared with their digests
         manifest              commits it there; the newest, and with it the table of names, comes last
     links                     on a local disk, for people
     sweeping                  what an interrupted copy left
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
-    from minetorch.checkpoint.manifest import Manifest
+    from minetorch.checkpoint.manifest import Manifest, StoredFile
     from minetorch.checkpoint.run import Run
     from minetorch.checkpoint.store import Store
 
@@ -176,7 +176,8 @@ def _raise(err: StorageError) -> None:
 
 def left_out(run: Run) -> list[str]:
     """The files in a run's `models` that belong to no whole checkpoint, and are not copied."""
-    whole = {file for manifest in run.catalogue.manifests for file in (manifest.payload, manifest.key.manifest)}
+    whole = {manifest.key.manifest for manifest in run.catalogue.manifests}
+    whole |= {file.name for manifest in run.catalogue.manifests for file in manifest.files}
     return [
         file.name
         for file in run.files.values()
@@ -208,15 +209,19 @@ def _copy_beside(source: Store, target: Store, name: str) -> Step:
 
 
 def _copy_checkpoint(source: Store, target: Store, manifest: Manifest, action: Action) -> Step:
-    if action == "there" and _size(target, manifest.payload) == manifest.size:
+    if action == "there" and all(_size(target, file.name) == file.size for file in manifest.files):
         return Step("checkpoint", manifest.name, "there")
+    size = 0
+    name = manifest.payload
     try:
-        size = 0 if _is_whole(target, manifest) else _copy_file(source, target, manifest.payload, manifest)
+        for file in manifest.files:
+            name = file.name
+            size += 0 if _is_whole(target, file) else _copy_file(source, target, name, file)
         _copy_file(source, target, manifest.key.manifest)
     except FileNotFoundError:
         if not source.exists(manifest.key.manifest):
             return Step("checkpoint", manifest.name, "dropped")
-        return Step("checkpoint", manifest.name, "broken", problem=str(missing(source.url_of(manifest.payload))))
+        return Step("checkpoint", manifest.name, "broken", problem=str(missing(source.url_of(name))))
     except CheckpointCorruptError as err:
         return Step("checkpoint", manifest.name, "broken", problem=str(err))
     return Step("checkpoint", manifest.name, "copied" if size else "there", size)
@@ -229,20 +234,20 @@ def _size(store: Store, name: str) -> int | None:
         return None
 
 
-def _is_whole(store: Store, manifest: Manifest) -> bool:
+def _is_whole(store: Store, file: StoredFile) -> bool:
     try:
-        verify_in_place(store, manifest)
+        verify_in_place(store, file)
     except CheckpointCorruptError:
         return False
     return True
 
 
-def _copy_file(source: Store, target: Store, name: str, manifest: Manifest | None = None) -> int:
-    """Copy a file and read it back; returns its bytes. A payload is given with its manifest.
+def _copy_file(source: Store, target: Store, name: str, committed: StoredFile | None = None) -> int:
+    """Copy a file and read it back; returns its bytes. A file of a checkpoint is given as its manifest commits it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointCorruptError: it is not the payload of this manifest; nothing is written then.
+        CheckpointCorruptError: it is not the file that was committed; nothing is written then.
         StorageError: a storage failed, or does not hold what was written to it.
     """
     size = source.size(name)  # raises here if it is missing, not as a failure to write
@@ -252,9 +257,9 @@ def _copy_file(source: Store, target: Store, name: str, manifest: Manifest | Non
         for chunk in chunks(source, name):
             sent.add(chunk)
             file.write(chunk)
-        if manifest is not None:
-            verify_size(sent.size, manifest, source.url_of(name))
-            verify_digest(str(sent), manifest, source.url_of(name))
+        if committed is not None:
+            verify_size(sent.size, committed, source.url_of(name))
+            verify_digest(str(sent), committed, source.url_of(name))
 
     target.write_stream(name, send, size)
     stored = digest_file(target, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
 from minetorch.checkpoint.reader import decode
-from minetorch.checkpoint.restoring import read_state
+from minetorch.checkpoint.restoring import add_curves, read_state
 from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Checkpoint:
     path: str
     """Where it was read, for display."""
     state: dict[str, Any]
-    """What `decode` gives; tensors on the CPU."""
+    """What `decode` gives, and the curves; tensors on the CPU."""
 
 
 class Finder:
@@ -101,7 +101,9 @@ class Finder:
         return catalogue.find(Wanted("name", text=name))
 
     def _read_committed(self, store: Store, manifest: Manifest) -> Checkpoint:
-        return Checkpoint(manifest, store.url_of(manifest.payload), read_state(store, manifest))
+        state = read_state(store, manifest)
+        add_curves(state, store, manifest, self._logger.warning)
+        return Checkpoint(manifest, store.url_of(manifest.payload), state)
 
     def _read_unverified(self, store: Store, file: str) -> Checkpoint:
         path = store.url_of(file)

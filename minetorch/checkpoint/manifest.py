@@ -13,14 +13,26 @@ from typing import Any
 from minetorch.checkpoint.names import BEST, LATEST, CheckpointName, alias_problem
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, in_brief
 
-FORMAT = 1
-"""The format that this version writes and the newest that it reads."""
+FORMAT = 2
+"""The format that this version writes and the newest that it reads. In format 1 the curves are in the payload."""
 
-_SINCE_FIRST = frozenset({"monitor", "mode", "settings"})
-"""Fields that manifests of this format may lack, for they were added to it."""
+_SINCE_FIRST = frozenset({"monitor", "mode", "settings", "curves"})
+"""Fields that older manifests lack."""
 
 _DIGEST = re.compile(r"crc32:[0-9a-f]{8}")
 _SEAL = "seal"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a checkpoint, as its manifest commits it."""
+
+    name: str
+    """In the manifest's folder."""
+    size: int
+    """Bytes."""
+    digest: str
+    """`crc32:` and 8 hexadecimal digits; `digest.Digest` says why this one."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,24 @@ class Manifest:
     """Whether a low ("min") or high ("max") value of it is good; "" as above."""
     settings: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     """What the run was configured with, as `facts.facts_of` gives it; empty where the manifest is of before that."""
+    curves: StoredFile | None = None
+    """The file that holds the points of the run's curves; None where they are in the payload, or there are none."""
     format: int = FORMAT
+
+    @property
+    def state(self) -> StoredFile:
+        """The payload as a file."""
+        return StoredFile(self.payload, self.size, self.digest)
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """All files that the manifest commits."""
+        return (self.state,) if self.curves is None else (self.state, self.curves)
+
+    @property
+    def total_size(self) -> int:
+        """The bytes of all these files."""
+        return sum(file.size for file in self.files)
 
     @property
     def key(self) -> CheckpointName:
@@ -112,6 +141,7 @@ class Manifest:
         try:
             known["metrics"] = {key: float(value) for key, value in known["metrics"].items()}
             known["created"] = float(known["created"])
+            known["curves"] = None if known.get("curves") is None else StoredFile(**known["curves"])
         except OverflowError as err:
             raise CheckpointCorruptError(f"{origin} is not a manifest: {err}") from None
         return cls(**known)
@@ -170,7 +200,7 @@ def _problem(content: dict[str, Any]) -> str | None:
             return f"its {key} is {in_brief(content[key])}"
     if not isinstance(content["epoch_complete"], bool):
         return f"its epoch_complete is {in_brief(content['epoch_complete'])}"
-    if not isinstance(content["digest"], str) or not _DIGEST.fullmatch(content["digest"]):
+    if not _is_digest(content["digest"]):
         return f"its digest is {in_brief(content['digest'])}"
     if (
         not _is_number(content["created"])
@@ -182,7 +212,24 @@ def _problem(content: dict[str, Any]) -> str | None:
         return f"its monitor is {in_brief(content.get('monitor'))}, in mode {in_brief(content.get('mode'))}"
     if not _are_names(content["dropped"]):
         return f"its dropped checkpoints are {in_brief(content['dropped'])}"
-    return _metrics_problem(content["metrics"]) or _tables_problem(content)
+    return _curves_problem(content, name) or _metrics_problem(content["metrics"]) or _tables_problem(content)
+
+
+def _curves_problem(content: dict[str, Any], name: CheckpointName) -> str | None:
+    curves = content.get("curves")
+    if curves is None:
+        return None
+    if not isinstance(curves, dict) or curves.keys() != {"name", "size", "digest"}:
+        return f"its curves are {in_brief(curves)}, not a name, a size and a digest"
+    if curves["name"] != name.curves:
+        return f"its curves must be in {name.curves!r}, not in {in_brief(curves['name'])}"
+    if not _is_int(curves["size"]) or not _is_digest(curves["digest"]):
+        return f"its curves have the size {in_brief(curves['size'])} and the digest {in_brief(curves['digest'])}"
+    return None
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def _metrics_problem(metrics: Any) -> str | None:

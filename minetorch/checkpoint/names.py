@@ -19,6 +19,7 @@ from minetorch.errors import ConfigurationError, in_brief
 
 PAYLOAD_SUFFIX = ".pth.tar"
 MANIFEST_SUFFIX = ".json"
+CURVES_SUFFIX = ".curves"
 LATEST = "latest"
 BEST = "best"
 
@@ -58,8 +59,8 @@ class CheckpointName:
 
     @classmethod
     def of_file(cls, file: str) -> CheckpointName | None:
-        """The checkpoint that a payload or manifest file belongs to, or None if it is some other file."""
-        for suffix in (PAYLOAD_SUFFIX, MANIFEST_SUFFIX):
+        """The checkpoint that a file belongs to, or None if it is some other file."""
+        for suffix in (PAYLOAD_SUFFIX, MANIFEST_SUFFIX, CURVES_SUFFIX):
             if file.endswith(suffix):
                 return cls.parse(file.removesuffix(suffix))
         return None
@@ -73,9 +74,19 @@ class CheckpointName:
         return f"{self}{PAYLOAD_SUFFIX}"
 
     @property
+    def curves(self) -> str:
+        """The file that holds the points of the run's curves."""
+        return f"{self}{CURVES_SUFFIX}"
+
+    @property
     def manifest(self) -> str:
-        """The file that commits the state."""
+        """The file that commits the checkpoint."""
         return f"{self}{MANIFEST_SUFFIX}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All its files in the order in which to delete them: there is no manifest without what it commits."""
+        return self.manifest, self.curves, self.payload
 
 
 def epoch_alias(epoch: int) -> str:

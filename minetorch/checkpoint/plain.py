@@ -34,6 +34,31 @@ def plain_state(state: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def is_sharded(value: object) -> bool:
+    """Whether it is a tensor of which each rank holds only a part.
+
+    By name: to import torch's classes takes a second, and who has such a tensor has imported them. To load with
+    `weights_only` does not tell, since torch trusts `DTensor`.
+    """
+    return any(
+        kind.__name__ in ("DTensor", "ShardedTensor") and kind.__module__.startswith("torch.distributed.")
+        for kind in type(value).__mro__
+    )
+
+
+def sharded_entry(state: Any, path: str = "") -> str | None:
+    """The place of a sharded tensor in a state that was read; None if there is none."""
+    if isinstance(state, torch.Tensor):
+        return path if is_sharded(state) else None
+    if isinstance(state, dict):
+        items = ((_join(path, key), item) for key, item in state.items())
+    elif isinstance(state, list | tuple):
+        items = ((f"{path}[{index}]", item) for index, item in enumerate(state))
+    else:
+        return None
+    return next((found for where, item in items if (found := sharded_entry(item, where)) is not None), None)
+
+
 class _Walk:
     """One walk over a state, which may share objects but not contain itself."""
 
@@ -66,6 +91,11 @@ class _Walk:
         if kind in _TENSORS:
             self._check_attributes(value, path)
             return value
+        if is_sharded(value):
+            raise ConfigurationError(
+                f"the checkpoint cannot hold {path}: it is a {kind.__name__}, of which each rank holds only a part. "
+                "Sharded state is not supported yet; store a plain tensor, such as its full_tensor()"
+            )
         if kind in _trusted_types():
             return value
         return _converted(value, path)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from minetorch.checkpoint.plain import sharded_entry
 from minetorch.checkpoint.seekable import SeekableReader
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
@@ -64,10 +65,22 @@ def _decode(file: io.RawIOBase | BinaryIO, origin: str, device: str) -> dict[str
         raise _undecodable(err, origin) from None
     if not isinstance(state, dict):
         raise CheckpointMismatchError(f"{origin} holds a {type(state).__name__}, not a state dict")
+    sharded = sharded_entry(state)
+    if sharded is not None:
+        raise _sharded(origin, sharded)
     return state
 
 
+def _sharded(origin: str, what: str) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"{origin} holds a part of a sharded model ({what}), not all of it. Sharded checkpoints are not supported yet; "
+        "gather the full tensors where the model was trained, and save those"
+    )
+
+
 def _undecodable(err: Exception, origin: str) -> Exception:
+    if "DTensor" in str(err):  # torch refuses it until `torch.distributed.tensor` is imported
+        return _sharded(origin, "DTensor")
     code = _CODE.search(str(err))
     if code is not None:
         what = next((name.rstrip(".,") for name in code.groups() if name), "an object of its own class")

@@ -48,7 +48,7 @@ class Item:
     name: str
     """Its own name."""
     status: Status
-    """Complete: manifest and payload are there and their sizes agree. Unfinished: it was never committed."""
+    """Complete: all files that its manifest commits are there in their sizes. Unfinished: it was never committed."""
     problem: str
     """What is wrong with a broken or unfinished one."""
     manifest: Manifest | None
@@ -56,7 +56,7 @@ class Item:
     names: Sequence[str]
     """Other names that mean it."""
     size: int
-    """Bytes of its payload."""
+    """Bytes of its files, but for the manifest."""
     modified: float | None
     """When it was written, as Unix time in seconds."""
 
@@ -138,19 +138,20 @@ class Run:
     def _committed(self, manifest: Manifest, names: Mapping[str, Sequence[str]]) -> Item | None:
         if manifest.key.manifest not in self.files:
             return None
-        payload = self.files.get(manifest.payload)
-        problem = ""
-        if payload is None:
-            problem = "its payload is missing"
-        elif payload.size != manifest.size:
-            problem = f"its payload has {payload.size} of {manifest.size} bytes"
+        sizes = {file: self.files[file.name].size for file in manifest.files if file.name in self.files}
+        problems = [
+            f"its {what} is missing" if file not in sizes else f"its {what} has {sizes[file]} of {file.size} bytes"
+            for what, file in zip(("payload", "file of curves"), manifest.files, strict=False)
+            if sizes.get(file) != file.size
+        ]
+        problem = ", and ".join(problems)
         return Item(
             manifest.name,
             "broken" if problem else "complete",
             problem,
             manifest,
             sorted(names.get(manifest.name, ())),
-            0 if payload is None else payload.size,
+            sum(sizes.values()),
             manifest.created,
         )
 

@@ -1,61 +1,41 @@
-"""Copies a state into memory of its own, so that training may go on while that copy is being saved.
+"""Copies a state into memory of its own, so that training can continue while the copy is saved.
 
-Most of a state changes at known moments only: parameters and the optimizer's tensors in `optimizer.step()`. Their
-copies may be made beside the next forward and backward, and need to be done by that step (`Staged.fence`). All else
-(buffers, a user's objects) is copied at once.
+Everything is copied before the training thread continues. A copy made while the next forward and backward run would
+take less of that thread's time, but the loss function and hooks may change any tensor (`parameter.data.mul_(…)` does
+not even raise its version), and then the copy holds values of two moments. A digest that shows this takes longer than
+the copy.
 
-The memory is kept from one save to the next: fresh memory costs a page fault every 4 KiB, which makes a first copy
+The memory is kept from one save to the next: fresh memory costs a page fault for every 4 KiB, which makes a first copy
 three times as slow as the next.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-_CHUNK = 16 << 20
-"""Bytes copied at a time, so that two threads can share the work."""
-
-_WORTH_DEFERRING = 1 << 16
-"""Bytes below which a storage is copied at once: handing it over would take longer."""
+    from collections.abc import Iterator, Sequence
 
 
 class Staged:
-    """A state of which everything is copied, or will be by `fence`."""
+    """A copy of a state. A GPU may still be at it: `wait` before reading tensors."""
 
-    def __init__(self, state: dict[str, Any], copying: Copying) -> None:
+    def __init__(self, state: dict[str, Any], events: Sequence[torch.cuda.Event], sources: list[torch.Tensor]) -> None:
         self.state = state
-        """Equal to what was staged and sharing no memory with it; tensors on the CPU. Whole after `wait`."""
-        self._copying = copying
-
-    @property
-    def is_fenced(self) -> bool:
-        """Whether the original may be changed."""
-        return self._copying.is_fenced
-
-    def fence(self) -> None:
-        """Return when the original may be changed: at once, or when its copies are made (the caller helps)."""
-        self._copying.fence()
+        """Equal to what was staged and sharing no memory with it; tensors on the CPU."""
+        self._events = events
+        self._sources = sources  # kept until the GPU has read them
 
     def wait(self) -> None:
-        """Make the copies, and return when all are made; for another thread than the one that calls `fence`."""
-        self._copying.wait()
-
-    @property
-    def changed(self) -> bool:
-        """Whether something was changed before it was copied, so that the copy is of no one moment.
-
-        Meant for after `wait`. In-place operations on a tensor are seen, those on its `.data` are not.
-        """
-        return self._copying.changed
+        """Return when the copy is complete. Any thread may call it."""
+        for event in self._events:
+            event.synchronize()
+        self._sources.clear()
 
 
 class Stager:
@@ -64,111 +44,33 @@ class Stager:
     def __init__(self) -> None:
         self._memory: list[torch.Tensor] = []
 
-    def stage(self, state: dict[str, Any], steady: Iterable[torch.Tensor] = ()) -> Staged:
+    def stage(self, state: dict[str, Any]) -> Staged:
         """Copy a state, which `plain_state` has passed. The one staged before must not be needed any more.
 
-        Args:
-            state: what to copy.
-            steady: tensors that do not change before the caller calls `fence`.
+        The caller may change the state as soon as this returns: a GPU copies before it runs what it is given next.
         """
-        staging = _Staging(self._memory, steady)
-        copied = staging.copy(state)
+        staging = _Staging(self._memory)
+        staged = staging.copy(state)
         self._memory = staging.taken
-        return Staged(copied, staging.copying)
-
-
-class Copying:
-    """Copies yet to be made. Two threads can make them together: the one that saves and the one that trains."""
-
-    def __init__(self) -> None:
-        self._left: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
-        self._versions: list[tuple[torch.Tensor, int]] = []
-        self._events: list[torch.cuda.Event] = []
-        self._sources: list[torch.Tensor] = []
-        self._lock = threading.Condition()
-        self._open = 0
-        self.is_fenced = True
-        self.changed = False
-
-    def add(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy these bytes, both on the CPU, later."""
-        pairs = list(zip(target.split(_CHUNK), source.split(_CHUNK), strict=True))
-        self._left.extend(pairs)
-        self._open += len(pairs)
-        self.is_fenced = False
-
-    def watch(self, tensor: torch.Tensor) -> None:
-        """Notice if this tensor is changed before the copies are made."""
-        self._versions.append((tensor, tensor._version))
-
-    def add_on_gpu(self, event: torch.cuda.Event, sources: Iterable[torch.Tensor]) -> None:
-        """Copies that a GPU makes, all done when the event has come; the sources are kept for so long."""
-        self._events.append(event)
-        self._sources.extend(sources)
-        self.is_fenced = False
-
-    def fence(self) -> None:
-        """See `Staged.fence`."""
-        if self.is_fenced:
-            return
-        self._copy_what_is_left()
-        with self._lock:
-            self._lock.wait_for(lambda: self._open == 0)
-        for event in self._events:
-            # The GPU waits, not this thread: what it is given from now on comes after the copies.
-            torch.cuda.current_stream(event.device).wait_event(event)
-        self._look_for_changes()
-        self.is_fenced = True
-
-    def wait(self) -> None:
-        """See `Staged.wait`."""
-        self._copy_what_is_left()
-        with self._lock:
-            self._lock.wait_for(lambda: self._open == 0)
-        for event in self._events:
-            event.synchronize()
-        self._look_for_changes()
-        self._sources.clear()
-
-    def _copy_what_is_left(self) -> None:
-        while True:
-            try:
-                target, source = self._left.popleft()
-            except IndexError:
-                return
-            _copy_bytes(target, source)
-            with self._lock:
-                self._open -= 1
-                self._lock.notify_all()
-
-    def _look_for_changes(self) -> None:
-        with self._lock:
-            # Looked at once, when the copies have just been made: from the fence on, the originals may change.
-            watched, self._versions = self._versions, []
-            if any(tensor._version != version for tensor, version in watched):
-                self.changed = True
+        return staged
 
 
 class _Staging:
     """The copying of one state."""
 
-    def __init__(self, memory: list[torch.Tensor], steady: Iterable[torch.Tensor]) -> None:
-        self.copying = Copying()
+    def __init__(self, memory: list[torch.Tensor]) -> None:
         self.taken: list[torch.Tensor] = []
         self._memory = memory
         self._free: dict[tuple[int, bool], list[torch.Tensor]] | None = None
-        self._steady = {_key(tensor) for tensor in steady if _is_strided(tensor)}
         self._storages: dict[int, torch.Tensor] = {}
         self._done: dict[int, Any] = {}
-        self._on_gpus: dict[tuple[torch.device, bool], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._on_gpus: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
-    def copy(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state's copy, of which a part may yet have to be made."""
+    def copy(self, state: dict[str, Any]) -> Staged:
         self._free = _keep(self._memory, _needs(state))
         copied: dict[str, Any] = self._visit(state)
-        for (device, steady), pairs in self._on_gpus.items():
-            self._copy_from_gpu(device, steady, pairs)
-        return copied
+        events = [_copy_from_gpu(device, pairs) for device, pairs in self._on_gpus.items()]
+        return Staged(copied, events, [source for pairs in self._on_gpus.values() for _, source in pairs])
 
     def _visit(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor) or not isinstance(value, _IMMUTABLE):
@@ -211,7 +113,10 @@ class _Staging:
             target = self._take(source)
             self.taken.append(target)
             self._storages[key] = target
-            self._start_copy(target, source, tensor)
+            if source.device.type == "cuda":
+                self._on_gpus.setdefault(source.device, []).append((target, source))
+            else:
+                target.copy_(source)
         return self._storages[key]
 
     def _take(self, source: torch.Tensor) -> torch.Tensor:
@@ -220,52 +125,24 @@ class _Staging:
         free = self._free.get((source.nbytes, pinned))
         return free.pop() if free else torch.empty(source.nbytes, dtype=torch.uint8, pin_memory=pinned)
 
-    def _start_copy(self, target: torch.Tensor, source: torch.Tensor, tensor: torch.Tensor) -> None:
-        steady = _key(tensor) in self._steady and source.nbytes >= _WORTH_DEFERRING
-        if steady:
-            self.copying.watch(tensor)
-        if source.device.type == "cuda":
-            self._on_gpus.setdefault((source.device, steady), []).append((target, source))
-        elif source.device.type == "cpu" and steady:
-            self.copying.add(target, source)
-        else:
-            target.copy_(source)
 
-    def _copy_from_gpu(
-        self, device: torch.device, steady: bool, pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
-        """What is steady on a stream of its own, beside the next computation; the rest before that computation.
+def _copy_from_gpu(device: torch.device, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.cuda.Event:
+    """Copy on the stream that computes, and return the event after it.
 
-        All at once: a stream and an event for each tensor would hold up the training of a model of a thousand.
-        """
-        current = torch.cuda.current_stream(device)
-        stream = _side_stream(device) if steady else current
-        targets, sources = map(list, zip(*pairs, strict=True))
-        with torch.cuda.stream(stream):
-            if steady:
-                stream.wait_stream(current)
-            torch._foreach_copy_(targets, sources, non_blocking=True)
-            event = torch.cuda.Event(blocking=True)  # who waits for it leaves the core to others
-            event.record(stream)
-        self.copying.add_on_gpu(event, sources)
+    All at once: a call for each tensor would hold up the training of a model with a thousand.
+    """
+    stream = torch.cuda.current_stream(device)
+    targets, sources = map(list, zip(*pairs, strict=True))
+    with torch.cuda.stream(stream):
+        torch._foreach_copy_(targets, sources, non_blocking=True)
+        event = torch.cuda.Event(blocking=True)  # a thread that waits for it leaves the core to others
+        event.record(stream)
+    return event
 
 
 _IMMUTABLE = (
     type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout, torch.Size
 )  # fmt: skip
-
-_SIDE_STREAMS: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    if device not in _SIDE_STREAMS:
-        _SIDE_STREAMS[device] = torch.cuda.Stream(device)
-    return _SIDE_STREAMS[device]
-
-
-def _copy_bytes(target: torch.Tensor, source: torch.Tensor) -> None:
-    # NumPy's copy is one thread's; torch's would start a team of threads beside the one that trains.
-    target.numpy()[...] = source.numpy()
 
 
 def _is_strided(tensor: torch.Tensor) -> bool:

@@ -1,18 +1,20 @@
-"""Serialises a state into a store, and digests it on the way."""
+"""Writes the files of a checkpoint into a store, and digests them on the way."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from minetorch.checkpoint.digest import Digest
+from minetorch.checkpoint.manifest import StoredFile
 from minetorch.checkpoint.staging import storage_bytes
 from minetorch.errors import StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from minetorch.checkpoint.store import Store
 
 
@@ -23,35 +25,41 @@ _WORTH_SHARING = 1 << 20
 """Bytes below which another thread would take longer to be told of them than to digest them."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What was written."""
-
-    size: int
-    """Bytes."""
-    digest: str
-    """As a `Digest` gives it."""
-
-
-def write_payload(store: Store, name: str, state: dict[str, Any]) -> Written:
+def write_payload(store: Store, name: str, state: dict[str, Any]) -> StoredFile:
     """Write a state, which `plain_state` has passed, as a file that `torch.load(weights_only=True)` reads.
 
     Raises:
         StorageError: the store could not take it, or took another number of bytes.
     """
-    written: list[Written] = []
+    digests: list[Digest] = []
 
     def write(file: BinaryIO) -> None:
-        # Its thread is as nice as this one, which makes it.
         with ThreadPoolExecutor(1, thread_name_prefix="minetorch-digest") as beside:
             digesting = _DigestingFile(file, beside)
             torch.save(state, digesting)  # type: ignore[arg-type]  # write and flush are all that it calls
-        written.append(digesting.written())
+        digests.append(digesting.digest)
 
     store.write_stream(name, write, expected=storage_bytes(state))
-    if not store.is_local and (size := store.size(name)) != written[-1].size:
-        raise StorageError(f"{store.url_of(name)} arrived with {size} of its {written[-1].size} bytes")
-    return written[-1]
+    return _arrived(store, name, digests[-1])
+
+
+def write_pieces(store: Store, name: str, pieces: Iterable[bytes]) -> StoredFile:
+    """Write a file of these bytes; raises as `write_payload`."""
+    digest = Digest()
+
+    def write(file: BinaryIO) -> None:
+        for piece in pieces:
+            digest.add(piece)
+            file.write(piece)
+
+    store.write_stream(name, write)
+    return _arrived(store, name, digest)
+
+
+def _arrived(store: Store, name: str, digest: Digest) -> StoredFile:
+    if not store.is_local and (size := store.size(name)) != digest.size:
+        raise StorageError(f"{store.url_of(name)} arrived with {size} of its {digest.size} bytes")
+    return StoredFile(name, digest.size, str(digest))
 
 
 class _DigestingFile:
@@ -63,15 +71,15 @@ class _DigestingFile:
     def __init__(self, file: BinaryIO, beside: ThreadPoolExecutor) -> None:
         self._file = file
         self._beside = beside
-        self._digest = Digest()
+        self.digest = Digest()
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
         if len(view) < _WORTH_SHARING:
-            self._digest.add(view)
+            self.digest.add(view)
             self._file.write(view)
             return len(view)
-        digested = self._beside.submit(self._digest.add, view)
+        digested = self._beside.submit(self.digest.add, view)
         try:
             for start in range(0, len(view), _PIECE):
                 self._file.write(view[start : start + _PIECE])
@@ -81,6 +89,3 @@ class _DigestingFile:
 
     def flush(self) -> None:
         self._file.flush()
-
-    def written(self) -> Written:
-        return Written(self._digest.size, str(self._digest))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minetorch.checkpoint.store import Store
 from minetorch.cli.options import add_common, add_run, local_path, storage_options
-from minetorch.cli.output import bytes_text, plural, write, write_json
+from minetorch.cli.output import bytes_text, plural, warn, write, write_json
 from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError
 
 if TYPE_CHECKING:
@@ -77,10 +77,14 @@ def _safetensors() -> Any:
 
 def _read(given: argparse.Namespace) -> tuple[Run, Manifest, dict[str, Any]]:
     from minetorch.checkpoint.reader import decode  # these import torch
+    from minetorch.checkpoint.restoring import add_curves
     from minetorch.loading import read_checkpoint, with_plain_names
 
     found, manifest, payload = read_checkpoint(given.run_url, given.name, storage_options(given))
-    return found, manifest, with_plain_names(decode(payload, found.models.url_of(manifest.payload)))
+    state = with_plain_names(decode(payload, found.models.url_of(manifest.payload)))
+    if given.all:
+        add_curves(state, found.models, manifest, warn)
+    return found, manifest, state
 
 
 def _weights(state: dict[str, Any], manifest: Manifest) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def checkpoint_facts(run: Run, item: Item) -> dict[str, Any]:
         "monitor": None if manifest is None else manifest.monitor or None,
         "mode": None if manifest is None else manifest.mode or None,
         "digest": None if manifest is None else manifest.digest,
+        "curves": None if manifest is None or manifest.curves is None else vars(manifest.curves),
         "host": None if manifest is None else manifest.host,
         "versions": None if manifest is None else manifest.versions,
         "code": None if manifest is None else manifest.code,

@@ -107,22 +107,22 @@ def _drop(models: Store, doomed: Sequence[Manifest], manifests: Sequence[Manifes
         kept = [manifest for manifest in manifests if manifest not in doomed]
         sync_links(models, wanted_links(kept), logging.getLogger("minetorch"))
     for manifest in doomed:
-        models.delete(manifest.key.manifest)  # first: never a manifest without its payload
-        models.delete(manifest.payload)
+        for file in manifest.key.files:
+            models.delete(file)
 
 
 def _report(run: Run, doomed: Sequence[Manifest], dry_run: bool, as_json: bool) -> None:
     names = {manifest.name for manifest in doomed}
     kept = [manifest.name for manifest in run.catalogue.manifests if manifest.name not in names]
-    size = sum(manifest.size for manifest in doomed)
+    size = sum(manifest.total_size for manifest in doomed)
     if as_json:
-        facts = [{"name": m.name, "epoch": m.epoch, "step": m.step, "size": m.size} for m in doomed]
+        facts = [{"name": m.name, "epoch": m.epoch, "step": m.step, "size": m.total_size} for m in doomed]
         write_json(
             {"run": run.name, "url": run.store.url, "dry_run": dry_run, "dropped": facts, "kept": kept, "size": size}
         )
         return
     if doomed:
-        rows = [[m.name, bytes_text(m.size), m.step, m.epoch, metrics_text(m.metrics) or "-"] for m in doomed]
+        rows = [[m.name, bytes_text(m.total_size), m.step, m.epoch, metrics_text(m.metrics) or "-"] for m in doomed]
         write(table(["CHECKPOINT", "SIZE", "STEP", "EPOCH", "METRICS"], rows))
     verb = "Would drop" if dry_run else "Dropped"
     write(f"{verb} {plural(len(doomed), 'checkpoint')}, {bytes_text(size)} ({size} bytes); {len(kept)} stay.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from minetorch.checkpoint.contents import TensorInfo
-    from minetorch.checkpoint.manifest import Manifest
+    from minetorch.checkpoint.manifest import Manifest, StoredFile
 
 
 _WRITERS = ["GENERATION", "HOST", "PID", "CHECKPOINTS", "STEPS", "WORKERS", "VERSIONS", "CODE"]
@@ -163,11 +163,16 @@ def _manifest_text(item: Item, manifest: Manifest, now: float) -> str:
         f"  metrics   {metrics_text(manifest.metrics) or '-'}\n"
         f"  best is   {rule_of(manifest) or '?'}\n"
         f"  size      {bytes_text(manifest.size)} ({manifest.size} bytes, {manifest.digest})\n"
+        f"  curves    {_file_text(manifest.curves)}\n"
         f"  written   {age(manifest.created, now)} ago on {manifest.host or '?'}, generation {manifest.generation}, "
         f"by {plural(manifest.world_size, 'worker')}\n"
         f"  versions  {_pairs(manifest.versions)}\n"
         f"  code      {_pairs(manifest.code)}"
     )
+
+
+def _file_text(file: StoredFile | None) -> str:
+    return "-" if file is None else f"{bytes_text(file.size)} ({file.size} bytes, {file.digest})"
 
 
 def _tensor_row(tensor: TensorInfo) -> list[object]:

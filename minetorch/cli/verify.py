@@ -51,7 +51,7 @@ def _result(run: Run, manifest: Manifest) -> dict[str, Any] | None:
     problem = _problem(run, manifest)
     if problem is not None and not run.models.exists(manifest.key.manifest):
         return None
-    return _fact(manifest.name, manifest.size, problem)
+    return _fact(manifest.name, manifest.total_size, problem)
 
 
 def _fact(name: str, size: int, problem: str | None) -> dict[str, Any]:
@@ -59,11 +59,14 @@ def _fact(name: str, size: int, problem: str | None) -> dict[str, Any]:
 
 
 def _problem(run: Run, manifest: Manifest) -> str | None:
-    from minetorch.checkpoint.contents import read_contents  # imports torch
+    from minetorch.checkpoint.contents import read_contents  # these import torch
+    from minetorch.checkpoint.restoring import read_curves
 
     try:
-        verify_in_place(run.models, manifest)
+        verify_in_place(run.models, manifest.state)
         read_contents(run.models, manifest)
+        if manifest.curves is not None:
+            read_curves(run.models, manifest.curves)
     except CheckpointError as err:
         return str(err)
     return None

@@ -1,6 +1,6 @@
 """The record of every point that a run has drawn.
 
-There is one record per run, and it is saved in the checkpoint; every drawer is a view of it. That is
+There is one record per run, and it is saved with each checkpoint; every drawer is a view of it. That is
 what heals the curves of a resumed run: the record is again what it was at the checkpoint, and each
 drawer redraws itself from it, whatever the killed process had drawn since.
 """
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+
+from minetorch.checkpoint.curves_file import CurvesSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +125,16 @@ class Curves:
         copy = Curves()
         copy.load_state_dict(self.state_dict())
         return copy
+
+    def snapshot(self) -> CurvesSnapshot:
+        """The points up to now, without copying them: they stay as they are, and the next come after them."""
+        return CurvesSnapshot(
+            {
+                graph: {name: (curve.x, curve.y, len(curve)) for name, curve in curves.items()}
+                for graph, curves in self._graphs.items()
+            },
+            {"x_names": dict(self._x_names), "marks": [tuple(mark) for mark in self.marks], "media": self.media},
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """One float64 tensor of shape (2, points) per curve; readable with `weights_only=True`."""

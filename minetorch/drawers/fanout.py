@@ -178,7 +178,7 @@ class Drawers:
             guard.catch_up(curves)
 
     def state_dict(self) -> dict[str, Any]:
-        """The record, for the checkpoint."""
+        """The record, as `load_state_dict` takes it."""
         return self.curves.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

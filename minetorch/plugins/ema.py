@@ -105,8 +105,6 @@ class EMA:
         if self._trainer is None or self._is_swapped:
             state = "not part of a Trainer yet" if self._trainer is None else "swapped already"
             raise ConfigurationError(f"EMA.swapped(): this EMA is {state}.")
-        # What is being saved right now are the weights.
-        self._trainer.fence()
         # By way of `data`: who watches for changes would see two, though the weights come back as they were.
         own = [tensor.data.clone() for _, tensor in self._pairs]
         self._is_swapped = True

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from minetorch.checkpoint.curves_file import parse_curves
 from minetorch.checkpoint.run import Run
+from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, ConfigurationError, StorageError, unknown_name
 from minetorch.history import Ended, Start
 from minetorch.views.payload import Payload, StoredTensor
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from minetorch.checkpoint.claim import Claim
-    from minetorch.checkpoint.manifest import Manifest
+    from minetorch.checkpoint.manifest import Manifest, StoredFile
     from minetorch.checkpoint.run import Item
+    from minetorch.checkpoint.store import Store
 
     Floats = npt.NDArray[np.float64]
 
@@ -80,7 +83,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the newest payload that could be read tells."""
+    """What the newest checkpoint whose curves could be read tells."""
 
     manifest: Manifest | None
     """The checkpoint that it is of."""
@@ -151,11 +154,11 @@ class Record:
 
     @cached_property
     def drawn(self) -> Drawn:
-        """What was drawn up to the newest checkpoint whose payload can be read."""
+        """What was drawn up to the newest checkpoint whose curves can be read."""
         problem = ""
         for manifest in reversed(self.run.catalogue.manifests):
             try:
-                return read_drawn(Payload(self.run.models, manifest), manifest, problem)
+                return read_drawn(self.run.models, manifest, problem)
             except CheckpointCorruptError as err:
                 problem = problem or str(err)
         return Drawn(None, problem=problem)
@@ -247,27 +250,42 @@ def _how(claim: Claim | None, after: Start | None) -> Ended | None:
     return after.ended if after is not None else None
 
 
-def read_drawn(payload: Payload, manifest: Manifest, problem: str = "") -> Drawn:
-    """Fetch a payload's curves and history; raises as `Payload`. What is not as Minetorch writes it is left out."""
-    drawer = payload.state.get("drawer")
-    drawer = drawer if isinstance(drawer, dict) else {}
-    x_names, marks, graphs = drawer.get("x_names"), drawer.get("marks"), drawer.get("graphs")
+def read_drawn(store: Store, manifest: Manifest, problem: str = "") -> Drawn:
+    """Fetch a checkpoint's curves and history. What is not as Minetorch writes it is left out.
+
+    Raises:
+        CheckpointCorruptError: its file of curves, or the payload that has them, is missing or damaged.
+        StorageError: it could not be read.
+    """
+    content = _from_payload(Payload(store, manifest)) if manifest.curves is None else _from_file(store, manifest.curves)
+    x_names, marks, graphs = content.get("x_names"), content.get("marks"), content.get("graphs")
     places = [mark for mark in marks if _is_mark(mark)] if isinstance(marks, list) else []
     found = {}
     for name, curves in graphs.items() if isinstance(graphs, dict) else ():
-        if not isinstance(name, str) or not isinstance(curves, dict):
-            continue
         x_name = str(x_names.get(name, "epoch")) if isinstance(x_names, dict) else "epoch"
         at = {"epoch": 1, "step": 2}.get(x_name)
-        found[name] = Graph(
-            name,
-            x_name,
-            {str(curve): _points(payload, tensor) for curve, tensor in curves.items() if _is_curve(tensor)},
-            sorted({float(mark[at]) for mark in places}) if at is not None else [],
-        )
-    states = payload.state.get("history")
+        resumes = sorted({float(mark[at]) for mark in places}) if at is not None else []
+        found[name] = Graph(name, x_name, curves, resumes)
+    states = content.get("history")
     starts = [Start.from_dict(state) for state in states if isinstance(state, dict)] if isinstance(states, list) else []
     return Drawn(manifest, found, [start for start in starts if start is not None], problem)
+
+
+def _from_file(store: Store, curves: StoredFile) -> dict[str, Any]:
+    return parse_curves(read_verified(store, curves), store.url_of(curves.name))
+
+
+def _from_payload(payload: Payload) -> dict[str, Any]:
+    """The same of a checkpoint of format 1."""
+    drawer = payload.state.get("drawer")
+    drawer = drawer if isinstance(drawer, dict) else {}
+    graphs = drawer.get("graphs")
+    found = {
+        name: {str(curve): _points(payload, tensor) for curve, tensor in curves.items() if _is_curve(tensor)}
+        for name, curves in (graphs.items() if isinstance(graphs, dict) else ())
+        if isinstance(name, str) and isinstance(curves, dict)
+    }
+    return {**drawer, "graphs": found, "history": payload.state.get("history")}
 
 
 def _is_mark(mark: Any) -> bool:

@@ -15,6 +15,7 @@ from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.finder import Finder
 from minetorch.checkpoint.names import CheckpointName
 from minetorch.checkpoint.patience import Patience
+from minetorch.drawers import Curves
 
 # A folder name that has broken many a path handler.
 UGLY = "my run [1] ünï#%20 'x'"
@@ -68,7 +69,7 @@ def peek() -> Callable[..., Checkpoint | None]:
 
 @pytest.fixture
 def save() -> Callable[..., Manifest]:
-    """Saves a state that holds `value`, at the end of an epoch."""
+    """Saves a state and a curve that hold `value`, at the end of an epoch."""
 
     def save(checkpointer: Checkpointer, value: float, **changes: Any) -> Manifest:
         arguments: dict[str, Any] = {
@@ -79,7 +80,10 @@ def save() -> Callable[..., Manifest]:
             "world_size": 2,
             "metrics": {"val_loss": 1 / value} if value else {},
         }
-        return checkpointer.save({"model": torch.full((100,), float(value))}, **{**arguments, **changes})
+        curves = Curves()
+        curves.add("loss", "train", 1.0, float(value))
+        state = {"model": torch.full((100,), float(value))}
+        return checkpointer.save(state, **{"curves": curves.snapshot(), **arguments, **changes})
 
     return save
 

@@ -198,7 +198,7 @@ def test_retention(
         save(run, number, metrics={"val_loss": loss})
     assert values() == kept
     files = [entry for entry in models.entries() if not entry.is_link and not entry.is_folder]
-    assert len(files) == 2 * len(kept)
+    assert len(files) == 3 * len(kept)
 
 
 def test_what_the_run_resumed_from_stays(models: Store, checkpointer: Make, save: Save, values: Values) -> None:
@@ -243,10 +243,10 @@ def test_a_deletion_that_fails_is_told_and_tried_again(
         patch.setattr(Store, "delete", refuse)
         save(run, 2, metrics={})
     assert "An expired checkpoint stays for now: not today" in caplog.text
-    assert len([name for name in models.list("g") if not models.is_link(name)]) == 4
+    assert len([name for name in models.list("g") if not models.is_link(name)]) == 6
     assert values() == [2]  # it has expired all the same
     save(run, 3, metrics={})
-    assert len([name for name in models.list("g") if not models.is_link(name)]) == 2
+    assert len([name for name in models.list("g") if not models.is_link(name)]) == 3
     assert values() == [3]
 
 

@@ -160,13 +160,16 @@ def check(store: Store, make: Make, save: Save) -> int:
     assert newest.manifest is not None
     value = int(newest.state["model"][0])
     assert value in (3, 4)
+    assert curve_of(newest) == value
     for name, target in newest.manifest.aliases.items():
         named = make(store).open(name)
         assert named is not None
         assert named.manifest is not None
         assert named.manifest.name == target
-    for manifest in make(store).list():  # no manifest without its payload
-        assert make(store).open(manifest.name) is not None
+    for manifest in make(store).list():  # no manifest without what it commits
+        found = make(store).open(manifest.name)
+        assert found is not None
+        assert curve_of(found) == found.state["model"][0]
     if store.is_local:
         for path in store.local_path().iterdir():
             if path.is_symlink():
@@ -177,7 +180,26 @@ def check(store: Store, make: Make, save: Save) -> int:
     after = make(store).open(True)
     assert after is not None
     assert after.state["model"][0] == 5
+    check_swept(store, make, save)
     return value
+
+
+def curve_of(checkpoint: Checkpoint) -> float:
+    """The one point in a checkpoint's file of curves."""
+    points = checkpoint.state["drawer"]["graphs"]["loss"]["train"]
+    assert points.shape == (2, 1)
+    return float(points[1, 0])
+
+
+def check_swept(store: Store, make: Make, save: Save) -> None:
+    """A start that sweeps at once leaves no file that its manifests do not name."""
+    run = make(store, keep_last=2, keep_best=1, grace_s=-1e12)
+    run.open(True)
+    save(run, 6, metrics={"val_loss": 0.9})
+    run.tidy()
+    named = {file for manifest in run.list() for file in manifest.key.files}
+    left = {name for name in store.list("g") if not store.is_link(name)}
+    assert left == named
 
 
 def count(backend: str, store: Store, make: Make, save: Save) -> int:

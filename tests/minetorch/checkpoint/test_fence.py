@@ -252,7 +252,7 @@ def test_the_look_of_a_later_start_makes_a_late_commit_void(
     monkeypatch.setattr(Store, "write", late)
     with pytest.raises(SupersededError):
         save(old, 2, names=["mine"], metrics={})
-    assert len(models.list("g0001-000002")) == 2  # it did commit
+    assert len(models.list("g0001-000002")) == 3  # it did commit
     for name in (True, "mine", "latest", first.name):
         assert peek(models, name).manifest == first
     assert [manifest.name for manifest in new.list()] == [first.name]

@@ -16,6 +16,7 @@ Make = Callable[..., Manifest]
 
 NAME, BEST = "g0002-000003-s000000040-0123ab", "g0001-000001-s000000010-abcdef"
 OWN = "g0001-000001-s000000010-abcdef"
+CURVES = {"name": f"{OWN}.curves", "size": 8, "digest": "crc32:0f0f0f0f"}
 
 # Never change this text: runs of users hold it.
 TEXT = """\
@@ -101,16 +102,18 @@ def test_the_file_of_format_1() -> None:
         "monitor": "acc",
         "mode": "max",
         "settings": {"lr": 0.1, "amp": False, "seed": 0, "code": None, "opt": "SGD"},
+        "curves": None,
         "format": 1,
     }
     assert str(manifest.key) == NAME
 
 
 def test_it_is_written_as_it_was_read() -> None:
-    text = TEXT.replace('"n": 3', '"n": 3.0')
-    content = json.loads(text)
-    seal = content.pop("seal")
-    text = text.replace(seal, _seal(content))
+    content = json.loads(TEXT)
+    content["metrics"]["n"] = 3.0
+    del content["seal"], content["format"]
+    content |= {"curves": {**CURVES, "name": f"{NAME}.curves"}, "format": 2}
+    text = json.dumps({**content, "seal": _seal(content)}, indent=2, ensure_ascii=False) + "\n"
     assert Manifest.from_json(text.encode()).to_json().decode() == text
 
 
@@ -196,6 +199,10 @@ def test_truncation_is_noticed(manifest: Make, length: int) -> None:
         ({"name": "../../etc/passwd"}, "its name is '../../etc/passwd'"),
         ({"name": 3}, "its name is 3"),
         ({"payload": "/etc/passwd"}, f"its payload must be '{OWN}.pth.tar' beside it, not '/etc/passwd'"),
+        ({"curves": 3}, "its curves are 3, not a name, a size and a digest"),
+        ({"curves": {**CURVES, "name": "/etc/passwd"}}, f"its curves must be in '{OWN}.curves', not in '/etc/passwd'"),
+        ({"curves": {**CURVES, "size": -1}}, "its curves have the size -1 and the digest 'crc32:0f0f0f0f'"),
+        ({"curves": {**CURVES, "digest": "crc32"}}, "its curves have the size 8 and the digest 'crc32'"),
         ({"generation": 2}, f"its generation is 2, which its name '{OWN}' contradicts"),
         ({"sequence": True}, f"its sequence is True, which its name '{OWN}' contradicts"),
         ({"step": "10"}, f"its step is '10', which its name '{OWN}' contradicts"),

@@ -16,7 +16,7 @@ def test_a_name_says_who_wrote_it_and_when() -> None:
     assert name.payload == f"{name}.pth.tar"
     assert name.manifest == f"{name}.json"
     assert CheckpointName.parse(str(name)) == name
-    assert CheckpointName.of_file(name.payload) == name == CheckpointName.of_file(name.manifest)
+    assert {CheckpointName.of_file(file) for file in name.files} == {name}
 
 
 def test_names_are_unique_and_sort_as_text_like_they_supersede() -> None:

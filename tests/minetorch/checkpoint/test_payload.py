@@ -87,13 +87,13 @@ def test_a_full_disk_is_called_so_whenever_it_fills(store: Store, monkeypatch: p
 def test_verifying(store: Store, manifest: Callable[..., Manifest], payload: bytes, words: str) -> None:
     good = manifest(size=5, digest=digest_of(b"12345"))
     store.write(good.payload, b"12345")
-    assert read_verified(store, good) == b"12345"
-    verify_in_place(store, good)
+    assert read_verified(store, good.state) == b"12345"
+    verify_in_place(store, good.state)
     store.write(good.payload, payload)
     with pytest.raises(CheckpointCorruptError, match=words):
-        read_verified(store, good)
+        read_verified(store, good.state)
     with pytest.raises(CheckpointCorruptError, match=words):
-        verify_in_place(store, good)
+        verify_in_place(store, good.state)
     with pytest.raises(CheckpointCorruptError, match=words):
         read_state(store, good)
 

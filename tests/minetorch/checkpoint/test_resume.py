@@ -15,7 +15,7 @@ import torch
 
 from minetorch.checkpoint import Checkpointer, Manifest, Store
 from minetorch.checkpoint.digest import digest_of
-from minetorch.checkpoint.manifest import _seal
+from minetorch.checkpoint.manifest import FORMAT, _seal
 from minetorch.errors import (
     CheckpointCorruptError,
     CheckpointMismatchError,
@@ -274,9 +274,9 @@ def test_when_all_are_damaged_it_is_an_error_and_never_from_scratch(
 
 
 def test_of_a_newer_format_is_an_error_and_not_damage(models: Store, checkpointer: Make, run: list[Manifest]) -> None:
-    damage_manifest(models, run[3], lambda data: resealed(data, format=2))
+    damage_manifest(models, run[3], lambda data: resealed(data, format=FORMAT + 1))
     for resume in (True, run[3].name):
-        with pytest.raises(CheckpointMismatchError, match=r"format 2.*upgrade Minetorch"):
+        with pytest.raises(CheckpointMismatchError, match=rf"format {FORMAT + 1}.*upgrade Minetorch"):
             checkpointer(models).open(resume)
     assert opened(checkpointer, models, 3) == 3
 

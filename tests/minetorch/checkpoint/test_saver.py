@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,13 +50,12 @@ class Run:
 
     def __init__(self, checkpointer: Checkpointer) -> None:
         self.weight = torch.zeros(SIZE)
-        self.saver = Saver(checkpointer, logger=logging.getLogger("tests"))
+        self.saver = Saver(checkpointer)
         self.step = 0
 
-    def save(self, *names: str, steady: bool = True) -> str:
+    def save(self, *names: str) -> str:
         return self.saver.save(
             {"model": self.weight, "step": self.step},
-            steady=[self.weight] if steady else [],
             names=names,
             step=self.step,
             epoch=1,
@@ -68,7 +66,6 @@ class Run:
         )
 
     def take_step(self) -> None:
-        self.saver.before_step()
         self.weight += 1
         self.step += 1
 
@@ -77,8 +74,8 @@ class Run:
 def run(models: Store, checkpointer: Make) -> Iterator[Run]:
     made = Run(checkpointer(models))
     yield made
-    for pool in filter(None, (made.saver._copier, made.saver._writer)):
-        pool.shutdown()
+    if made.saver._writer is not None:
+        made.saver._writer.shutdown()
 
 
 def values(peek: Peek, models: Store, name: Any = True) -> tuple[list[float], int]:
@@ -106,59 +103,6 @@ def test_each_checkpoint_is_of_the_moment_it_was_asked_for(run: Run, models: Sto
         run.take_step()
     run.saver.close()
     assert [values(peek, models, f"at-{step}") for step in range(6)] == [([float(step)], step) for step in range(6)]
-
-
-def test_the_first_save_is_copied_at_once_and_later_ones_beside_the_training(run: Run, gate: Gate) -> None:
-    gate.open.set()
-    run.save()
-    assert run.saver._staged is not None
-    assert run.saver._staged.is_fenced
-    run.take_step()
-    run.saver.flush()
-    run.saver._stager.stage({})  # fresh memory, which the copy has to wait for
-    run.save()
-    run.saver.fence()
-    assert run.saver._may_defer
-
-
-def test_what_others_than_the_optimizer_change_is_copied_at_once(run: Run, models: Store, peek: Peek) -> None:
-    """A second optimizer in the loss function, say."""
-    for _ in range(3):
-        run.save(f"at-{run.step}")
-        assert run.saver._staged is not None
-        assert run.saver._staged.is_fenced
-        before = run.weight.clone()
-        run.weight += 10  # before the step
-        run.weight -= 10
-        assert torch.equal(before, run.weight)
-        run.take_step()
-    run.saver.close()
-    assert values(peek, models, "at-2") == ([2.0], 2)
-
-
-def test_a_torn_copy_is_never_committed(run: Run, models: Store, peek: Peek, caplog: pytest.LogCaptureFixture) -> None:
-    run.save()
-    run.take_step()
-    run.saver.flush()
-    assert run.saver._may_defer
-    stage = run.saver._stager.stage
-
-    def stage_and_change(*args: Any) -> Any:
-        staged = stage(*args)
-        run.weight += 1  # by someone who does not wait for the fence
-        return staged
-
-    run.saver._stager.stage = stage_and_change  # type: ignore[method-assign]
-    run.save("torn")
-    run.saver._stager.stage = stage  # type: ignore[method-assign]
-    run.saver.flush()
-    assert run.saver.wants_another
-    assert "it was dropped, another is taken" in caplog.text
-    assert "torn" not in peek(models).manifest.aliases
-    run.save("again")
-    run.weight += 5
-    run.saver.close()
-    assert values(peek, models, "again") == ([2.0], 1)
 
 
 def test_a_save_waits_for_the_one_before(run: Run, gate: Gate, models: Store) -> None:
@@ -212,7 +156,7 @@ def test_what_cannot_be_saved_is_refused_at_once_and_harms_no_later_save(run: Ru
         run.save("epoch_1")
     weight, run.weight = run.weight, lambda: 0  # type: ignore[assignment]
     with pytest.raises(ConfigurationError, match="function"):
-        run.save(steady=False)
+        run.save()
     run.weight = weight
     run.save("fine")
     run.saver.close()

@@ -1,9 +1,8 @@
-"""Staging: the copy equals the state, shares nothing with it, and is made where and when it may be."""
+"""Staging: the copy equals the state, shares nothing with it, and is complete before the caller continues."""
 
 from __future__ import annotations
 
 import copy
-import threading
 from collections import Counter, OrderedDict
 from typing import Any
 
@@ -69,47 +68,6 @@ def test_a_modules_metadata_is_kept() -> None:
     staged = Stager().stage({"model": state})
     assert staged.state["model"]._metadata == state._metadata  # type: ignore[attr-defined]
     assert staged.state["model"]._metadata is not state._metadata  # type: ignore[attr-defined]
-
-
-def test_only_what_is_steady_and_large_waits_for_the_fence() -> None:
-    weight, small, buffer = torch.ones(MIB), torch.ones(3), torch.ones(MIB)
-    staged = Stager().stage({"weight": weight, "small": small, "buffer": buffer}, steady=[weight, small])
-    assert not staged.is_fenced
-    buffer.zero_()
-    small.zero_()
-    staged.fence()
-    assert staged.is_fenced
-    weight.zero_()
-    staged.wait()
-    assert all(bool((tensor == 1).all()) for tensor in tensors(staged.state))
-    assert not staged.changed
-
-
-def test_without_anything_steady_the_fence_is_no_wait() -> None:
-    assert Stager().stage({"weight": torch.ones(MIB)}).is_fenced
-
-
-def test_two_threads_copy_together() -> None:
-    weights = [torch.full((4 * MIB,), float(number)) for number in range(8)]
-    staged = Stager().stage({"weights": weights}, steady=weights)
-    saving = threading.Thread(target=staged.wait)
-    saving.start()
-    staged.fence()
-    for weight in weights:
-        weight.fill_(-1)
-    saving.join()
-    assert [copied.unique().tolist() for copied in staged.state["weights"]] == [[number] for number in range(8)]
-    assert not staged.changed
-
-
-@pytest.mark.parametrize("first", ["fence", "wait"])
-def test_a_change_before_the_copy_is_noticed(first: str) -> None:
-    weight = nn.Parameter(torch.ones(MIB))
-    staged = Stager().stage({"weight": weight.detach()}, steady=[weight])
-    with torch.no_grad():
-        weight.add_(1)
-    getattr(staged, first)()
-    assert staged.changed
 
 
 def test_the_memory_is_used_again_and_not_more_of_it() -> None:

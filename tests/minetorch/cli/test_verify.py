@@ -37,7 +37,9 @@ def bad(command, runs):
     facts = command("verify", runs / "plan-a", "--json", expect=1)
     assert facts["bad"] == 1
     assert [item["good"] for item in facts["list"]] == [True] * 3 + [False]
-    assert "BAD: " in command("verify", runs / "plan-a", expect=1)
+    text = command("verify", runs / "plan-a", expect=1)
+    assert "BAD: " in text
+    return text
     assert command("verify", runs / "plan-a", "epoch_1", "--json")["bad"] == 0
     return facts["list"][-1]["problem"]
 
@@ -136,3 +138,17 @@ def test_a_storage_that_fails_is_not_called_a_damaged_checkpoint(command, runs, 
     assert "Input/output error" in text
     text = command("show", runs / "plan-a", "best", expect=1)
     assert "minetorch: error: cannot read" in text
+
+
+def test_curves_that_are_damaged_or_missing(command, runs):
+    """Every command says so, and none of them loses the weights."""
+    file = newest(runs).with_name(newest(runs).name.replace(".pth.tar", ".curves"))
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    assert "its digest does not match" in bad(command, runs)
+    file.unlink()
+    assert f"{file.name} is missing, though its manifest is there" in bad(command, runs)
+    listed = command("ls", runs / "plan-a", "--json")["list"][-1]
+    assert (listed["status"], listed["problem"]) == ("broken", "its file of curves is missing")
+    assert command("show", runs / "plan-a", "latest", "--json")["curves"]["name"] == file.name
+    command("export", runs / "plan-a", "latest", runs / "weights.pth")
+    assert "weight" in torch.load(runs / "weights.pth", weights_only=True)

@@ -1,4 +1,4 @@
-"""Curves are read out of a payload without its weights, and nothing in a payload is run."""
+"""Curves are read without weights, also out of payloads of format 1, of which nothing is run."""
 
 import logging
 import os
@@ -142,7 +142,7 @@ def test_a_record_of_another_shape_has_no_points(saved, tmp_path, drawer):
 
 def test_a_damaged_newest_one_gives_way_to_the_one_before(plans):
     models = plans / "plan-a/models"
-    newest = max(models.glob("g*.pth.tar"))
+    newest = max(models.glob("g*.curves"))
     newest.write_bytes(b"x" * newest.stat().st_size)
     drawn = Record.open(plans / "plan-a", now=0.0).drawn
     assert newest.name in drawn.problem

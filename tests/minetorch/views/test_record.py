@@ -83,3 +83,16 @@ def test_what_could_be_a_secret_is_not_among_the_settings(plans):
 )
 def test_names_are_as_short_as_tells_runs_apart(urls, short):
     assert labels(urls) == short
+
+
+def test_curves_are_read_without_any_payload(plans):
+    before = Record.open(plans / "plan-a", now=0.0).drawn
+    for payload in (plans / "plan-a" / "models").glob("g0*.pth.tar"):
+        payload.unlink()
+    after = Record.open(plans / "plan-a", now=0.0).drawn
+    assert after.manifest == before.manifest
+    assert {name: graph.points for name, graph in after.graphs.items()} == {
+        name: graph.points for name, graph in before.graphs.items()
+    }
+    assert list(after.history) == list(before.history)
+    assert after.history

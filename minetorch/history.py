@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from minetorch.checkpoint.schema import WrongKindError, check_start
+
 Ended = Literal["finished", "stopped early", "interrupted", "failed", "killed"]
 """Killed: it went without a word. Interrupted: by Ctrl-C. Stopped early: by a notice, a deadline, a hook."""
 
@@ -43,8 +45,9 @@ class Start:
     def from_dict(cls, values: Mapping[str, Any]) -> Start | None:
         """What `asdict` gave; None if it is something else."""
         try:
+            check_start(values)
             return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (KeyError, TypeError):
+        except (KeyError, WrongKindError):
             return None
 
 

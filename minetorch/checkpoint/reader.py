@@ -9,6 +9,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from minetorch.checkpoint.pickled import check_payload
+from minetorch.checkpoint.schema import WrongKindError, check_state
 from minetorch.checkpoint.seekable import SeekableReader
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
@@ -24,7 +26,7 @@ def decode(payload: bytes | memoryview, origin: str = "the checkpoint") -> dict[
 
     Raises:
         CheckpointMismatchError: it contains code, or is not a state dict.
-        CheckpointCorruptError: it cannot be read at all.
+        CheckpointCorruptError: it cannot be read at all, or a value in it is of the wrong kind.
     """
     return _decode(_MemoryFile(payload), origin, "cpu")
 
@@ -57,6 +59,7 @@ def _decode(file: io.RawIOBase | BinaryIO, origin: str, device: str) -> dict[str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of odd pickle protocols in files that it then refuses
+            check_payload(file)  # type: ignore[arg-type]
             state = torch.load(file, map_location=device, weights_only=True)  # type: ignore[arg-type]
     except StorageError:
         raise
@@ -64,6 +67,10 @@ def _decode(file: io.RawIOBase | BinaryIO, origin: str, device: str) -> dict[str
         raise _undecodable(err, origin) from None
     if not isinstance(state, dict):
         raise CheckpointMismatchError(f"{origin} holds a {type(state).__name__}, not a state dict")
+    try:
+        check_state(state)
+    except WrongKindError as err:
+        raise CheckpointCorruptError(f"{origin} cannot be read as a checkpoint: {err}") from None
     return state
 
 

@@ -10,7 +10,7 @@ from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
 from minetorch.checkpoint.reader import decode
 from minetorch.checkpoint.restoring import read_state
 from minetorch.checkpoint.verification import read_verified
-from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
+from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, visible
 
 if TYPE_CHECKING:
     import logging
@@ -96,7 +96,7 @@ class Finder:
                 "%s holds %s, but no checkpoint that was finished: training starts from scratch. To load a file "
                 "all the same, give resume= its name.",
                 catalogue.place,
-                ", ".join(catalogue.uncommitted[:3]),
+                visible(", ".join(catalogue.uncommitted[:3])),
             )
         return None
 

@@ -20,13 +20,12 @@ _PARTS_PER_OPCODE = 20
 """What torch writes needs about 3: the parts of each tensor are looked at when it is made."""
 _PARTS_FREE = 100_000
 
-_LEAVES = frozenset(
-    "NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINSTRING GLOBAL".split()
-)
-_EMPTY = frozenset("EMPTY_TUPLE EMPTY_LIST EMPTY_DICT EMPTY_SET".split())
+_NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"})
+_LEAVES = _NUMBERS | {"NONE", "NEWTRUE", "NEWFALSE", "BINUNICODE", "SHORT_BINSTRING", "GLOBAL"}
+_EMPTY = frozenset({"EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _ENCODINGS = ("latin1", "utf-8")
-"""Pickles store bytes as text in the first. Some others of Python's encodings take a time that grows with the square."""
+"""Pickles store bytes as text in the first. Others of Python's encodings take a time that grows with the square."""
 
 
 class TooMuchWorkError(ValueError):

@@ -91,7 +91,7 @@ def _figure(value: Any, place: str) -> None:
 
 
 def _curve(value: Any, place: str) -> None:
-    shape = getattr(value, "shape", ())
+    shape = tuple(getattr(value, "shape", ()))
     if len(shape) != 2 or shape[0] != 2:
         _refuse(value, place, "a tensor of shape (2, points)")
 

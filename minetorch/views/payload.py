@@ -11,7 +11,7 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -129,7 +129,10 @@ class Payload:
         """
         self._origin = store.url_of(manifest.payload)
         try:
-            self._archive = zipfile.ZipFile(SeekableFile(store, manifest.payload))
+            file = SeekableFile(store, manifest.payload)
+            file.seek(-1, SEEK_END)
+            file.read(1)  # zipfile would take an error of the storage there for "no archive"
+            self._archive = zipfile.ZipFile(file)
             self._folder, pickled = read_pickle(self._archive)
             check_pickle(BytesIO(pickled))
             state = _Unpickler(BytesIO(pickled)).load()

@@ -297,7 +297,7 @@ class Trainer(TrainerState):
         self._ended: Ended | None = None
         check_folders(store)
         # Up to here nothing was written, and no other worker was waited for.
-        self.world.connect()
+        self.world.connect(say=self.logger.warning)
         try:
             self._comparison.traits({"train_dataloader": self.train_dataloader, "val_dataloader": self.val_dataloader})
             self.backend = Backend(

@@ -71,6 +71,20 @@ class History:
         self.starts = tuple(filter(None, map(Start.from_dict, states)))
 
 
+def lost_text(start: Start) -> str:
+    """The steps that a start lost, for a table: "-" where there was nothing to lose, "?" where it is not known."""
+    if start.steps_lost is not None:
+        return f"{start.steps_lost:,}"
+    return "-" if start.generation == 1 else "?"
+
+
+def down_text(start: Start) -> str:
+    """How long a run was down before a start, for a table: "-" where it was not, "?" where it is not known."""
+    if start.generation == 1 or start.ended == "finished":
+        return "-"
+    return "?" if start.down_s is None else duration(start.down_s)
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: `4.2 s`, `12 min`, `5.0 h`, `3.0 d`."""
     for limit, unit, name in ((100.0, 1.0, "s"), (6000.0, 60.0, "min"), (172_800.0, 3600.0, "h")):

@@ -147,7 +147,8 @@ def test_every_reader_refuses_it(plan, readers, capsys):
         with suppress(CheckpointCorruptError):
             read()
         assert time.process_time() - began < 10, name
-        assert name in ("load", "resume", "watch") or "takes far longer" in "".join(capsys.readouterr()), name
+        if name in ("show", "verify", "export", "compare"):
+            assert "takes far longer than its length" in "".join(capsys.readouterr()), name
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from minetorch.checkpoint.plain import is_sharded
 from minetorch.data.checks import check_loader
 from minetorch.errors import ConfigurationError, in_brief
+from minetorch.other_trainers import instead_of_argument
 from minetorch.settings import Settings
 from minetorch.stateful import Stateful
 
@@ -28,6 +29,20 @@ def either(trival: bool, trivial: bool | None) -> bool:
     if trival and not trivial:
         raise ConfigurationError("trival=True and trivial=False are the same option with two values: give one of them.")
     return trivial
+
+
+def refuse_unknown(unknown: Mapping[str, object], constructor: Callable[..., None]) -> None:
+    """Refuse arguments that the constructor does not have.
+
+    Raises:
+        ConfigurationError: there are some; the message says what to give in the place of each.
+    """
+    if unknown:
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+        first, *others = ((name, instead_of_argument(name, known)) for name in unknown)
+        rest = "".join(f" There is no argument {name!r} either{instead}" for name, instead in others)
+        raise ConfigurationError(f"The Trainer has no argument {first[0]!r}{first[1]}{rest}")
 
 
 def check_place(alchemistic_directory: Any, storage_options: Any) -> None:

@@ -26,12 +26,16 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Iterable
 
 
 class MinetorchError(Exception):
     """The root of the tree above."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())  # much of it may come from the files of a run that somebody else made
 
 
 class ConfigurationError(MinetorchError, ValueError):
@@ -111,6 +115,18 @@ class StoppedEarly(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(os.EX_TEMPFAIL)
+
+
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters other than tab and newline, and the characters that change the direction of text."""
+
+
+def visible(text: str) -> str:
+    r"""Text with something from a file in it, for a terminal: control characters become escapes such as `\u001b`.
+
+    A terminal would follow them: they set its title, clear it, or show text in another order than it is stored in.
+    """
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 _SHORT = reprlib.Repr()

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from minetorch.checkpoint.schema import WrongKindError, check_start
+
 Ended = Literal["finished", "stopped early", "interrupted", "failed", "killed"]
 """Killed: it went without a word. Interrupted: by Ctrl-C. Stopped early: by a notice, a deadline, a hook."""
 
@@ -43,8 +45,9 @@ class Start:
     def from_dict(cls, values: Mapping[str, Any]) -> Start | None:
         """What `asdict` gave; None if it is something else."""
         try:
+            check_start(values)
             return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (KeyError, TypeError):
+        except (KeyError, WrongKindError):
             return None
 
 
@@ -66,6 +69,20 @@ class History:
     def load_state_dict(self, states: Iterable[Mapping[str, Any]]) -> None:
         """Take over what `state_dict` returned."""
         self.starts = tuple(filter(None, map(Start.from_dict, states)))
+
+
+def lost_text(start: Start) -> str:
+    """The steps that a start lost, for a table: "-" where there was nothing to lose, "?" where it is not known."""
+    if start.steps_lost is not None:
+        return f"{start.steps_lost:,}"
+    return "-" if start.generation == 1 else "?"
+
+
+def down_text(start: Start) -> str:
+    """How long a run was down before a start, for a table: "-" where it was not, "?" where it is not known."""
+    if start.generation == 1 or start.ended == "finished":
+        return "-"
+    return "?" if start.down_s is None else duration(start.down_s)
 
 
 def duration(seconds: float) -> str:

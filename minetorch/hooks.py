@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from minetorch.errors import ConfigurationError, in_brief, unknown_name
+from minetorch.errors import ConfigurationError, in_brief
 from minetorch.heartbeat import Heartbeat, Phase
+from minetorch.other_trainers import instead_of_hook_point, ours
 
 if TYPE_CHECKING:
     from minetorch.state import TrainerState
@@ -75,7 +76,9 @@ class Hooks:
             ConfigurationError: no such point, not a function, or it declares what the point does not have.
         """
         if point not in HOOK_POINTS:
-            raise ConfigurationError(unknown_name("hook point", point, HOOK_POINTS))
+            raise ConfigurationError(
+                f"There is no hook point {in_brief(point)}{instead_of_hook_point(str(point), HOOK_POINTS)}"
+            )
         if not callable(function):
             raise ConfigurationError(
                 f"The hook for {point!r} must be a function or a list of functions; {in_brief(function)} was given."
@@ -105,12 +108,16 @@ class Hooks:
         name = type(plugin).__name__
         for method in dir(plugin):
             if method.startswith(("before_", "after_")) and method not in HOOK_POINTS:
-                raise ConfigurationError(f"Plugin {name}: " + unknown_name("hook point", method, HOOK_POINTS))
+                raise ConfigurationError(
+                    f"Plugin {name}: There is no hook point {method!r}{instead_of_hook_point(method, HOOK_POINTS)}"
+                )
         points = [point for point in HOOK_POINTS if callable(getattr(plugin, point, None))]
         if not points:
+            similar = {method: point for method in dir(plugin) if (point := ours(method)) is not None}
+            renamed = "; ".join(f"rename {method} to {point}" for method, point in similar.items())
             raise ConfigurationError(
-                f"Plugin {in_brief(plugin)} has no method named as a hook point, so it would never be called. "
-                f"The hook points are {', '.join(HOOK_POINTS)}."
+                f"Plugin {in_brief(plugin)} has no method named as a hook point, so it would never be called"
+                f"{renamed and f': {renamed}'}. The hook points are {', '.join(HOOK_POINTS)}."
             )
         for point in points:
             self.add(point, getattr(plugin, point), f"{name}.{point}")

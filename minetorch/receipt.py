@@ -69,7 +69,7 @@ def describe(start: Start, past: Past) -> str:
     parts = [_lost(start, past)]
     if past.ended is not None:
         parts.append(f"the start before {_PAST[past.ended]}")
-    if start.down_s is not None:
+    if start.down_s is not None and past.ended != "finished":
         parts.append(f"down for {duration(start.down_s)}")
     if start.checkpoint is not None:
         parts.append(f"loaded in {start.load_s:.2f} s")

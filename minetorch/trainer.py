@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from itertools import islice, repeat
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -135,6 +135,7 @@ class Trainer(TrainerState):
         storage_options: Mapping[str, Any] | None = None,
         if_running: Literal["refuse", "wait", "replace"] = "refuse",
         ledger: bool = False,
+        **unknown: NoReturn,
     ) -> None:
         """Join the other workers, place the model, and resume.
 
@@ -192,6 +193,7 @@ class Trainer(TrainerState):
             if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
                 "replace": take the run over, and the other stops.
             ledger: write down which samples each step has trained on, for `minetorch.ledger` to read.
+            unknown: none is allowed; the error says what to give in its place.
 
         Raises:
             ConfigurationError: an argument is wrong; nothing was written.
@@ -199,6 +201,7 @@ class Trainer(TrainerState):
             StorageError: the storage cannot be used.
             StoppedEarly: a signal asked the process to end, as in `train`.
         """
+        arguments.refuse_unknown(unknown, Trainer.__init__)
         self._heartbeat = Heartbeat.from_environ(os.environ)
         self._heartbeat.begin()
         self.settings = Settings(
@@ -297,7 +300,7 @@ class Trainer(TrainerState):
         self._ended: Ended | None = None
         check_folders(store)
         # Up to here nothing was written, and no other worker was waited for.
-        self.world.connect()
+        self.world.connect(say=self.logger.warning)
         try:
             self._comparison.traits({"train_dataloader": self.train_dataloader, "val_dataloader": self.val_dataloader})
             self.backend = Backend(

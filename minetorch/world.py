@@ -10,9 +10,10 @@ import atexit
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, overload
@@ -35,6 +36,11 @@ REDUCE_OPS: dict[str, dist.ReduceOp.RedOpType] = {
     "max": dist.ReduceOp.MAX,
 }
 
+LATE_S = 10.0
+"""Seconds after which the first worker of each node says that it waits for others; the other workers take longer."""
+
+_AGAIN_S = 60.0
+
 _MOST_DIGITS = 18
 
 
@@ -54,6 +60,8 @@ class World:
     """Where this worker computes."""
     rendezvous: Mapping[str, str] = field(default_factory=dict)
     """Variables that torch.distributed needs and the environment lacks (filled in from SLURM's)."""
+    source: str = ""
+    """Where the number of workers comes from, and how to run one worker alone: a sentence for messages."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> World:
@@ -62,7 +70,9 @@ class World:
         Raises:
             ConfigurationError: a variable is missing or senseless, or there are more workers than GPUs.
         """
-        variables = _from_torchrun(environ) or _from_slurm(environ) or {}
+        variables = None if _is_rank_of_step(environ) else _from_torchrun(environ)
+        source = _source(environ, is_step=variables is None)
+        variables = variables or _from_slurm(environ) or {}
         rank = _integer(variables, "RANK", 0)
         size = _integer(variables, "WORLD_SIZE", 1)
         local_rank = _integer(variables, "LOCAL_RANK", rank)
@@ -78,7 +88,7 @@ class World:
             raise ConfigurationError(f"MASTER_PORT={variables['MASTER_PORT']} is no port: it must be 1 to 65535.")
         device = _device(environ.get("MINETORCH_DEVICE", "auto"), local_rank)
         added = {name: value for name, value in variables.items() if name not in environ}
-        return cls(rank, size, local_rank, local_size, device, added)
+        return cls(rank, size, local_rank, local_size, device, added, source if size > 1 else "")
 
     @property
     def is_main(self) -> bool:
@@ -91,8 +101,12 @@ class World:
         rank = f", rank {self.rank} of {self.size}" if self.size > 1 else ""
         return f"{self.device}{name}{rank}"
 
-    def connect(self, timeout: timedelta | None = None) -> None:
+    def connect(self, timeout: timedelta | None = None, say: Callable[[str], object] = lambda line: None) -> None:
         """Join the other workers; returns when all are there. Does nothing in a world of one, or when joined.
+
+        Args:
+            timeout: of every collective and of this call; torch's default (30 minutes for gloo) where it is None.
+            say: takes a line for people after `LATE_S` seconds of waiting, and then every minute.
 
         Raises:
             ConfigurationError: a process group is there already, of another size than this world, or one that cannot
@@ -112,7 +126,11 @@ class World:
             return
         os.environ.update(self.rendezvous)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        with _said_if_late(
+            say, f"Rank {self.rank} of {self.size} waits for other ranks at {place}. {self.source}", self
+        ):
+            dist.init_process_group(backend, timeout=timeout)
         atexit.register(_leave, self.device.type)
 
     def _check_group(self, config: str) -> None:
@@ -288,6 +306,26 @@ class _NoCollectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _said_if_late(say: Callable[[str], object], line: str, world: World) -> Iterator[None]:
+    """Say the line if the block takes long, and again every minute."""
+    done = threading.Event()
+
+    def watch() -> None:
+        wait_s = LATE_S if world.local_rank == 0 else _AGAIN_S
+        while not done.wait(wait_s):
+            say(line)
+            wait_s = _AGAIN_S
+
+    thread = threading.Thread(target=watch, name="minetorch-late", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def _leave(device_type: str) -> None:
     """Take the process group down while Python is still whole.
 
@@ -299,6 +337,36 @@ def _leave(device_type: str) -> None:
         dist.destroy_process_group()
 
 
+def _is_step(environ: Mapping[str, str]) -> bool:
+    """Whether this is a task of an `srun` step. A batch script itself is no such task: it has no step."""
+    return "SLURM_STEP_ID" in environ and "SLURM_STEP_NUM_TASKS" in environ
+
+
+def _is_rank_of_step(environ: Mapping[str, str]) -> bool:
+    """Whether the rank is left to the step, by a script that sets WORLD_SIZE and MASTER_ADDR for `srun`."""
+    return (
+        "RANK" not in environ
+        and _is_step(environ)
+        and environ.get("WORLD_SIZE") in (None, environ["SLURM_STEP_NUM_TASKS"])
+    )
+
+
+def _source(environ: Mapping[str, str], *, is_step: bool) -> str:
+    if is_step and _is_step(environ):
+        step = f"{environ.get('SLURM_JOB_ID', '?')}.{environ['SLURM_STEP_ID']}"
+        return (
+            f"The number comes from SLURM_STEP_NUM_TASKS={environ['SLURM_STEP_NUM_TASKS']} of the step {step}. If this "
+            "is an interactive shell, unset SLURM_STEP_ID and WORLD_SIZE to run one worker."
+        )
+    size = environ.get("WORLD_SIZE", "")
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return f"The number comes from WORLD_SIZE={size}, which the launcher sets."
+    return (
+        f"The number comes from WORLD_SIZE={size}. If nothing starts the others, use `minetorch-launch`, or unset RANK "
+        "and WORLD_SIZE to run one worker."
+    )
+
+
 def _from_torchrun(environ: Mapping[str, str]) -> dict[str, str] | None:
     if "WORLD_SIZE" not in environ and "RANK" not in environ:
         return None
@@ -308,6 +376,12 @@ def _from_torchrun(environ: Mapping[str, str]) -> dict[str, str] | None:
         missing = [name for name in missing if name == "RANK"]
     if missing:
         given = [name for name in names if name in environ]
+        if _is_step(environ):
+            raise ConfigurationError(
+                f"{', '.join(given)} set, but not {', '.join(missing)}; this SLURM step has "
+                f"{environ['SLURM_STEP_NUM_TASKS']} tasks. Unset {', '.join(given)}: `srun python train.py` takes all "
+                "of them from the step."
+            )
         raise ConfigurationError(
             f"{', '.join(given)} set, but not {', '.join(missing)}. Start the script with `minetorch-launch` or "
             "`torchrun`, which set all of them, or unset them all to run one worker."
@@ -317,8 +391,8 @@ def _from_torchrun(environ: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _from_slurm(environ: Mapping[str, str]) -> dict[str, str] | None:
-    """The place of a task of an `srun` step. A batch script itself is no such task: it has no step."""
-    if "SLURM_STEP_ID" not in environ or _integer(environ, "SLURM_STEP_NUM_TASKS", 1) == 1:
+    """The place of a task of an `srun` step."""
+    if not _is_step(environ) or _integer(environ, "SLURM_STEP_NUM_TASKS", 1) == 1:
         return None
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
     job = _integer(environ, "SLURM_JOB_ID", 0)

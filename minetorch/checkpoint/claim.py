@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minetorch.checkpoint.names import CheckpointName
+from minetorch.errors import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -157,7 +158,7 @@ class Claim:
     def describe(self) -> str:
         """Who it is, for messages."""
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.claimed))
-        return f"process {self.process.pid} on {self.process.host}, since {since}"
+        return f"process {self.process.pid} on {visible(self.process.host)}, since {since}"
 
 
 def standing(claim: Claim, mine: Process, launch: Launch, started_here: str | None) -> Standing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,14 @@ import torch
 from minetorch.checkpoint.reader import decode_skeleton
 from minetorch.checkpoint.streaming import SeekableFile
 from minetorch.checkpoint.verification import missing
+from minetorch.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
     from minetorch.checkpoint.manifest import Manifest
     from minetorch.checkpoint.store import Store
+
+DEEPEST = 100
+"""Containers within one another that are looked into."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,33 @@ def read_contents(store: Store, manifest: Manifest) -> dict[str, list[TensorInfo
     except FileNotFoundError:
         raise missing(origin) from None
     state = decode_skeleton(file, origin)
-    return {str(key): list(_tensors(value, (str(key),))) for key, value in state.items()}
+    walk = _Walk(origin)
+    return {str(key): list(walk.tensors(value, (str(key),))) for key, value in state.items()}
 
 
-def _tensors(value: Any, path: tuple[str, ...]) -> Iterator[TensorInfo]:
-    if isinstance(value, torch.Tensor):
-        dtype = str(value.dtype).removeprefix("torch.")
-        yield TensorInfo(path, tuple(value.shape), dtype, value.numel() * value.element_size())
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(item, (*path, str(key)))
-    elif isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-        for index, item in enumerate(value):
-            yield from _tensors(item, (*path, str(index)))
+class _Walk:
+    """One walk over a state. A container that stands in several places is walked in the first alone."""
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._seen: set[int] = set()
+
+    def tensors(self, value: Any, path: tuple[str, ...]) -> Iterator[TensorInfo]:
+        if isinstance(value, torch.Tensor):
+            dtype = str(value.dtype).removeprefix("torch.")
+            yield TensorInfo(path, tuple(value.shape), dtype, value.numel() * value.element_size())
+            return
+        parts: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, Mapping):
+            parts = value.items()
+        elif isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+            parts = enumerate(value)
+        if id(value) in self._seen or not parts:
+            return
+        if len(path) > DEEPEST:
+            raise CheckpointCorruptError(
+                f"{self._origin} cannot be read as a checkpoint: its {path[0]} has more than {DEEPEST} levels"
+            )
+        self._seen.add(id(value))
+        for key, part in parts:
+            yield from self.tensors(part, (*path, str(key)))

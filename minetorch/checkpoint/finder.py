@@ -9,7 +9,7 @@ from minetorch.checkpoint.catalogue import Catalogue
 from minetorch.checkpoint.names import CheckpointName, Wanted, parse_resume
 from minetorch.checkpoint.reader import decode
 from minetorch.checkpoint.restoring import add_curves, read_state
-from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError
+from minetorch.errors import CheckpointCorruptError, CheckpointError, CheckpointMismatchError, visible
 
 if TYPE_CHECKING:
     import logging
@@ -89,7 +89,7 @@ class Finder:
                 "%s holds %s, but no checkpoint that was finished: training starts from scratch. To load a file "
                 "all the same, give resume= its name.",
                 catalogue.place,
-                ", ".join(catalogue.uncommitted[:3]),
+                visible(", ".join(catalogue.uncommitted[:3])),
             )
         return None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from minetorch.checkpoint.catalogue import name_table
 from minetorch.checkpoint.names import PAYLOAD_SUFFIX, CheckpointName
-from minetorch.errors import StorageError
+from minetorch.errors import StorageError, visible
 
 if TYPE_CHECKING:
     import logging
@@ -52,5 +52,5 @@ def _attempt(logger: logging.Logger, store: Store, link: str, action: Callable[[
     try:
         action()
     except StorageError as err:
-        words = err.__cause__ or err
-        logger.warning("could not update the link %s: %s (the checkpoints are not affected)", store.url_of(link), words)
+        place, words = visible(store.url_of(link)), err.__cause__ or err
+        logger.warning("could not update the link %s: %s (the checkpoints are not affected)", place, words)

@@ -9,7 +9,9 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from minetorch.checkpoint.pickled import check_payload
 from minetorch.checkpoint.plain import sharded_entry
+from minetorch.checkpoint.schema import WrongKindError, check_state
 from minetorch.checkpoint.seekable import SeekableReader
 from minetorch.errors import CheckpointCorruptError, CheckpointMismatchError, StorageError
 
@@ -25,7 +27,7 @@ def decode(payload: bytes | memoryview, origin: str = "the checkpoint") -> dict[
 
     Raises:
         CheckpointMismatchError: it contains code, or is not a state dict.
-        CheckpointCorruptError: it cannot be read at all.
+        CheckpointCorruptError: it cannot be read at all, or a value in it is of the wrong kind.
     """
     return _decode(_MemoryFile(payload), origin, "cpu")
 
@@ -58,6 +60,7 @@ def _decode(file: io.RawIOBase | BinaryIO, origin: str, device: str) -> dict[str
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of odd pickle protocols in files that it then refuses
+            check_payload(file)  # type: ignore[arg-type]
             state = torch.load(file, map_location=device, weights_only=True)  # type: ignore[arg-type]
     except StorageError:
         raise
@@ -68,6 +71,10 @@ def _decode(file: io.RawIOBase | BinaryIO, origin: str, device: str) -> dict[str
     sharded = sharded_entry(state)
     if sharded is not None:
         raise _sharded(origin, sharded)
+    try:
+        check_state(state)
+    except WrongKindError as err:
+        raise CheckpointCorruptError(f"{origin} cannot be read as a checkpoint: {err}") from None
     return state
 
 

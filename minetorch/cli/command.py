@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from minetorch.cli import compare, cp, export, ls, prove, prune, report, show, verify, watch
+from minetorch.cli.output import warn
 from minetorch.errors import ConfigurationError, MinetorchError, in_one_line
 from minetorch.version import __version__
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(err: MinetorchError, code: int) -> int:
-    sys.stderr.write(f"minetorch: error: {err}\n")
+    warn(f"error: {err}")
     return code
 
 

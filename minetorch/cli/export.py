@@ -54,7 +54,12 @@ def run(given: argparse.Namespace) -> int:
     found, manifest, state = _read(given)
     weights = state if given.all else _weights(state, manifest)
     data = None if library is None else _as_safetensors(library, weights, manifest)
-    size = _write(out, weights, data)
+    try:
+        size = _write(out, weights, data)
+    except RecursionError:  # of pickle
+        raise CheckpointMismatchError(
+            f"{manifest.payload} cannot be exported whole: its values are nested too deeply; leave out --all"
+        ) from None
     if given.json:
         facts = {"run": found.name, "name": manifest.name, "out": str(out), "size": size, "keys": list(weights)}
         write_json({**facts, "epoch": manifest.epoch, "step": manifest.step})

@@ -1,4 +1,7 @@
-"""What commands print: tables, sizes and ages for people, JSON for programs. Pure but for `write` and `write_json`."""
+"""What commands print: tables, sizes and ages for people, JSON for programs. Pure but for `write*` and `warn`.
+
+All text of a command goes through `write` and `warn`, which escape the control characters in it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import json
 import math
 import sys
 from typing import TYPE_CHECKING, Any
+
+from minetorch.errors import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,23 +21,24 @@ _AGES = ((86_400 * 2, 86_400, "d"), (3_600 * 2, 3_600, "h"), (120, 60, "min"), (
 
 def write(text: str) -> None:
     """Print a line, or several."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{visible(text)}\n")
     sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """Print a line where it is not taken for the result."""
-    sys.stderr.write(f"minetorch: {text}\n")
+    sys.stderr.write(f"minetorch: {visible(text)}\n")
 
 
 def write_json(value: Any) -> None:
     """Print strict JSON; NaN and infinities are the strings "nan", "inf" and "-inf"."""
-    write(json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False))
+    write(json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False))  # its escapes are JSON's, too
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Columns as wide as they must be, two spaces between them; numbers stand to the right."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[str(cell).replace("\n", "\\n").replace("\t", "\\t") for cell in row] for row in rows]
+    texts = [[visible(cell) for cell in row] for row in texts]  # before they are measured
     widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
     right = [bool(rows) and all(isinstance(row[at], int) for row in rows) for at in range(len(headings))]
     lines = []

@@ -11,7 +11,7 @@ from minetorch.cli.facts import best_of, checkpoint_facts, rule_of, run_facts
 from minetorch.cli.ls import checkpoint_table
 from minetorch.cli.options import add_common, add_run, storage_options
 from minetorch.cli.output import age, bytes_text, metrics_text, plural, table, write, write_json
-from minetorch.history import Start, duration
+from minetorch.history import Start, down_text, lost_text
 
 if TYPE_CHECKING:
     import argparse
@@ -121,8 +121,8 @@ def _start_rows(writers: Sequence[dict[str, Any]], now: float) -> list[list[obje
             start.host,
             start.world_size,
             "scratch" if start.checkpoint is None else f"step {start.step}",
-            "?" if start.steps_lost is None else start.steps_lost,
-            "?" if start.down_s is None else duration(start.down_s),
+            lost_text(start),
+            down_text(start),
             how or "-",
         ]
         for how, start in starts

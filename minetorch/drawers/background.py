@@ -6,7 +6,7 @@ import atexit
 import threading
 import time
 from abc import abstractmethod
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from minetorch.drawers.curves import Curves, Mark
@@ -63,6 +63,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._asked = False
         self._closing = False
+        self._given_up = False
+        self._uninterrupted = threading.Lock()
         self._error: Exception | None = None
 
     @property
@@ -91,7 +93,8 @@ class Worker:
         """Have the job done a last time if there is need, end the thread, and raise what that raised.
 
         Raises:
-            TimeoutError: it was not done after `patience_s` seconds; it is left to itself.
+            TimeoutError: it was not done after `patience_s` seconds; what it does outside of `uninterrupted` is left
+                to itself.
         """
         if self._asked:
             self.ask()  # what the last finish failed at
@@ -105,11 +108,29 @@ class Worker:
             self._lock.notify_all()
         thread.join(patience_s)
         if thread.is_alive():
+            self._given_up = True
+            with self._uninterrupted:
+                pass
             raise TimeoutError(f"it was not done after {patience_s:.0f} s; what is left is not drawn")
         self.raise_error()
 
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """A context for a short piece of the job that runs C++ code, which `finish` waits for, however long it takes.
+
+        Python stops a daemon thread at the interpreter's end where it next takes the interpreter's lock. Where that is
+        inside C++ code, the process is aborted (SIGABRT), though all work is done.
+
+        Raises:
+            TimeoutError: `finish` waits no longer: nothing new may begin.
+        """
+        with self._uninterrupted:
+            if self._given_up:
+                raise TimeoutError("the time for the last drawings is over")
+            yield
+
     def _start(self) -> None:
-        self._closing = False
+        self._closing = self._given_up = False
         self._thread = threading.Thread(target=self._run, name="minetorch-drawer", daemon=True)
         self._thread.start()
         # A daemon, so that a script that forgets to close can end.

@@ -105,6 +105,12 @@ class MatplotlibDrawer(BackgroundDrawer):
         """Draw the last state, and end the thread and the process."""
         try:
             super().close()
+        except TimeoutError:
+            left, graphs = len(self._changed()), len(self._drawn.keys() | {*self._record})
+            raise TimeoutError(
+                f"{left} of {graphs} pictures do not show the last state, since there was no time left after "
+                f"{self.patience_s:.0f} s"
+            ) from None
         finally:
             self._painter.close()
 
@@ -155,9 +161,10 @@ class MatplotlibDrawer(BackgroundDrawer):
         if not (self._worker.is_closing or self._is_loaded):
             self._must_load = True
             raise PainterLostError("no process can be had that paints; this one will")
-        from minetorch.drawers.picture import paint
+        with self._worker.uninterrupted():
+            from minetorch.drawers.picture import paint
 
-        return paint(graph, curves, **options)
+            return paint(graph, curves, **options)
 
     def _write(self, name: str, data: bytes) -> None:
         assert self._store is not None, "bind comes before anything else"

@@ -50,6 +50,31 @@ class ViewHandler(ConsoleHandler):
         self._view.line(level, line)
 
 
+class WarningsUpwards(logging.Handler):
+    """Hands warnings and errors to the handlers of a logger, where their rank's other lines go to its file alone."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logging.WARNING)
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a record on. Without handlers there, Python would print it in its own way."""
+        if self._logger.hasHandlers():
+            self._logger.handle(record)
+
+
+def is_shown_elsewhere(logger: logging.Logger, level: int) -> bool:
+    """Whether a handler of the user's, such as `logging.basicConfig` makes, writes such a line to the console."""
+    consoles = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    above: logging.Logger | None = logger.parent
+    while above is not None:
+        for handler in above.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in consoles and handler.level <= level:
+                return True
+        above = above.parent if above.propagate else None
+    return False
+
+
 def _above_bars(stream: TextIO) -> AbstractContextManager[object]:
     """Takes the progress bars off the screen for a moment; without one, tqdm is not even imported."""
     tqdm: Any = getattr(sys.modules.get("tqdm"), "tqdm", None)

@@ -1,16 +1,17 @@
 """The logger of one rank of a run, with its outputs.
 
-Each Trainer has a logger of its own, which belongs to no tree: nothing here configures the root
-logger, and a user's own logging configuration changes nothing here.
+Each Trainer has a logger of its own below `logging.getLogger("minetorch")`, so that a user's levels and handlers apply
+to it. Nothing is configured before a Trainer is made, and never the root logger.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
 from minetorch.errors import ConfigurationError, in_brief
-from minetorch.log.console import ConsoleHandler, ViewHandler
+from minetorch.log.console import ConsoleHandler, ViewHandler, WarningsUpwards, is_shown_elsewhere
 from minetorch.log.files import FileHandler, LocalFileHandler, LogStore
 from minetorch.log.mark import Mark, ended_line
 from minetorch.log.remote import RemoteFileHandler
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from minetorch.inline.view import View
 
 LOGGING_FORMAT = "%(levelname)s %(asctime)s %(message)s"
+
+_COUNT = itertools.count(1)
 
 
 class RunLog:
@@ -63,8 +66,7 @@ class RunLog:
             ConfigurationError: `logging_format` is not such a format.
         """
         formatter = _formatter(logging_format)
-        self.logger = logging.Logger("minetorch", logging.INFO)
-        self.logger.propagate = False
+        self.logger = _own_logger()
         console = ConsoleHandler(to_stdout=in_notebook) if view is None else ViewHandler(view)
         self._shared: SharedWarnings | None = None
         self._pythons: PythonsWarnings | None = None
@@ -72,13 +74,20 @@ class RunLog:
         file_kind = LocalFileHandler if store.is_local else RemoteFileHandler
         self._file: FileHandler = file_kind(store, rank=rank, append=append, console=console)
         self._file.held = [] if held else None
+        if view is None:
+            console.addFilter(lambda record: not is_shown_elsewhere(self.logger, record.levelno))
         handlers: list[logging.Handler] = [self._file]
         if rank == 0:
             handlers.insert(0, console)
+        else:
+            self.logger.propagate = False
+            self.logger.addHandler(WarningsUpwards(self.logger.parent or logging.getLogger()))
         if world_size > 1 or rank > 0:
             if rank == 0:
                 console.addFilter(lambda record: record.levelno < logging.WARNING)
             self._shared = SharedWarnings(console, rank=rank, size=world_size, tally=torchs_store)
+            if view is None:
+                self._shared.addFilter(lambda record: not is_shown_elsewhere(self.logger, record.levelno))
             self._pythons = PythonsWarnings(self.logger)
             handlers.append(self._shared)
         console.setFormatter(formatter)
@@ -98,7 +107,8 @@ class RunLog:
             lines, where = self._file.heal(*self._mark, guard)
             self._mark = None
             if lines:
-                self.logger.info("%d lines on work that is done anew are now in %s.", lines, where)
+                what = "1 line" if lines == 1 else f"{lines} lines"
+                self.logger.info("Moved %s, logged after this checkpoint was saved, to %s.", what, where)
         self._file.begin(guard)
 
     def heal(self, place: object, step: int) -> None:
@@ -141,6 +151,14 @@ class RunLog:
         if self._shared is not None:
             self._shared.close()
         self._file.close()
+
+
+def _own_logger() -> logging.Logger:
+    """A logger that no other Trainer of this process has; its level is that of "minetorch", INFO if nobody set it."""
+    tree = logging.getLogger("minetorch")
+    if tree.level == logging.NOTSET:
+        tree.setLevel(logging.INFO)
+    return tree.getChild(f"run.{next(_COUNT)}")
 
 
 def _formatter(logging_format: str) -> logging.Formatter:

@@ -11,11 +11,13 @@ import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from minetorch.checkpoint.pickled import check_pickle, read_pickle
+from minetorch.checkpoint.schema import WrongKindError, check_state
 from minetorch.checkpoint.streaming import SeekableFile
 from minetorch.errors import CheckpointCorruptError, StorageError
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from minetorch.checkpoint.store import Store
 
 _DTYPES = {"DoubleStorage": "<f8", "FloatStorage": "<f4", "LongStorage": "<i8", "IntStorage": "<i4"}
-_MOST_PICKLED = 256 << 20
 
 
 class _Husk:
@@ -128,18 +129,23 @@ class Payload:
         """
         self._origin = store.url_of(manifest.payload)
         try:
-            self._archive = zipfile.ZipFile(SeekableFile(store, manifest.payload))
-            names = [info for info in self._archive.infolist() if info.filename.endswith("/data.pkl")]
-            if len(names) != 1 or names[0].file_size > _MOST_PICKLED:
-                raise ValueError("it is no archive of torch.save")
-            self._folder = names[0].filename.removesuffix("data.pkl")
-            state = _Unpickler(BytesIO(self._archive.read(names[0]))).load()
+            file = SeekableFile(store, manifest.payload)
+            file.seek(-1, SEEK_END)
+            file.read(1)  # zipfile would take an error of the storage there for "no archive"
+            self._archive = zipfile.ZipFile(file)
+            self._folder, pickled = read_pickle(self._archive)
+            check_pickle(BytesIO(pickled))
+            state = _Unpickler(BytesIO(pickled)).load()
         except StorageError:
             raise
         except Exception as err:  # garbage fails in any way
             raise self._unreadable(err) from None
         if not isinstance(state, dict):
             raise self._unreadable("it holds no state dict")
+        try:
+            check_state(state)
+        except WrongKindError as err:
+            raise self._unreadable(err) from None
         self.state = state
 
     def array(self, tensor: StoredTensor) -> npt.NDArray[Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.names import BEST
 from minetorch.cli.facts import rule_of
 from minetorch.cli.output import bytes_text, metrics_text, plural
-from minetorch.history import duration
+from minetorch.history import down_text, duration, lost_text
 from minetorch.views.chart import make_chart
 from minetorch.views.page import render
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from minetorch.checkpoint.manifest import Manifest
     from minetorch.checkpoint.run import Item
-    from minetorch.history import Start
     from minetorch.views.record import Episode, Record
 
 
@@ -104,19 +103,12 @@ def _start_facts(episode: Episode) -> dict[str, Any]:
         "host": episode.host or "?",
         "workers": episode.world_size or "?",
         "origin": "?" if start is None else "scratch" if start.checkpoint is None else f"step {start.step:,}",
-        "lost": _lost(start),
-        "down": "-" if start is None or start.down_s is None else duration(start.down_s),
+        "lost": "?" if start is None else lost_text(start),
+        "down": "?" if start is None else down_text(start),
         "loaded": "-" if start is None or start.checkpoint is None else f"{start.load_s:.2f} s",
         "step": "?" if episode.last_step is None else f"{episode.last_step:,}",
         "state": episode.state,
     }
-
-
-def _lost(start: Start | None) -> str:
-    if start is not None and start.steps_lost is not None:
-        return f"{start.steps_lost:,}"
-    # The first start had nothing to lose.
-    return "-" if start is not None and start.generation == 1 else "?"
 
 
 def _checkpoints(items: Sequence[Item]) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import ipaddress
 import socket
 import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,7 +24,7 @@ from werkzeug.wrappers import Request, Response
 from minetorch.checkpoint.run import MODELS, Run, find_runs
 from minetorch.cli.facts import best_of, rule_of
 from minetorch.cli.output import bytes_text
-from minetorch.errors import ConfigurationError, MinetorchError
+from minetorch.errors import ConfigurationError, MinetorchError, StorageError
 from minetorch.views.page import policy, render
 from minetorch.views.record import Drawn, Record
 from minetorch.views.report import render_run
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
     from minetorch.checkpoint.store import Store
-    from minetorch.errors import StorageError
 
 LOCAL_S = 2.0
 """Seconds from one look at a local folder to the next, and from one question of a page to the next."""
 REMOTE_S = 10.0
 """The same of an object store, which charges for each request."""
+
+PATIENCE_S = 20.0
+"""Seconds for which a page waits for the curves of its run."""
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -54,17 +58,21 @@ def is_loopback(host: str) -> bool:
 class Watched:
     """The runs of a storage, looked at no more often than is fair to it, however many pages ask."""
 
-    def __init__(self, store: Store, depth: int, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: Store, depth: int, *, clock: Callable[[], float] = time.time, patience_s: float = PATIENCE_S
+    ) -> None:
         self.place = store.url
         self.every_s = LOCAL_S if store.is_local else REMOTE_S
         self._store = store
         self._depth = depth
         self._clock = clock
+        self._patience_s = patience_s
         self._looking = threading.Lock()
+        self._opening = threading.Lock()
         self._looked = -float("inf")
         self._runs: list[Record] = []
         self._problems: list[str] = []
-        self._drawn: dict[tuple[str, str], Drawn] = {}
+        self._drawn: dict[tuple[str, str], Future[Drawn]] = {}
 
     def look(self) -> tuple[list[Record], list[str]]:
         """The runs, and what could not be read; a lost storage leaves what was there, and says so."""
@@ -83,23 +91,50 @@ class Watched:
             return self._runs, self._problems
 
     def record(self, name: str) -> Record | None:
-        """The run of this name, with its curves; a payload is read once."""
+        """The run of this name, with its curves; a payload is read once.
+
+        No page waits for the payload of another run.
+
+        Raises:
+            StorageError: the payload cannot be read, or not within `patience_s`; reading continues then.
+        """
         record = next((record for record in self.look()[0] if record.name == name), None)
         if record is None:
             return None
         newest = record.newest
         key = (record.url, newest.name if newest is not None else "")
-        with self._looking:
-            if key in self._drawn:
-                record.__dict__["drawn"] = self._drawn[key]  # where cached_property keeps it
-            else:
+        with self._opening:
+            reading = self._drawn.get(key)
+            if reading is None or (reading.done() and reading.exception() is not None):
                 self._drawn = {known: drawn for known, drawn in self._drawn.items() if known[0] != record.url}
-                self._drawn[key] = record.drawn
+                reading = self._drawn[key] = _in_background(lambda: record.drawn)
+        try:
+            drawn = reading.result(self._patience_s)
+        except FutureTimeoutError:
+            raise StorageError(
+                f"{record.url}: the newest checkpoint is not read after {self._patience_s:.0f} s; reading continues, "
+                "so reload the page later"
+            ) from None
+        record.__dict__["drawn"] = drawn  # where cached_property keeps it
         return record
 
     def _place_of_runs(self) -> Store:
         parent = self._store.parent() if self._store.name == MODELS else None
         return parent if parent is not None else self._store
+
+
+def _in_background(read: Callable[[], Drawn]) -> Future[Drawn]:
+    """The outcome of `read`, on a thread that does not keep the server from ending."""
+    future: Future[Drawn] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(read())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="minetorch-watch-read", daemon=True).start()
+    return future
 
 
 class Application:

@@ -110,7 +110,7 @@ CASES = [
 
 
 def test_each_argument_has_a_bad_value_here():
-    assert {*inspect.signature(Trainer).parameters} == BAD.keys()
+    assert {*inspect.signature(Trainer).parameters} - {"unknown"} == BAD.keys()
     assert {field.name for field in dataclasses.fields(Settings)} <= BAD.keys()
 
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_is_not_there_is_asked_for_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("meant", "given"),
     [
-        ("after_epoch_end", "after_epoch"),
+        ("after_epoch_end", "after_epoch_ended"),
         ("after_train_iteration_end", "after_train_iteration_ended"),
         ("before_quit", "before_quitting"),
         ("after_checkpoint_persisted", "after_checkpoint_persist"),

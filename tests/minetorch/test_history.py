@@ -12,7 +12,7 @@ from minetorch import StoppedEarly
 from minetorch.checkpoint import Store
 from minetorch.checkpoint.claim import claim_file
 from minetorch.cli import main
-from minetorch.history import NEWEST, History, Start
+from minetorch.history import NEWEST, History, Start, down_text, lost_text
 from minetorch.notices import NOTICES
 
 FIRST = Start(1.0, "node1", 2, 1, None, 0, 0, None, None, 0.1, None)
@@ -34,6 +34,21 @@ def test_what_is_not_a_start_is_passed_over():
     history = History()
     history.load_state_dict([{"time": 1.0}, asdict(FIRST), {**asdict(FIRST), "of": "a later version"}])
     assert history.starts == (FIRST, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost", "down"),
+    [
+        ({}, "-", "-"),
+        ({"generation": 2, "ended": "killed"}, "?", "?"),
+        ({"generation": 2, "ended": "killed", "steps_lost": 1200, "down_s": 25.6}, "1,200", "25.6 s"),
+        ({"generation": 2, "ended": "finished", "steps_lost": 0, "down_s": 25.6}, "0", "-"),
+    ],
+    ids=["first", "not known", "known", "extended"],
+)
+def test_a_start_says_what_it_cost_only_where_something_was_lost(changes, lost, down):
+    start = replace(FIRST, **changes)
+    assert (lost_text(start), down_text(start)) == (lost, down)
 
 
 def fail_at(step):

@@ -1,7 +1,9 @@
 import gc
 import io
 import logging
+import logging.handlers
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,16 +109,85 @@ def test_a_bad_format_is_an_error_at_once(logging_format, rank, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logging_itself_is_left_alone(tmp_path, caplog):
+@pytest.fixture
+def tree():
+    """Python's logger of Minetorch, as it was afterwards; no handler of another test hides a line."""
+    logger = logging.getLogger("minetorch")
+    before = logger.level, [*logger.handlers], logger.propagate
+    yield logger
+    logger.setLevel(before[0])
+    logger.handlers[:], logger.propagate = before[1:]
+
+
+def test_the_root_logger_is_left_alone_and_each_log_has_its_own_file(tmp_path, tree):
     root = logging.getLogger()
-    before = root.level, list(root.handlers), sorted(root.manager.loggerDict)
-    one, two = RunLog(Store.open(tmp_path / "1")), RunLog(Store.open(tmp_path / "2"))
-    one.logger.info("only here")
-    assert before == (root.level, list(root.handlers), sorted(root.manager.loggerDict))
+    before = root.level, list(root.handlers)
+    one, two = (RunLog(Store.open(tmp_path / name), logging_format="%(message)s") for name in "12")
+    assert before == (root.level, list(root.handlers))
     assert not (tmp_path / "2").exists()
-    assert caplog.text == ""
+    one.logger.info("first fold")
+    two.logger.info("second fold")
     one.close()
     two.close()
+    assert [(tmp_path / name / "log.txt").read_text() for name in "12"] == ["first fold\n", "second fold\n"]
+
+
+def test_importing_configures_nothing():
+    code = (
+        "import logging, minetorch, minetorch.trainer; tree = logging.getLogger('minetorch'); "
+        "assert (tree.level, tree.handlers, logging.root.handlers) == (0, [], [])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
+
+
+def test_levels_and_handlers_of_the_tree_apply(tmp_path, tree, caplog, capsys):
+    log = RunLog(Store.open(tmp_path), logging_format="%(message)s")
+    log.logger.info("usual")
+    assert caplog.messages == ["usual"]
+    tree.setLevel(logging.WARNING)
+    log.logger.info("too much")
+    tree.setLevel(logging.DEBUG)
+    log.logger.debug("in detail")
+    tree.propagate = False
+    taken = logging.handlers.BufferingHandler(100)
+    tree.addHandler(taken)
+    log.logger.info("taken")
+    log.close()
+    assert caplog.messages == ["usual", "in detail"]
+    assert [record.message for record in taken.buffer] == ["taken"]
+    assert (tmp_path / "log.txt").read_text() == capsys.readouterr().err == "usual\nin detail\ntaken\n"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_line_that_the_users_console_shows_is_not_shown_again(tmp_path, tree, capsys, rank):
+    users = logging.StreamHandler(sys.stderr)
+    users.setFormatter(logging.Formatter("mine: %(message)s"))
+    log = RunLog(Store.open(tmp_path), rank=rank, world_size=2, logging_format="%(message)s")
+    tree.addHandler(users)
+    log.logger.info("usual")
+    log.logger.warning("hot")
+    users.setLevel(logging.ERROR)
+    log.logger.error("burnt")
+    if rank == 0:
+        log.logger.info("only Minetorch shows this")
+    log.close()
+    lines = (
+        ["mine: hot", "mine: burnt"]
+        if rank
+        else ["mine: usual", "mine: hot", "mine: burnt", "only Minetorch shows this"]
+    )
+    assert capsys.readouterr().err.splitlines() == lines
+    assert "usual\nhot\nburnt\n" in (tmp_path / (f"logs/rank_{rank}.txt" if rank else "log.txt")).read_text()
+
+
+def test_a_handler_of_a_file_does_not_keep_lines_from_the_console(tmp_path, tree, capsys):
+    log = RunLog(Store.open(tmp_path), logging_format="%(message)s")
+    own = logging.FileHandler(tmp_path / "own.txt")
+    tree.addHandler(own)
+    log.logger.info("usual")
+    log.close()
+    own.close()
+    assert capsys.readouterr().err == (tmp_path / "own.txt").read_text() == "usual\n"
 
 
 @pytest.mark.parametrize("stream", ["stderr", "stdout"])
@@ -241,7 +312,8 @@ def test_nothing_new_is_written_twice(monkeypatch):
     log.close()
 
 
-def test_a_wrong_logging_call_is_shown_with_its_place(tmp_path, capsys):
+def test_a_wrong_logging_call_is_shown_with_its_place(tmp_path, tree, capsys):
+    tree.propagate = False  # pytest's own handler makes an exception of it
     log = RunLog(Store.open(tmp_path), logging_format="%(message)s")
     log.logger.info("%d epochs", "many")
     log.logger.info("next")

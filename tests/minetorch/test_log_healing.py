@@ -42,7 +42,7 @@ def test_the_lines_of_undone_work_are_moved_aside(store, rank):
     name, stem = ("log.txt", "log") if rank == 0 else (f"logs/rank_{rank}.txt", f"rank_{rank}")
     _, place, *_ = start(store, "epoch 1", "epoch 2", "epoch 3", "amid epoch 4", rank=rank)
     start(store, "epoch 3 anew", place=place, step=20, rank=rank)
-    moved = f"2 lines on work that is done anew are now in logs/{stem}.undone.0001.txt."
+    moved = f"Moved 2 lines, logged after this checkpoint was saved, to logs/{stem}.undone.0001.txt."
     assert lines(store, name) == ["epoch 1", "epoch 2", moved, "epoch 3 anew"]
     assert lines(store, f"logs/{stem}.undone.0001.txt") == ["epoch 3", "amid epoch 4"]
     start(store, "epoch 3 again", place=place, step=20, rank=rank)
@@ -275,4 +275,4 @@ def test_a_killed_and_resumed_run_has_a_log_without_overlap_or_gap(tmp_path):
     assert log.count("Ended at step 12.") == 2
     undone = (tmp_path / "runs/default/logs/log.undone.0001.txt").read_text()
     assert "rank 0 step 7" in undone
-    assert textwrap.dedent(log).count("lines on work that is done anew are now in logs/log.undone.0001.txt.") == 1
+    assert textwrap.dedent(log).count("logged after this checkpoint was saved, to logs/log.undone.0001.txt.") == 1

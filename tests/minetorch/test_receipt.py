@@ -97,6 +97,11 @@ def test_without_a_checkpoint_all_is_lost():
     assert describe(scratch, past) == "7 steps lost, the start before was killed, down for 1.0 s"
 
 
+def test_a_finished_run_that_is_extended_was_not_down():
+    past = Past(100, True, 0.0, "finished")
+    assert "down" not in describe(start(steps_lost=0, down_s=25.6), past)
+
+
 def test_durations():
     assert [duration(s) for s in (0.04, 99, 100, 5999, 6000, 172_800)] == [
         "0.0 s", "99.0 s", "2 min", "100 min", "1.7 h", "2.0 d"

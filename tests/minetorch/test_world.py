@@ -1,5 +1,8 @@
 """Reading a worker's place from the environment, without any worker."""
 
+import socket
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -54,6 +57,42 @@ def test_launchers_variables_count_more_than_slurms():
     assert World.from_environ(SLURM | TORCHRUN | {"RANK": "2"}).rank == 2
 
 
+def test_a_script_may_set_the_size_and_leave_the_rank_to_the_step():
+    world = World.from_environ(SLURM | {"WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "29555"})
+    assert (world.rank, world.size, world.local_rank) == (3, 4, 1)
+    assert world.rendezvous.keys() == {"RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    assert World.from_environ(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "WORLD_SIZE": "1"}).size == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "source"),
+    [
+        (SLURM, "SLURM_STEP_NUM_TASKS=4 of the step 1234.0. If this is an interactive shell, unset SLURM_STEP_ID"),
+        (TORCHRUN, "WORLD_SIZE=4. If nothing starts the others, use `minetorch-launch`, or unset RANK and WORLD_SIZE"),
+        (SLURM | TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"}, "WORLD_SIZE=4, which the launcher sets"),
+    ],
+    ids=["slurm", "by hand", "launcher"],
+)
+def test_a_rank_that_waits_says_so_and_where_the_number_comes_from(environ, source, monkeypatch):
+    monkeypatch.setattr("minetorch.world.LATE_S", 0.1)
+    with socket.create_server(("localhost", 0)) as server:
+        port = str(server.getsockname()[1])
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    first = {"RANK": "0", "SLURM_PROCID": "0", "LOCAL_RANK": "0", "SLURM_LOCALID": "0"}
+    environ = environ | place | {name: value for name, value in first.items() if name in environ}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    lines = []
+    world = World.from_environ(environ | {"MINETORCH_DEVICE": "cpu"})
+    for name, value in world.rendezvous.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(dist.DistError):
+        world.connect(timedelta(seconds=1), say=lines.append)
+    (line,) = lines
+    assert line.startswith(f"Rank 0 of 4 waits for other ranks at localhost:{port}. ")
+    assert source in line
+
+
 @pytest.mark.parametrize(
     "environ",
     [
@@ -89,6 +128,10 @@ def test_the_first_host_of_a_node_list(nodelist, host):
         (TORCHRUN | {"RANK": "one"}, "RANK='one' must be a whole number"),
         (TORCHRUN | {"WORLD_SIZE": "-2"}, "WORLD_SIZE='-2' must be a whole number"),
         (SLURM | {"SLURM_STEP_NODELIST": ""}, "names no host: ''. Set MASTER_ADDR"),
+        (
+            SLURM | {"WORLD_SIZE": "8", "MASTER_ADDR": "here"},
+            "WORLD_SIZE, MASTER_ADDR set, but not RANK, MASTER_PORT; this SLURM step has 4 tasks. Unset WORLD_SIZE, ",
+        ),
         ({"MINETORCH_DEVICE": "tpu"}, "MINETORCH_DEVICE='tpu' must be 'auto', 'cpu' or 'cuda'"),
     ],
 )

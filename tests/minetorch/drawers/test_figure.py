@@ -273,3 +273,55 @@ def test_the_x_axis_is_named(tmp_path):
         return pixels(store, "loss")
 
     assert not np.array_equal(draw("epoch"), draw("step"))
+
+
+def test_nothing_is_painted_after_close_has_given_up(store, monkeypatch):
+    """At the interpreter's end, a thread that is inside Matplotlib would abort the process."""
+    began, ended = [], []
+
+    def slow(graph, curves, **options):
+        began.append(graph)
+        threading.Event().wait(0.3)
+        ended.append(graph)
+        return b""
+
+    monkeypatch.setattr("minetorch.drawers.picture.paint", slow)
+    drawer = MatplotlibDrawer(interval_s=60)
+    drawer.patience_s = 0.4
+    drawer.bind(store, "run a")
+    for number in range(9):
+        drawer.scalars({"train": 1.0}, f"graph {number}", 1)
+    with pytest.raises(TimeoutError, match=r"[5-8] of 9 pictures do not show the last state"):
+        drawer.close()
+    assert began == ended
+    for thread in threading.enumerate():
+        if thread.name == "minetorch-drawer":
+            thread.join(30)
+    assert began == ended == [f"graph {number}" for number in range(len(ended))]
+    assert len(ended) < 5
+    drawer.patience_s = 30
+    drawer.scalars({"train": 1.0}, "graph 0", 2)
+    drawer.close()
+    assert set(store.written) == {f"graph/graph {number}.png" for number in range(9)}
+
+
+@pytest.mark.slow
+def test_a_script_that_ends_with_pictures_left_ends_well(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from minetorch.checkpoint import Store\n"
+        "from minetorch.drawers import MatplotlibDrawer\n"
+        "drawer = MatplotlibDrawer(interval_s=60)\n"
+        "drawer.patience_s = 1.5\n"
+        "drawer.bind(Store.open('.'), 'run')\n"
+        "for number in range(60):\n"
+        "    drawer.scalars({'train': 1.0}, f'graph {number}', 1)\n"
+        "try:\n"
+        "    drawer.close()\n"
+        "except TimeoutError as error:\n"
+        "    print(error)\n"
+    )
+    for _ in range(4):
+        done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "pictures do not show the last state" in done.stdout

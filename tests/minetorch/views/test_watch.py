@@ -3,16 +3,18 @@
 import http.client
 import re
 import shutil
+import threading
 from urllib.parse import urlsplit
 
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from werkzeug.test import Client
 
 from minetorch.checkpoint import Store
 from minetorch.errors import StorageError
-from minetorch.views.server import Watched, is_loopback, serve
+from minetorch.views.server import Application, Watched, is_loopback, serve
 
 
 def ask(url, method="GET", path="/", **headers):
@@ -195,3 +197,43 @@ def test_a_storage_that_is_lost_for_a_while_leaves_what_was_there(plans, monkeyp
     assert problems == ["the cable is out"]
     now[0] += 10
     assert watched.look()[1] == []
+
+
+def test_a_run_that_cannot_be_read_in_time_keeps_no_other_page_waiting(plans, monkeypatch, eventually):
+    read_range, released = Store.read_range, threading.Event()
+
+    def stuck(store, name, start, stop):
+        if "plan-a" in store.url and not released.wait(30):
+            pytest.fail("nobody let it continue")
+        return read_range(store, name, start, stop)
+
+    monkeypatch.setattr(Store, "read_range", stuck)
+    client = Client(Application(Watched(Store.open(plans), 4, patience_s=0.2)))
+    try:
+        late = client.get("/run/plan-a")
+        assert (late.status_code, "is not read after 0 s" in late.text) == (503, True)
+        assert client.get("/").status_code == 200
+        eventually(lambda: client.get("/run/plan-b").status_code == 200)
+    finally:
+        released.set()
+    eventually(lambda: client.get("/run/plan-a").status_code == 200)
+
+
+def test_two_pages_of_one_run_read_it_once_and_a_third_reads_after_a_failure(plans, monkeypatch):
+    read_range, reads, fails = Store.read_range, [], [True]
+
+    def counted(store, name, start, stop):
+        if name.endswith(".pth.tar"):
+            reads.append(name)
+            if fails:
+                raise StorageError("the cable is out")
+        return read_range(store, name, start, stop)
+
+    monkeypatch.setattr(Store, "read_range", counted)
+    client = Client(Application(Watched(Store.open(plans), 4)))
+    assert client.get("/run/plan-a").status_code == 503
+    fails.clear()
+    assert client.get("/run/plan-a").status_code == 200
+    count = len(reads)
+    assert client.get("/run/plan-a").status_code == 200
+    assert len(reads) == count

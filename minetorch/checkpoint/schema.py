@@ -1,0 +1,198 @@
+"""The kinds of the values in a checkpoint, checked once when it is read. Pure, and free of torch.
+
+Nothing that reads a checkpoint has to expect a text in the place of a number. Any key may be missing, since older
+versions wrote fewer, and unknown keys are ignored, since newer versions may write more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from minetorch.errors import in_brief
+
+Check = Callable[[Any, str], None]
+"""Takes a value and its place; raises WrongKindError."""
+
+_MOST = 2**63 - 1
+_YEAR_9999 = 253_402_300_799.0
+
+
+class WrongKindError(ValueError):
+    """A value is not of the kind that belongs in its place; the message names both."""
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Look at everything in a checkpoint's state that Minetorch itself reads; the states of others are theirs.
+
+    A tensor may be of any class that has a `shape`.
+
+    Raises:
+        WrongKindError: a value is of another kind than Minetorch writes.
+    """
+    _STATE(state, "")
+
+
+def check_start(values: Any) -> None:
+    """Look at the fields of a `history.Start`; raises as `check_state`."""
+    _START(values, "start")
+
+
+def _refuse(value: Any, place: str, wanted: str) -> NoReturn:
+    shown = in_brief(value) if isinstance(value, str | bytes | int | float | None) else f"a {type(value).__name__}"
+    raise WrongKindError(f"{place} is {shown}, not {wanted}")
+
+
+def _anything(value: Any, place: str) -> None:
+    pass
+
+
+def _text(value: Any, place: str) -> None:
+    if not isinstance(value, str):
+        _refuse(value, place, "text")
+
+
+def _flag(value: Any, place: str) -> None:
+    if not isinstance(value, bool):
+        _refuse(value, place, "True or False")
+
+
+def _count(value: Any, place: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
+        _refuse(value, place, "a count")
+
+
+def _number(value: Any, place: str) -> None:
+    if not isinstance(value, float) and (not isinstance(value, int) or abs(value) > _MOST):
+        _refuse(value, place, "a number")
+
+
+def _finite(value: Any, place: str) -> None:
+    _number(value, place)
+    if not math.isfinite(value):
+        _refuse(value, place, "a finite number")
+
+
+def _time(value: Any, place: str) -> None:
+    _finite(value, place)
+    if not 0 <= value <= _YEAR_9999:
+        _refuse(value, place, "a time")
+
+
+def _figure(value: Any, place: str) -> None:
+    """Whatever `float` takes: hooks may put a tensor with one element, or a text, into `trainer.metrics`."""
+    if getattr(value, "shape", None) is not None:
+        return
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        _refuse(value, place, "a number")
+
+
+def _curve(value: Any, place: str) -> None:
+    shape = tuple(getattr(value, "shape", ()))
+    if len(shape) != 2 or shape[0] != 2:
+        _refuse(value, place, "a tensor of shape (2, points)")
+
+
+def _optional(check: Check) -> Check:
+    def optional(value: Any, place: str) -> None:
+        if value is not None:
+            check(value, place)
+
+    return optional
+
+
+def _list_of(check: Check) -> Check:
+    def items(value: Any, place: str) -> None:
+        if not isinstance(value, list | tuple):
+            _refuse(value, place, "a list")
+        for index, item in enumerate(value):
+            check(item, f"{place}[{index}]")
+
+    return items
+
+
+def _row_of(*checks: Check) -> Check:
+    def row(value: Any, place: str) -> None:
+        if not isinstance(value, list | tuple) or len(value) != len(checks):
+            _refuse(value, place, f"a list of {len(checks)} values")
+        for index, (check, item) in enumerate(zip(checks, value, strict=True)):
+            check(item, f"{place}[{index}]")
+
+    return row
+
+
+def _dict_of(check: Check, keys: Check = _text) -> Check:
+    def named(value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            _refuse(value, place, "a dict")
+        for key, item in value.items():
+            keys(key, f"a key of {place}")
+            check(item, f"{place}[{in_brief(key)}]")
+
+    return named
+
+
+def _fields(**checks: Check) -> Check:
+    """A dict in which these keys have these kinds."""
+
+    def fields(value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            _refuse(value, place, "a dict")
+        for name, check in checks.items():
+            if name in value:
+                check(value[name], f"{place}.{name}" if place else name)
+
+    return fields
+
+
+_START = _fields(
+    time=_time,
+    host=_text,
+    world_size=_count,
+    generation=_count,
+    checkpoint=_optional(_text),
+    epoch=_count,
+    step=_count,
+    steps_lost=_optional(_count),
+    down_s=_optional(_finite),
+    load_s=_finite,
+    ended=_optional(_text),
+)
+
+_STATE = _fields(
+    state_dict=_fields(),
+    optimizer=_fields(),
+    epoch=_count,
+    progress=_fields(
+        epoch=_count,
+        epoch_complete=_flag,
+        iteration=_count,
+        position=_count,
+        step=_count,
+        samples=_count,
+        samples_in_epoch=_count,
+        loss_sum=_number,
+        loss_sums=_list_of(_number),
+        stream=_optional(
+            _fields(seen=_list_of(_count), next=_count, states=_list_of(_anything), ended=_list_of(_count))
+        ),
+    ),
+    metrics=_dict_of(_figure, keys=_anything),
+    lowest_train_loss=_figure,
+    lowest_val_loss=_figure,
+    statable=_dict_of(_anything),
+    plugins=_dict_of(_anything),
+    virtual_shards=_count,
+    random=_list_of(_fields(python=_list_of(_anything), numpy=_list_of(_anything))),
+    drawer=_fields(
+        graphs=_dict_of(_dict_of(_curve)),
+        x_names=_dict_of(_text),
+        marks=_list_of(_row_of(_text, _finite, _count, _time)),
+        media=_count,
+    ),
+    history=_list_of(_START),
+    logs=_list_of(_anything),
+)

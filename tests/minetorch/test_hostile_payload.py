@@ -1,0 +1,321 @@
+"""A payload that runs no code may still be made to harm: it keeps nobody busy, and wrong kinds are one clear error."""
+
+import copy
+import dataclasses
+import io
+import pickle
+import re
+import time
+import zipfile
+from contextlib import suppress
+
+import pytest
+import torch
+from werkzeug.test import Client
+
+import minetorch
+from minetorch import CheckpointCorruptError, CheckpointError
+from minetorch.checkpoint import Store, decode
+from minetorch.checkpoint.digest import digest_of
+from minetorch.checkpoint.run import Run
+from minetorch.cli import main
+from minetorch.errors import in_brief
+from minetorch.views.server import Application, Watched
+
+LEVELS = 34
+
+
+def forge(folder, payload):
+    """Put bytes in the place of the newest checkpoint's payload, with a manifest that vouches for them."""
+    newest = Run.open(folder).catalogue.manifests[-1]
+    (folder / "models" / newest.payload).write_bytes(payload)
+    forged = dataclasses.replace(newest, size=len(payload), digest=digest_of(payload))
+    (folder / "models" / newest.key.manifest).write_bytes(forged.to_json())
+
+
+def saved(state, **options):
+    file = io.BytesIO()
+    torch.save(state, file, **options)
+    return file.getvalue()
+
+
+def get(number):
+    return b"h" + bytes([number])
+
+
+def nested():
+    """A tuple of two, each of which is the same tuple of two, and so on; it is the memo's number `LEVELS`."""
+    levels = (get(at) + get(at) + b"\x86q" + bytes([at + 1]) for at in range(LEVELS))
+    return b"X\x01\x00\x00\x00xq\x00" + b"".join(levels)
+
+
+def archive(pickled, **options):
+    """An archive of `torch.save` with another pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved({"a": 1}))) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, pickled if name.endswith("data.pkl") else old.read(name), **options)
+    return file.getvalue()
+
+
+NAMED = {
+    "set": b"c__builtin__\nset\n",
+    "counter": b"ccollections\nCounter\n",
+    "table": b"ccollections\nOrderedDict\n",
+    "encode": b"c_codecs\nencode\n",
+}
+BOMB = get(LEVELS)
+PICKLES = {
+    "a key": b"}" + BOMB + b"K\x01s",
+    "a key among others": b"}(K\x01K\x01" + BOMB + b"K\x01u",
+    "a key of a key": b"}" + BOMB + b"\x85\x85K\x01s",
+    "a set": b"}X\x01\x00\x00\x00s" + NAMED["set"] + b"]" + BOMB + b"a\x85Rs",
+    "a set of a list that grew later": (
+        b"}X\x01\x00\x00\x00s" + NAMED["set"] + b"]q\x50]q\x51" + get(0x50) + b"a" + get(0x50) + BOMB + b"a00"
+        b"h\x51\x85Rs"
+    ),
+    "a counter": b"}X\x01\x00\x00\x00s" + NAMED["counter"] + b"]" + BOMB + b"a\x85Rs",
+    "an ordered dict": b"}X\x01\x00\x00\x00s" + NAMED["table"] + b"]" + BOMB + b"K\x01\x86a\x85Rs",
+    "a text in a slow encoding": (
+        b"}X\x01\x00\x00\x00s"
+        + NAMED["encode"]
+        + b"X"
+        + (8 << 20).to_bytes(4, "little")
+        + b"".join(chr(256 + at % 1000).encode() for at in range(4 << 20))
+        + b"X\x08\x00\x00\x00punycode\x86Rs"
+    ),
+    "many sets of one long list": (
+        b"}X\x01\x00\x00\x00s](" + b"K\x01" * 30_000 + b"eq\x50(" + (NAMED["set"] + b"h\x50\x85R") * 10_000 + b"es"
+    ),
+}
+
+
+@pytest.fixture
+def plan(trained, tmp_path):
+    trained(code="plan", max_epochs=1, drawer="tensorboard")
+    return tmp_path / "runs/plan"
+
+
+@pytest.fixture
+def watched(plan):
+    return Client(Application(Watched(Store.open(plan.parent), 2)))
+
+
+@pytest.fixture
+def readers(plan, make_trainer, watched, tmp_path):
+    """Everything that reads a checkpoint, as functions that raise nothing but a CheckpointError."""
+
+    def command(*words):
+        assert main([str(word) for word in words]) in (0, 1)
+
+    def watch():
+        assert watched.get("/run/plan").status_code == 200
+
+    return {
+        "load": lambda: minetorch.load(plan),
+        "resume": lambda: make_trainer(code="plan", max_epochs=2, drawer="tensorboard").train(),
+        "show": lambda: command("show", plan, "latest"),
+        "verify": lambda: command("verify", plan),
+        "export": lambda: command("export", plan, "latest", tmp_path / "out.pth", "--all", "--force"),
+        "report": lambda: command("report", plan, "--out", tmp_path / "report.html"),
+        "compare": lambda: command("compare", plan, plan),
+        "watch": watch,
+    }
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_payload_whose_reading_would_take_years_is_refused(plan, kind):
+    forge(plan, archive(b"\x80\x02" + nested() + PICKLES[kind] + b"."))
+    began = time.process_time()
+    with pytest.raises(CheckpointCorruptError, match=r"takes far longer than its length|does not write"):
+        minetorch.load(plan)
+    assert time.process_time() - began < 5
+
+
+def test_a_file_of_before_archives_is_looked_at_as_well(plan):
+    whole = saved({"a": 1}, _use_new_zipfile_serialization=False)
+    (old,) = re.findall(rb"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s\.", whole)
+    forge(plan, whole.replace(old, b"\x80\x02" + nested() + PICKLES["a key"] + b"."))
+    with pytest.raises(CheckpointCorruptError, match="takes far longer than its length"):
+        minetorch.load(plan)
+
+
+def test_every_reader_refuses_it(plan, readers, capsys):
+    forge(plan, archive(b"\x80\x02" + nested() + PICKLES["a key"] + b"."))
+    for name, read in readers.items():
+        began = time.process_time()
+        with suppress(CheckpointCorruptError):
+            read()
+        assert time.process_time() - began < 10, name
+        if name in ("show", "verify", "export", "compare"):
+            assert "takes far longer than its length" in "".join(capsys.readouterr()), name
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda data: b"another archive?" + data,
+        lambda data: archive(pickle.dumps({}, protocol=2), compress_type=zipfile.ZIP_DEFLATED),
+    ],
+    ids=["behind something", "compressed"],
+)
+def test_an_archive_that_two_readers_may_read_differently_is_refused(plan, wrapped):
+    forge(plan, wrapped(saved({"a": 1})))
+    with pytest.raises(CheckpointCorruptError, match="cannot be read as a checkpoint"):
+        minetorch.load(plan)
+
+
+def test_what_torch_saves_is_read(plan):
+    """Whatever a statable may have as its state, however much of it is shared."""
+    row = tuple(range(100))
+    state = minetorch.load(plan)
+    state["statable"]["mine"] = {
+        "keys": {(1, (2, "b")): 1, 10**40: 2, None: 3, b"\xff": 4},
+        "rows": (row,) * 1000,
+        "set": set(range(1000)),
+        "bytes": [b"\x00\xff" * 1000] * 3,
+        "parameters": [torch.nn.Parameter(torch.zeros(2))] * 200,
+        "deep": deep(90),
+    }
+    forge(plan, saved(state))
+    mine = minetorch.load(plan)["statable"]["mine"]
+    assert mine["rows"] == (row,) * 1000
+    assert mine["keys"] == state["statable"]["mine"]["keys"]
+    assert mine["set"] == set(range(1000))
+
+
+def deep(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_lists_that_share_lists_are_walked_once(plan, command):
+    state = minetorch.load(plan)
+    shared = [torch.zeros(3)]
+    for _ in range(LEVELS):
+        shared = [shared, shared]
+    state["statable"]["mine"] = shared
+    forge(plan, saved(state))
+    listed = command("show", plan, "latest")
+    assert listed.count("statable / mine") == 1
+    command("verify", plan)
+
+
+def test_lists_without_a_bottom_are_refused(plan, readers, capsys):
+    lists = b"]" * 5000 + b"a" * 4999
+    forge(plan, archive(b"\x80\x02}X\x08\x00\x00\x00statable}X\x01\x00\x00\x00x" + lists + b"ss."))
+    del readers["load"]  # it only gives what is there
+    for name, read in readers.items():
+        try:
+            read()
+        except CheckpointError:
+            continue
+        printed = "".join(capsys.readouterr())
+        assert name not in ("show", "verify") or "has more than 100 levels" in printed
+
+
+WRONG = [None, "text", -1, 10**300, float("nan"), [], {}, ["a", "b"], {"a": None}, b"bytes", torch.zeros(2, 2, 2)]
+OWN = (
+    "epoch",
+    "progress",
+    "drawer",
+    "history",
+    "lowest_train_loss",
+    "metrics",
+    "random",
+    "logs",
+    "plugins",
+    "statable",
+)
+
+
+def places(value, path=()):
+    """The paths of all values in the parts of a state that Minetorch itself reads."""
+    if path:
+        yield path
+    if isinstance(value, dict) and len(path) < 4:
+        keys = [key for key in value if path or key in OWN]
+    elif isinstance(value, list | tuple) and len(path) < 4:
+        keys = list(range(min(len(value), 4)))
+    else:
+        keys = []
+    for key in keys:
+        yield from places(value[key], (*path, key))
+
+
+def changed(state, path, wrong):
+    """A copy of a state with another value at one place."""
+    state = copy.deepcopy(state)
+    holders, place = [state], state
+    for key in path[:-1]:
+        place = place[key]
+        holders.append(place)
+    for key, holder in reversed([*zip(path, holders, strict=True)]):
+        if isinstance(holder, tuple):
+            holder = tuple(wrong if at == key else item for at, item in enumerate(holder))
+        else:
+            holder[key] = wrong
+        wrong = holder
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (("drawer", "marks"), None),
+        (("drawer", "marks", 0), ("resume", "a", "b", "c")),
+        (("drawer", "marks", 0, 2), 10**300),
+        (("drawer", "x_names", "loss"), ["epoch"]),
+        (("drawer", "graphs", "loss", "train"), [1.0]),
+        (("history", 0, "time"), "yesterday"),
+        (("history", 0, "steps_lost"), "2"),
+        (("progress", "epoch"), 10**300),
+        (("progress", "epoch_complete"), "yes"),
+        (("progress",), None),
+        (("plugins",), [1]),
+        (("lowest_train_loss",), "low"),
+        (("state_dict",), [1, 2]),
+    ],
+    ids=lambda value: in_brief(value)[:30],
+)
+def test_a_value_of_the_wrong_kind_is_one_clear_error(plan, trained, path, wrong):
+    trained(code="plan", max_epochs=2, drawer="tensorboard")
+    forge(plan, saved(changed(minetorch.load(plan, "latest"), path, wrong)))
+    with pytest.raises(CheckpointCorruptError, match=rf"cannot be read as a checkpoint: {path[0]}.* is .*, not "):
+        minetorch.load(plan, "latest")
+
+
+@pytest.mark.slow
+def test_no_wrong_kind_at_any_place_is_more_than_an_error(plan, trained):
+    """The resumed run's state has every part; whatever stands there, loading gives it or says what is wrong."""
+    trained(code="plan", max_epochs=2, drawer="tensorboard")
+    state = minetorch.load(plan, "latest")
+    refused = 0
+    for number, path in enumerate(places(state)):
+        for wrong in WRONG[number % 3 :: 3]:
+            try:
+                decode(saved(changed(state, path, wrong)))
+            except CheckpointCorruptError:
+                refused += 1
+    assert refused > 100
+
+
+@pytest.mark.slow
+def test_no_reader_takes_a_wrong_kind_for_more_than_an_error(plan, trained, readers, capsys):
+    trained(code="plan", max_epochs=2, drawer="tensorboard")
+    state = minetorch.load(plan, "latest")
+    backup = {path: path.read_bytes() for path in plan.rglob("*") if path.is_file() and not path.is_symlink()}
+    for number, path in enumerate(places(state)):
+        wrong = WRONG[number % len(WRONG)]
+        for file, data in backup.items():
+            file.write_bytes(data)
+        forge(plan, saved(changed(state, path, wrong)))
+        for name, read in sorted(readers.items(), key=lambda item: item[0] == "resume"):
+            try:
+                read()
+            except CheckpointError:
+                pass
+            except Exception as error:
+                pytest.fail(f"{name}, with {wrong!r} at {path}: {error!r}")

@@ -24,7 +24,7 @@ def place(runs, bucket, aws, monkeypatch):
         name = f"g0001-{number:06}-s{number:09}-abcdef"
         aliases = {"latest": name}
         one = dataclasses.replace(manifest, name=name, sequence=number, step=number, aliases=aliases, dropped=[])
-        one = dataclasses.replace(one, payload=f"{name}.pth.tar", size=1)
+        one = dataclasses.replace(one, payload=f"{name}.pth.tar", size=1, curves=None)
         objects |= {f"runs/plan/models/{name}.json": one.to_json(), f"runs/plan/models/{name}.pth.tar": b"x"}
     claim = runs / "plan-a/models/writers/g0001.json"
     objects["runs/plan/models/writers/g0001.json"] = claim.read_bytes()

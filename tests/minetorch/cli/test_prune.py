@@ -25,7 +25,7 @@ def test_drops_what_has_no_name(command, runs):
     after = command("ls", run, "--json")["names"]
     assert {name: after[name] for name in named} == named
     files = {path.name for path in (run / "models").glob("g*") if path.is_file()}
-    assert files == {f"{name}{suffix}" for name in done["kept"] for suffix in (".json", ".pth.tar")}
+    assert files == {f"{name}{suffix}" for name in done["kept"] for suffix in (".json", ".curves", ".pth.tar")}
     for link in (run / "models").iterdir():
         if link.is_symlink():
             assert "state_dict" in torch.load(link, weights_only=True)

@@ -31,6 +31,7 @@ from minetorch.checkpoint.claim import (
 )
 from minetorch.checkpoint.names import CheckpointName
 from minetorch.checkpoint.permit import Permit
+from minetorch.checkpoint.store import is_lasting
 from minetorch.errors import RunInUseError, RunVanishedError, StorageError, SupersededError
 
 if TYPE_CHECKING:
@@ -326,7 +327,9 @@ class Fence:
         except OSError as err:
             if isinstance(err, StorageError):
                 raise
-            raise StorageError(f"cannot write {self._store.url}: {err}") from err
+            failure = StorageError(f"cannot write {self._store.url}: {err}")
+            failure.is_lasting = is_lasting(err)
+            raise failure from err
         self._models.confine(self._permit.run, self._permit)
 
     def _is_refused(self, claim: Claim) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -376,7 +377,7 @@ class Store:
                 raise NotImplementedError(f"{self.url} cannot create a file only where there is none") from cause
             words = self._hide(str(err).strip()) or "it gave no reason"
             failure = StorageError(f"cannot {verb} {self.url_of(name)}: {words} ({type(err).__name__})")
-            failure.is_lasting = _is_lasting(err)
+            failure.is_lasting = is_lasting(err)
             raise failure from cause
 
 
@@ -639,8 +640,15 @@ def _modified(info: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _is_lasting(err: Exception) -> bool:
+_LASTING = frozenset({errno.EROFS, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP})
+"""Errors of a local disk that another try meets again, apart from those that have a class of their own."""
+
+
+def is_lasting(err: Exception) -> bool:
+    """Whether it is of no use to try again after this error of a storage."""
     if isinstance(err, PermissionError | NotADirectoryError) or _says(err, "NoSuchBucket"):
+        return True
+    if isinstance(err, OSError) and err.errno in _LASTING:
         return True
     return type(err).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")  # botocore's
 

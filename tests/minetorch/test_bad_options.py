@@ -61,6 +61,7 @@ BAD = {
     "persist_stride": NOT_COUNTS,
     "persist_steps": NOT_COUNTS,
     "persist_minutes": POSITIVE,
+    "optimizer_options": CHOICES,
     "persist_policy": CHOICES,
     "keep_last": NOT_COUNTS,
     "keep_best": NOT_COUNTS,

@@ -311,7 +311,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
             f"{kind} cannot be used here: its step() needs {', '.join(needed)}, and the Trainer calls step() without "
             "arguments, after one forward and backward. Use another optimizer, such as torch.optim.Adam."
         )
-    # Whoever has made one has imported it; importing it here would take time from everybody else.
+    # An instance exists only where the module is imported; to import it here would cost every run time.
     distributed = sys.modules.get("torch.distributed.optim")
     if distributed is not None and isinstance(optimizer, distributed.ZeroRedundancyOptimizer):
         raise ConfigurationError(

@@ -116,8 +116,8 @@ def check_folders(store: Store) -> None:
         except PermissionError:
             raise ConfigurationError(
                 f"{path} is a link that leads out of the run, to {os.path.realpath(path)}: Minetorch does not write "
-                "through it, since whoever sent you the run may have made it. If it is yours, move the folder to where "
-                "the link is. To keep a run on another disk, make the run's directory itself a link"
+                "through it, because the person who sent you the run may have made it. If it is yours, move the folder "
+                "to where the link is. To keep a run on another disk, make the run's directory itself the link"
             ) from None
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 _ZIP = b"PK\x03\x04"
 _LEGACY_PICKLES = 5
-"""A file that is no zip archive holds so many, one after the other."""
+"""A file that is not a zip archive contains this many pickles, one after the other."""
 
 _PARTS_PER_OPCODE = 20
 """What torch writes needs about 3: the parts of each tensor are looked at when it is made."""

@@ -35,7 +35,7 @@ def plain_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_sharded(value: object) -> bool:
-    """Whether it is a tensor of which each rank holds only a part.
+    """Whether it is a sharded tensor: each rank holds only a part of it.
 
     By name: to import torch's classes takes a second, and who has such a tensor has imported them. To load with
     `weights_only` does not tell, since torch trusts `DTensor`.
@@ -93,7 +93,7 @@ class _Walk:
             return value
         if is_sharded(value):
             raise ConfigurationError(
-                f"the checkpoint cannot hold {path}: it is a {kind.__name__}, of which each rank holds only a part. "
+                f"the checkpoint cannot hold {path}: it is a {kind.__name__}, and each rank holds only a part of it. "
                 "Sharded state is not supported yet; store a plain tensor, such as its full_tensor()"
             )
         if kind in _trusted_types():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from minetorch.checkpoint.reader import decode_skeleton
 from minetorch.checkpoint.streaming import SeekableFile
 from minetorch.checkpoint.verification import missing
+from minetorch.checkpoint.walk import walk
 from minetorch.errors import CheckpointCorruptError
 
 if TYPE_CHECKING:
@@ -48,33 +49,17 @@ def read_contents(store: Store, manifest: Manifest) -> dict[str, list[TensorInfo
     except FileNotFoundError:
         raise missing(origin) from None
     state = decode_skeleton(file, origin)
-    walk = _Walk(origin)
-    return {str(key): list(walk.tensors(value, (str(key),))) for key, value in state.items()}
-
-
-class _Walk:
-    """One walk over a state. A container that stands in several places is walked in the first alone."""
-
-    def __init__(self, origin: str) -> None:
-        self._origin = origin
-        self._seen: set[int] = set()
-
-    def tensors(self, value: Any, path: tuple[str, ...]) -> Iterator[TensorInfo]:
+    tensors: dict[str, list[TensorInfo]] = {str(key): [] for key in state}
+    for path, value in walk(state):
         if isinstance(value, torch.Tensor):
-            dtype = str(value.dtype).removeprefix("torch.")
-            yield TensorInfo(path, tuple(value.shape), dtype, value.numel() * value.element_size())
-            return
-        parts: Iterable[tuple[Any, Any]] = ()
-        if isinstance(value, Mapping):
-            parts = value.items()
-        elif isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-            parts = enumerate(value)
-        if id(value) in self._seen or not parts:
-            return
-        if len(path) > DEEPEST:
+            tensors[str(path[0])].append(_info(tuple(map(str, path)), value))
+        elif len(path) > DEEPEST and isinstance(value, Mapping | list | tuple) and value:
             raise CheckpointCorruptError(
-                f"{self._origin} cannot be read as a checkpoint: its {path[0]} has more than {DEEPEST} levels"
+                f"{origin} cannot be read as a checkpoint: its {path[0]} has more than {DEEPEST} levels"
             )
-        self._seen.add(id(value))
-        for key, part in parts:
-            yield from self.tensors(part, (*path, str(key)))
+    return tensors
+
+
+def _info(path: tuple[str, ...], tensor: torch.Tensor) -> TensorInfo:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorInfo(path, tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size())

@@ -8,10 +8,13 @@ culprit, which torch's own refusal (only on reading, perhaps days later) does no
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import torch
 
+from minetorch.checkpoint.walk import walk
 from minetorch.errors import ConfigurationError
 
 _LEAVES = frozenset(
@@ -46,17 +49,12 @@ def is_sharded(value: object) -> bool:
     )
 
 
-def sharded_entry(state: Any, path: str = "") -> str | None:
+def sharded_entry(state: Mapping[Any, Any]) -> str | None:
     """The place of a sharded tensor in a state that was read; None if there is none."""
-    if isinstance(state, torch.Tensor):
-        return path if is_sharded(state) else None
-    if isinstance(state, dict):
-        items = ((_join(path, key), item) for key, item in state.items())
-    elif isinstance(state, list | tuple):
-        items = ((f"{path}[{index}]", item) for index, item in enumerate(state))
-    else:
-        return None
-    return next((found for where, item in items if (found := sharded_entry(item, where)) is not None), None)
+    for path, value in walk(state):
+        if isinstance(value, torch.Tensor) and is_sharded(value):
+            return reduce(_join, path, "")
+    return None
 
 
 class _Walk:

@@ -14,7 +14,7 @@ from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, ConfigurationError, StorageError, unknown_name
 from minetorch.history import Ended, Start
-from minetorch.views.payload import Payload, StoredTensor
+from minetorch.views.payload import Payload
 
 if TYPE_CHECKING:
     import os
@@ -154,14 +154,8 @@ class Record:
 
     @cached_property
     def drawn(self) -> Drawn:
-        """What was drawn up to the newest checkpoint whose curves can be read."""
-        problem = ""
-        for manifest in reversed(self.run.catalogue.manifests):
-            try:
-                return read_drawn(self.run.models, manifest, problem)
-            except CheckpointCorruptError as err:
-                problem = problem or str(err)
-        return Drawn(None, problem=problem)
+        """As `newest_drawn` gives it."""
+        return newest_drawn(self.run)
 
     @cached_property
     def episodes(self) -> list[Episode]:
@@ -250,24 +244,38 @@ def _how(claim: Claim | None, after: Start | None) -> Ended | None:
     return after.ended if after is not None else None
 
 
+def newest_drawn(run: Run) -> Drawn:
+    """What was drawn up to the newest checkpoint whose curves can be read.
+
+    Raises:
+        StorageError: they could not be read.
+    """
+    problem = ""
+    for manifest in reversed(run.catalogue.manifests):
+        try:
+            return read_drawn(run.models, manifest, problem)
+        except CheckpointCorruptError as err:
+            problem = problem or str(err)
+    return Drawn(None, problem=problem)
+
+
 def read_drawn(store: Store, manifest: Manifest, problem: str = "") -> Drawn:
-    """Fetch a checkpoint's curves and history. What is not as Minetorch writes it is left out.
+    """Fetch a checkpoint's curves and history.
 
     Raises:
         CheckpointCorruptError: its file of curves, or the payload that has them, is missing or damaged.
         StorageError: it could not be read.
     """
     content = _from_payload(Payload(store, manifest)) if manifest.curves is None else _from_file(store, manifest.curves)
-    x_names, marks, graphs = content.get("x_names"), content.get("marks"), content.get("graphs")
-    places = [mark for mark in marks if _is_mark(mark)] if isinstance(marks, list) else []
+    x_names = content.get("x_names", {})
+    resumes = [mark for mark in content.get("marks", ()) if mark[0] == "resume"]
     found = {}
-    for name, curves in graphs.items() if isinstance(graphs, dict) else ():
-        x_name = str(x_names.get(name, "epoch")) if isinstance(x_names, dict) else "epoch"
+    for name, curves in content["graphs"].items():
+        x_name = x_names.get(name, "epoch")
         at = {"epoch": 1, "step": 2}.get(x_name)
-        resumes = sorted({float(mark[at]) for mark in places}) if at is not None else []
-        found[name] = Graph(name, x_name, curves, resumes)
-    states = content.get("history")
-    starts = [Start.from_dict(state) for state in states if isinstance(state, dict)] if isinstance(states, list) else []
+        places = sorted({float(mark[at]) for mark in resumes}) if at is not None else []
+        found[name] = Graph(name, x_name, curves, places)
+    starts = (Start.from_dict(values) for values in content.get("history", ()))
     return Drawn(manifest, found, [start for start in starts if start is not None], problem)
 
 
@@ -277,24 +285,9 @@ def _from_file(store: Store, curves: StoredFile) -> dict[str, Any]:
 
 def _from_payload(payload: Payload) -> dict[str, Any]:
     """The same of a checkpoint of format 1."""
-    drawer = payload.state.get("drawer")
-    drawer = drawer if isinstance(drawer, dict) else {}
-    graphs = drawer.get("graphs")
-    found = {
-        name: {str(curve): _points(payload, tensor) for curve, tensor in curves.items() if _is_curve(tensor)}
-        for name, curves in (graphs.items() if isinstance(graphs, dict) else ())
-        if isinstance(name, str) and isinstance(curves, dict)
+    drawer = payload.state.get("drawer", {})
+    graphs = {
+        graph: {curve: payload.array(tensor).astype(np.float64) for curve, tensor in curves.items()}
+        for graph, curves in drawer.get("graphs", {}).items()
     }
-    return {**drawer, "graphs": found, "history": payload.state.get("history")}
-
-
-def _is_mark(mark: Any) -> bool:
-    return isinstance(mark, tuple | list) and len(mark) == 4 and mark[0] == "resume"
-
-
-def _is_curve(tensor: Any) -> bool:
-    return isinstance(tensor, StoredTensor) and len(tensor.shape) == 2 and tensor.shape[0] == 2
-
-
-def _points(payload: Payload, tensor: StoredTensor) -> Floats:
-    return payload.array(tensor).astype(np.float64)
+    return {**drawer, "graphs": graphs, "history": payload.state.get("history", [])}

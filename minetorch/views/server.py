@@ -26,7 +26,7 @@ from minetorch.cli.facts import best_of, rule_of
 from minetorch.cli.output import bytes_text
 from minetorch.errors import ConfigurationError, MinetorchError, StorageError
 from minetorch.views.page import policy, render
-from minetorch.views.record import Drawn, Record
+from minetorch.views.record import Drawn, Record, newest_drawn
 from minetorch.views.report import render_run
 
 if TYPE_CHECKING:
@@ -91,12 +91,12 @@ class Watched:
             return self._runs, self._problems
 
     def record(self, name: str) -> Record | None:
-        """The run of this name, with its curves; a payload is read once.
+        """The run of this name, with its curves, which are read once for each checkpoint.
 
-        No page waits for the payload of another run.
+        No page waits for the curves of another run.
 
         Raises:
-            StorageError: the payload cannot be read, or not within `patience_s`; reading continues then.
+            StorageError: the curves cannot be read, or not within `patience_s`; reading continues then.
         """
         record = next((record for record in self.look()[0] if record.name == name), None)
         if record is None:
@@ -107,7 +107,8 @@ class Watched:
             reading = self._drawn.get(key)
             if reading is None or (reading.done() and reading.exception() is not None):
                 self._drawn = {known: drawn for known, drawn in self._drawn.items() if known[0] != record.url}
-                reading = self._drawn[key] = _in_background(lambda: record.drawn)
+                # Not `record.drawn`: until Python 3.12, one lock keeps a cached property of all records.
+                reading = self._drawn[key] = _in_background(lambda: newest_drawn(record.run))
         try:
             drawn = reading.result(self._patience_s)
         except FutureTimeoutError:

@@ -178,7 +178,7 @@ def test_a_storage_is_looked_at_no_more_often_than_is_fair(plans):
         again = watched.record("plan-a")
         assert len(listed) == 2 * count
         assert again is not first
-        assert again.drawn is drawn  # the payload was not read anew
+        assert again.drawn is drawn  # the curves were not read again
 
 
 def test_a_storage_that_is_lost_for_a_while_leaves_what_was_there(plans, monkeypatch):
@@ -200,14 +200,14 @@ def test_a_storage_that_is_lost_for_a_while_leaves_what_was_there(plans, monkeyp
 
 
 def test_a_run_that_cannot_be_read_in_time_keeps_no_other_page_waiting(plans, monkeypatch, eventually):
-    read_range, released = Store.read_range, threading.Event()
+    read_large, released = Store.read_large, threading.Event()
 
-    def stuck(store, name, start, stop):
+    def stuck(store, name, size, done):
         if "plan-a" in store.url and not released.wait(30):
             pytest.fail("nobody let it continue")
-        return read_range(store, name, start, stop)
+        return read_large(store, name, size, done)
 
-    monkeypatch.setattr(Store, "read_range", stuck)
+    monkeypatch.setattr(Store, "read_large", stuck)
     client = Client(Application(Watched(Store.open(plans), 4, patience_s=0.2)))
     try:
         late = client.get("/run/plan-a")
@@ -220,16 +220,15 @@ def test_a_run_that_cannot_be_read_in_time_keeps_no_other_page_waiting(plans, mo
 
 
 def test_two_pages_of_one_run_read_it_once_and_a_third_reads_after_a_failure(plans, monkeypatch):
-    read_range, reads, fails = Store.read_range, [], [True]
+    read_large, reads, fails = Store.read_large, [], [True]
 
-    def counted(store, name, start, stop):
-        if name.endswith(".pth.tar"):
-            reads.append(name)
-            if fails:
-                raise StorageError("the cable is out")
-        return read_range(store, name, start, stop)
+    def counted(store, name, size, done):
+        reads.append(name)
+        if fails:
+            raise StorageError("the cable is out")
+        return read_large(store, name, size, done)
 
-    monkeypatch.setattr(Store, "read_range", counted)
+    monkeypatch.setattr(Store, "read_large", counted)
     client = Client(Application(Watched(Store.open(plans), 4)))
     assert client.get("/run/plan-a").status_code == 503
     fails.clear()

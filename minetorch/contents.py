@@ -110,7 +110,7 @@ class Contents:
         progress = trainer.progress
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
         logs = state.get("logs", [])
-        if isinstance(logs, list) and trainer.rank < len(logs):
+        if trainer.rank < len(logs):
             self._log.heal(logs[trainer.rank], progress.step)
 
     def _load_model_and_optimizer(self, state: dict[str, Any]) -> None:
@@ -142,9 +142,7 @@ class Contents:
             path,
         )
 
-    def _load_group(self, group: str, members: Mapping[str, Stateful], states: Any, path: str) -> None:
-        if not isinstance(states, Mapping):
-            raise CheckpointMismatchError(f"{path} is no checkpoint of a Trainer: its {group} are no table by name.")
+    def _load_group(self, group: str, members: Mapping[str, Stateful], states: Mapping[str, Any], path: str) -> None:
         for name, member in members.items():
             if name in states:
                 with _taken_over(f"state of {group} {name!r}", path):

@@ -235,9 +235,8 @@ def _plain_options(group: Options) -> Options:
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    values = value if isinstance(value, tuple) else (value,)
+    return all(one is None or isinstance(one, bool | int | float | str) for one in values)
 
 
 def _given_before(saved: Options, script: Options) -> Options:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from minetorch.errors import in_brief
-
 
 @dataclass
 class Progress:
@@ -55,25 +53,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over counters that `state_dict` returned; those it lacks stay.
-
-        Raises:
-            ValueError: one is not of its kind.
-        """
+        """Take over counters that `state_dict` returned; those it lacks stay."""
         for one in fields(self):
             if one.name in state_dict:
-                value = state_dict[one.name]
-                if not _is_sound(one.name, value, getattr(self, one.name)):
-                    raise ValueError(f"{one.name} is {in_brief(value)}")
-                setattr(self, one.name, value)
-
-
-def _is_sound(name: str, value: Any, own: Any) -> bool:
-    """Whether a counter of that name, which now is `own`, may be `value`."""
-    if name in ("stream", "data"):
-        return isinstance(value, dict | None)
-    if name == "loss_sums":
-        return isinstance(value, list) and all(isinstance(each, float) for each in value)
-    if isinstance(own, float):
-        return isinstance(value, int | float)
-    return type(value) is type(own) and bool(value >= 0)
+                setattr(self, one.name, state_dict[one.name])

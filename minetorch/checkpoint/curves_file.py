@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minetorch.errors import CheckpointCorruptError
+from minetorch.checkpoint.schema import check_curves
+from minetorch.errors import CheckpointCorruptError, in_brief
 
 if TYPE_CHECKING:
     from array import array
@@ -80,13 +81,16 @@ def parse_curves(data: bytes | memoryview, origin: str) -> dict[str, Any]:
         with io.BytesIO(data) as lines:
             header = lines.readline()
         content = json.loads(header)
+        check_curves(content)
         offset = len(header)
+        if "graphs" not in content:
+            raise ValueError("it lacks its graphs")
         graphs: dict[str, dict[str, Any]] = {}
         for graph, curves in content["graphs"]:
             graphs[graph] = {}
             for name, count in curves:
-                if not isinstance(count, int) or count < 0:
-                    raise ValueError(f"a curve of {count!r} points")
+                if 16 * count > len(data) - offset:
+                    raise ValueError(f"it ends within the {count} points of {in_brief(name)}")
                 points = np.frombuffer(data, "<f8", 2 * count, offset).reshape(2, count)
                 graphs[graph][name] = points.astype(np.float64)  # a copy, which may be written to
                 offset += points.nbytes

@@ -72,7 +72,8 @@ def _decode(file: io.RawIOBase | BinaryIO, origin: str, device: str) -> dict[str
     if sharded is not None:
         raise _sharded(origin, sharded)
     try:
-        check_state(state)
+        if "progress" in state:  # otherwise it is another program's, and may hold anything
+            check_state(state)
     except WrongKindError as err:
         raise CheckpointCorruptError(f"{origin} cannot be read as a checkpoint: {err}") from None
     return state

@@ -61,7 +61,8 @@ def add_curves(state: dict[str, Any], store: Store, manifest: Manifest, warn: Ca
         graph: {name: torch.from_numpy(points) for name, points in curves.items()}
         for graph, curves in content["graphs"].items()
     }
-    state["drawer"] = {**{key: content[key] for key in ("x_names", "marks", "media")}, "graphs": graphs}
+    others = {key: content[key] for key in ("x_names", "marks", "media") if key in content}
+    state["drawer"] = {**others, "graphs": graphs}
 
 
 def _read_beside_verifying(store: Store, manifest: Manifest) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def check_state(state: Mapping[str, Any]) -> None:
     _STATE(state, "")
 
 
+def check_curves(header: Any) -> None:
+    """Look at the first line of a file of curves; raises as `check_state`."""
+    _CURVES(header, "")
+
+
 def check_start(values: Any) -> None:
     """Look at the fields of a `history.Start`; raises as `check_state`."""
     _START(values, "start")
@@ -61,6 +66,22 @@ def _flag(value: Any, place: str) -> None:
 def _count(value: Any, place: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
         _refuse(value, place, "a count")
+
+
+def _integer(value: Any, place: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        _refuse(value, place, "a whole number")
+
+
+def _plain(value: Any, place: str) -> None:
+    if not isinstance(value, str | float | None) and (not isinstance(value, int) or abs(value) > _MOST):
+        _refuse(value, place, "a plain value")
+
+
+def _option(value: Any, place: str) -> None:
+    """An option of an optimizer's group, as `OptimizerState` keeps it."""
+    check = _list_of(_plain) if isinstance(value, list | tuple) else _plain
+    check(value, place)
 
 
 def _number(value: Any, place: str) -> None:
@@ -140,7 +161,7 @@ def _fields(**checks: Check) -> Check:
 
     def fields(value: Any, place: str) -> None:
         if not isinstance(value, dict):
-            _refuse(value, place, "a dict")
+            _refuse(value, place or "it", "a dict")
         for name, check in checks.items():
             if name in value:
                 check(value[name], f"{place}.{name}" if place else name)
@@ -162,9 +183,27 @@ _START = _fields(
     ended=_optional(_text),
 )
 
+_MARKS = _list_of(_row_of(_text, _finite, _count, _time))
+
+_CURVES = _fields(
+    graphs=_list_of(_row_of(_text, _list_of(_row_of(_text, _count)))),
+    x_names=_dict_of(_text),
+    marks=_MARKS,
+    media=_count,
+    history=_list_of(_START),
+)
+
+_DATA = _fields(
+    unit=_text, samples=_optional(_count), count=_optional(_count), order=_text, sampler=_text, seed=_integer
+)
+
 _STATE = _fields(
     state_dict=_fields(),
     optimizer=_fields(),
+    optimizer_class=_text,
+    optimizer_groups=_list_of(
+        _fields(parameters=_list_of(_text), requires_grad=_list_of(_flag), given=_optional(_dict_of(_option)))
+    ),
     epoch=_count,
     progress=_fields(
         epoch=_count,
@@ -179,6 +218,7 @@ _STATE = _fields(
         stream=_optional(
             _fields(seen=_list_of(_count), next=_count, states=_list_of(_anything), ended=_list_of(_count))
         ),
+        data=_optional(_DATA),
     ),
     metrics=_dict_of(_figure, keys=_anything),
     lowest_train_loss=_figure,
@@ -190,7 +230,7 @@ _STATE = _fields(
     drawer=_fields(
         graphs=_dict_of(_dict_of(_curve)),
         x_names=_dict_of(_text),
-        marks=_list_of(_row_of(_text, _finite, _count, _time)),
+        marks=_MARKS,
         media=_count,
     ),
     history=_list_of(_START),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from minetorch import CheckpointMismatchError, ConfigurationError, Trainer
+from minetorch import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, Trainer
 from minetorch.deadline import JobEnd
 from minetorch.heartbeat import Heartbeat
 from minetorch.progress import Progress
@@ -114,37 +114,67 @@ def test_a_hook_that_raises_ends_the_run_with_its_own_error_and_loses_nothing(ma
     assert again.progress.step == 10
 
 
+@pytest.fixture
+def foreign(trained, tmp_path):
+    """Makes a file of a run's state with other values in it."""
+    trained(max_epochs=1, statable={"mine": Keeps(3)})
+    (file,) = (tmp_path / "runs/default/models").glob("g*.pth.tar")
+    state = torch.load(file, weights_only=True)
+
+    def make(changes, without=()):
+        path = tmp_path / "foreign.pth.tar"
+        torch.save({key: value for key, value in state.items() if key not in without} | changes, path)
+        return path
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"progress": 5}, "The counters in "),
-        ({"progress": {"epoch": "2"}}, r"The counters in .*epoch is '2'"),
-        ({"progress": {"step": -1}}, r"The counters in .*step is -1"),
-        ({"progress": {"loss_sums": 3}}, r"The counters in .*loss_sums is 3"),
-        ({"history": 5}, "The counters in "),
-        ({"metrics": [1]}, "The counters in "),
-        ({"lowest_val_loss": "low"}, "The counters in "),
-        ({"state_dict": 5}, "does not fit this model"),
-        ({"state_dict": {}}, "does not fit this model"),
-        ({"optimizer": 5}, "does not fit this SGD"),
-        ({"optimizer": {"state": 3, "param_groups": [3]}}, "does not fit this SGD"),
-        ({"statable": [1]}, "its statable are no table by name"),
-        ({"statable": {"mine": 5}}, r"The state of statable 'mine' in .*TypeError"),
-        ({"random": [{"python": 5}]}, "The random generators in "),
+        ({"progress": {"loss_sums": 3}}, r"progress\.loss_sums is 3, not a list"),
+        ({"history": 5}, "history is 5, not a list"),
+        ({"metrics": [1]}, "metrics is a list, not a dict"),
+        ({"lowest_val_loss": "low"}, "lowest_val_loss is 'low', not a number"),
+        ({"state_dict": 5}, "state_dict is 5, not a dict"),
+        ({"optimizer": 5}, "optimizer is 5, not a dict"),
+        (
+            {"optimizer_groups": [{"given": {"lr": {}}}]},
+            r"optimizer_groups\[0\].given\['lr'\] is a dict, not a plain v",
+        ),
+        ({"statable": [1]}, "statable is a list, not a dict"),
+        ({"random": [{"python": 5}]}, r"random\[0\]\.python is 5, not a list"),
     ],
 )
-def test_a_foreign_state_is_refused_by_its_part_and_stays_as_it_is(
-    trained, make_trainer, parts, tmp_path, changes, said
-):
-    trained(max_epochs=1, statable={"mine": Keeps(3)})
-    (file,) = (tmp_path / "runs/default/models").glob("g*.pth.tar")
-    foreign = tmp_path / "foreign.pth.tar"
-    torch.save(torch.load(file, weights_only=True) | changes, foreign)
-    before = foreign.read_bytes()
+def test_a_value_of_the_wrong_kind_is_named_with_its_place(parts, foreign, changes, said):
+    file = foreign(changes)
+    with pytest.raises(CheckpointCorruptError, match=rf"foreign.pth.tar cannot be read as a checkpoint: {said}"):
+        Trainer(**parts(resume=str(file), code="other", statable={"mine": Keeps(4)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"state_dict": {}}, "does not fit this model"),
+        ({"optimizer": {"state": 3, "param_groups": [3]}}, "does not fit this SGD"),
+        ({"optimizer_groups": [{}]}, "does not fit this SGD"),
+        ({"statable": {"mine": 5}}, r"The state of statable 'mine' in .*TypeError"),
+        ({"random": [{"python": [3]}]}, "The random generators in "),
+    ],
+)
+def test_a_foreign_state_is_refused_by_its_part_and_stays_as_it_is(make_trainer, parts, foreign, changes, said):
+    file = foreign(changes)
+    before = file.read_bytes()
     with pytest.raises(CheckpointMismatchError, match=said):
-        Trainer(**parts(resume=str(foreign), code="other", statable={"mine": Keeps(4)}))
-    assert foreign.read_bytes() == before
+        Trainer(**parts(resume=str(file), code="other", statable={"mine": Keeps(4)}))
+    assert file.read_bytes() == before
     assert make_trainer(statable={"mine": Keeps(4)}).current_epoch == 1
+
+
+def test_a_file_of_another_program_may_have_anything_in_it(parts, foreign):
+    file = foreign({"history": {"loss": [0.5]}, "metrics": [1], "epoch": "7"}, without=["progress"])
+    with pytest.raises(CheckpointMismatchError, match="is not a checkpoint of Minetorch: it lacks progress"):
+        Trainer(**parts(resume=str(file), code="other"))
 
 
 def test_counters_of_every_kind_come_back():

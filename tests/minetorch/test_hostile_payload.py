@@ -1,11 +1,14 @@
-"""A payload that runs no code may still be made to harm: it keeps nobody busy, and wrong kinds are one clear error."""
+"""A file that runs no code may still be made to harm: it keeps nobody busy, and wrong kinds are one clear error."""
 
 import copy
 import dataclasses
 import io
+import json
 import pickle
 import re
+import struct
 import time
+import tracemalloc
 import zipfile
 
 import pytest
@@ -15,6 +18,7 @@ from werkzeug.test import Client
 import minetorch
 from minetorch import CheckpointCorruptError, CheckpointError
 from minetorch.checkpoint import Store, decode
+from minetorch.checkpoint.curves_file import parse_curves
 from minetorch.checkpoint.digest import digest_of
 from minetorch.checkpoint.manifest import StoredFile
 from minetorch.checkpoint.run import Run
@@ -230,6 +234,7 @@ def test_lists_that_share_lists_are_walked_once(plan, command):
     shared = [torch.zeros(3)]
     for _ in range(LEVELS):
         shared = [shared, shared]
+    shared.append(shared)
     state["statable"]["mine"] = shared
     forge(plan, saved(state))
     listed = command("show", plan, "latest")
@@ -254,6 +259,8 @@ WRONG = [None, "text", -1, 10**300, float("nan"), [], {}, ["a", "b"], {"a": None
 OWN = (
     "epoch",
     "progress",
+    "optimizer_class",
+    "optimizer_groups",
     "drawer",
     "history",
     "lowest_train_loss",
@@ -265,12 +272,12 @@ OWN = (
 )
 
 
-def places(value, path=()):
+def places(value, path=(), own=OWN):
     """The paths of all values in the parts of a state that Minetorch itself reads."""
     if path:
         yield path
     if isinstance(value, dict) and len(path) < 4:
-        keys = [key for key in value if path or key in OWN]
+        keys = [key for key in value if path or key in own]
     elif isinstance(value, list | tuple) and len(path) < 4:
         keys = list(range(min(len(value), 4)))
     else:
@@ -308,6 +315,11 @@ def changed(state, path, wrong):
         (("progress", "epoch"), 10**300),
         (("progress", "epoch_complete"), "yes"),
         (("progress",), None),
+        (("progress", "data"), [1]),
+        (("progress", "data", "samples"), "8"),
+        (("optimizer_class",), 5),
+        (("optimizer_groups", 0, "parameters"), [1]),
+        (("optimizer_groups", 0, "given", "lr"), torch.zeros(2)),
         (("plugins",), [1]),
         (("lowest_train_loss",), "low"),
         (("state_dict",), [1, 2]),
@@ -346,6 +358,117 @@ def test_no_reader_takes_a_wrong_kind_for_more_than_an_error(plan, trained, read
         for file, data in backup.items():
             file.write_bytes(data)
         forge(plan, saved(changed(state, path, wrong)))
+        for name, read in resume_last(readers):
+            try:
+                read()
+            except CheckpointError:
+                pass
+            except Exception as error:
+                pytest.fail(f"{name}, with {wrong!r} at {path}: {error!r}")
+
+
+def curves_file(header, *numbers):
+    return json.dumps(header).encode() + b"\n" + struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+START = {"time": 1e9, "host": "here", "world_size": 1, "generation": 1, "checkpoint": None, "epoch": 0, "step": 0,
+         "steps_lost": None, "down_s": None, "load_s": 0.0, "ended": None}  # fmt: skip
+HEADER = {
+    "graphs": [["loss", [["train", 1]]]],
+    "x_names": {"loss": "epoch"},
+    "marks": [["resume", 0.5, 1, 1e9]],
+    "media": 2,
+    "history": [START],
+}
+WRONG_CURVES = {
+    "not JSON": b"\xff\xfe\n",
+    "no object": b"[]\n",
+    "a deep header": b"[" * 100_000 + b"\n",
+    "a number of 10,000 digits": b'{"graphs": [], "media": ' + b"9" * 10_000 + b"}\n",
+    "no graphs": curves_file({}),
+    "graphs that are no list": curves_file(HEADER | {"graphs": {"loss": 1}}),
+    "a graph without a name": curves_file(HEADER | {"graphs": [[5, [["train", 1]]]]}, 1.0, 2.0),
+    "a curve without a name": curves_file(HEADER | {"graphs": [["loss", [[None, 1]]]]}, 1.0, 2.0),
+    "less than no point": curves_file(HEADER | {"graphs": [["loss", [["train", -1]]]]}, 1.0, 2.0),
+    "True points": curves_file(HEADER | {"graphs": [["loss", [["train", True]]]]}, 1.0, 2.0),
+    "points beyond the memory": curves_file(HEADER | {"graphs": [["loss", [["train", 2**62]]]]}, 1.0, 2.0),
+    "as many as overflow": curves_file(HEADER | {"graphs": [["loss", [["train", 2**60]]]]}, 1.0, 2.0),
+    "x of no name": curves_file(HEADER | {"x_names": {"loss": ["epoch"]}}, 1.0, 2.0),
+    "a mark that is short": curves_file(HEADER | {"marks": [["resume", 1]]}, 1.0, 2.0),
+    "a mark nowhere": curves_file(HEADER | {"marks": [["resume", float("nan"), 1, 1e9]]}, 1.0, 2.0),
+    "a history of no starts": curves_file(HEADER | {"history": [5]}, 1.0, 2.0),
+    "a start at no time": curves_file(HEADER | {"history": [START | {"time": "yesterday"}]}, 1.0, 2.0),
+}
+
+
+def test_the_file_of_curves_here_is_one_but_for_what_is_wrong_in_it():
+    content = parse_curves(curves_file(HEADER, 1.0, 2.0), "here")
+    assert content["graphs"]["loss"]["train"].tolist() == [[1.0], [2.0]]
+    assert content["history"] == [START]
+
+
+@pytest.mark.parametrize("kind", WRONG_CURVES)
+def test_a_wrong_file_of_curves_is_one_clear_error_without_its_memory(kind):
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointCorruptError, match=r"^here is not a file of curves: .{5}") as caught:
+            parse_curves(WRONG_CURVES[kind], "here")
+        assert tracemalloc.get_traced_memory()[1] < 10 * (len(WRONG_CURVES[kind]) + (1 << 20))
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.slow
+def test_a_header_of_100_mb_is_refused_at_once():
+    began = time.process_time()
+    with pytest.raises(CheckpointCorruptError, match="is not a file of curves"):
+        parse_curves(b"[" * 100_000_000, "here")
+    assert time.process_time() - began < 5
+
+
+def test_every_reader_of_a_wrong_file_of_curves_says_so_and_keeps_the_weights(plan, readers, capsys):
+    forge_curves(plan, WRONG_CURVES["a start at no time"])
+    with pytest.warns(UserWarning, match=r"The curves of checkpoint .* are lost, .* history\[0\]\.time is 'yesterday'"):
+        assert "drawer" not in readers.pop("load")()
+    silent = set()
+    for name, read in resume_last(readers):
+        read()
+        if "is not a file of curves: history[0].time is " not in "".join(capsys.readouterr()):
+            silent.add(name)
+    assert silent == {"show"}  # it reads no curves
+    assert minetorch.load(plan, "latest")["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (float("nan"), float("inf"), -1e308, 1e308, 5e-324, float("-inf"), 1.0, 1e300),
+        (1e19, -1e19, 0.5, 3.0, float("nan"), 1e308, -1e308, 0.0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The curves of checkpoint")
+def test_points_may_be_any_numbers(plan, readers, numbers):
+    graphs = [["loss", [["train", 2], ["val", 2]]]]
+    for x_name in ("epoch", "step"):
+        forge_curves(plan, curves_file(HEADER | {"graphs": graphs, "x_names": {"loss": x_name}}, *numbers))
+        for name in ("load", "show", "verify", "export", "report", "compare", "watch"):
+            readers[name]()
+    readers["resume"]()
+
+
+JSON_WRONG = [None, "text", -1, 10**300, float("nan"), [], {}, ["a", "b"], {"a": None}, 2**62, True]
+
+
+@pytest.mark.filterwarnings("ignore:The curves of checkpoint")
+@pytest.mark.slow
+def test_no_reader_takes_a_wrong_kind_in_a_file_of_curves_for_more_than_an_error(plan, readers, capsys):
+    backup = {path: path.read_bytes() for path in plan.rglob("*") if path.is_file() and not path.is_symlink()}
+    for number, path in enumerate(places(HEADER, own=HEADER)):
+        wrong = JSON_WRONG[number % len(JSON_WRONG)]
+        for file, data in backup.items():
+            file.write_bytes(data)
+        forge_curves(plan, curves_file(changed(HEADER, path, wrong), 1.0, 2.0))
         for name, read in resume_last(readers):
             try:
                 read()

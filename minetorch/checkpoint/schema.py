@@ -8,11 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from minetorch.errors import in_brief
 
-Check = Callable[[Any, str], None]
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value stands, and the lists and dicts that were looked at before, each with the check that did it.
+
+    A file may hold one list in a million places; looking at it each time would keep a reader busy for days.
+    """
+
+    text: str = ""
+    seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def within(self, text: str) -> _Place:
+        return _Place(text, self.seen)
+
+    def is_new(self, value: Any, check: Check) -> bool:
+        """Whether this check has not looked at this value yet. It counts as looked at from now on."""
+        key = (id(value), id(check))
+        is_new = key not in self.seen
+        self.seen.add(key)
+        return is_new
+
+
+Check = Callable[[Any, _Place], None]
 """Takes a value and its place; raises WrongKindError."""
 
 _MOST = 2**63 - 1
@@ -31,77 +54,77 @@ def check_state(state: Mapping[str, Any]) -> None:
     Raises:
         WrongKindError: a value is of another kind than Minetorch writes.
     """
-    _STATE(state, "")
+    _STATE(state, _Place())
 
 
 def check_curves(header: Any) -> None:
     """Look at the first line of a file of curves; raises as `check_state`."""
-    _CURVES(header, "")
+    _CURVES(header, _Place())
 
 
 def check_start(values: Any) -> None:
     """Look at the fields of a `history.Start`; raises as `check_state`."""
-    _START(values, "start")
+    _START(values, _Place("start"))
 
 
-def _refuse(value: Any, place: str, wanted: str) -> NoReturn:
+def _refuse(value: Any, place: _Place, wanted: str) -> NoReturn:
     shown = in_brief(value) if isinstance(value, str | bytes | int | float | None) else f"a {type(value).__name__}"
-    raise WrongKindError(f"{place} is {shown}, not {wanted}")
+    raise WrongKindError(f"{place.text or 'it'} is {shown}, not {wanted}")
 
 
-def _anything(value: Any, place: str) -> None:
+def _anything(value: Any, place: _Place) -> None:
     pass
 
 
-def _text(value: Any, place: str) -> None:
+def _text(value: Any, place: _Place) -> None:
     if not isinstance(value, str):
         _refuse(value, place, "text")
 
 
-def _flag(value: Any, place: str) -> None:
+def _flag(value: Any, place: _Place) -> None:
     if not isinstance(value, bool):
         _refuse(value, place, "True or False")
 
 
-def _count(value: Any, place: str) -> None:
+def _count(value: Any, place: _Place) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
         _refuse(value, place, "a count")
 
 
-def _integer(value: Any, place: str) -> None:
+def _integer(value: Any, place: _Place) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         _refuse(value, place, "a whole number")
 
 
-def _plain(value: Any, place: str) -> None:
+def _plain(value: Any, place: _Place) -> None:
     if not isinstance(value, str | float | None) and (not isinstance(value, int) or abs(value) > _MOST):
         _refuse(value, place, "a plain value")
 
 
-def _option(value: Any, place: str) -> None:
+def _option(value: Any, place: _Place) -> None:
     """An option of an optimizer's group, as `OptimizerState` keeps it."""
-    check = _list_of(_plain) if isinstance(value, list | tuple) else _plain
+    check = _PLAIN_VALUES if isinstance(value, list | tuple) else _plain
     check(value, place)
 
 
-def _number(value: Any, place: str) -> None:
+def _number(value: Any, place: _Place) -> None:
     if not isinstance(value, float) and (not isinstance(value, int) or abs(value) > _MOST):
         _refuse(value, place, "a number")
 
 
-def _finite(value: Any, place: str) -> None:
+def _finite(value: Any, place: _Place) -> None:
     _number(value, place)
     if not math.isfinite(value):
         _refuse(value, place, "a finite number")
 
 
-def _time(value: Any, place: str) -> None:
+def _time(value: Any, place: _Place) -> None:
     _finite(value, place)
     if not 0 <= value <= _YEAR_9999:
         _refuse(value, place, "a time")
 
 
-def _figure(value: Any, place: str) -> None:
+def _figure(value: Any, place: _Place) -> None:
     """Whatever `float` takes: hooks may put a tensor with one element, or a text, into `trainer.metrics`."""
     if getattr(value, "shape", None) is not None:
         return
@@ -111,14 +134,14 @@ def _figure(value: Any, place: str) -> None:
         _refuse(value, place, "a number")
 
 
-def _curve(value: Any, place: str) -> None:
+def _curve(value: Any, place: _Place) -> None:
     shape = tuple(getattr(value, "shape", ()))
     if len(shape) != 2 or shape[0] != 2:
         _refuse(value, place, "a tensor of shape (2, points)")
 
 
 def _optional(check: Check) -> Check:
-    def optional(value: Any, place: str) -> None:
+    def optional(value: Any, place: _Place) -> None:
         if value is not None:
             check(value, place)
 
@@ -126,32 +149,34 @@ def _optional(check: Check) -> Check:
 
 
 def _list_of(check: Check) -> Check:
-    def items(value: Any, place: str) -> None:
+    def items(value: Any, place: _Place) -> None:
         if not isinstance(value, list | tuple):
             _refuse(value, place, "a list")
-        for index, item in enumerate(value):
-            check(item, f"{place}[{index}]")
+        if place.is_new(value, items):
+            for index, item in enumerate(value):
+                check(item, place.within(f"{place.text}[{index}]"))
 
     return items
 
 
 def _row_of(*checks: Check) -> Check:
-    def row(value: Any, place: str) -> None:
+    def row(value: Any, place: _Place) -> None:
         if not isinstance(value, list | tuple) or len(value) != len(checks):
             _refuse(value, place, f"a list of {len(checks)} values")
         for index, (check, item) in enumerate(zip(checks, value, strict=True)):
-            check(item, f"{place}[{index}]")
+            check(item, place.within(f"{place.text}[{index}]"))
 
     return row
 
 
 def _dict_of(check: Check, keys: Check = _text) -> Check:
-    def named(value: Any, place: str) -> None:
+    def named(value: Any, place: _Place) -> None:
         if not isinstance(value, dict):
             _refuse(value, place, "a dict")
-        for key, item in value.items():
-            keys(key, f"a key of {place}")
-            check(item, f"{place}[{in_brief(key)}]")
+        if place.is_new(value, named):
+            for key, item in value.items():
+                keys(key, place.within(f"a key of {place.text}"))
+                check(item, place.within(f"{place.text}[{in_brief(key)}]"))
 
     return named
 
@@ -159,15 +184,17 @@ def _dict_of(check: Check, keys: Check = _text) -> Check:
 def _fields(**checks: Check) -> Check:
     """A dict in which these keys have these kinds."""
 
-    def fields(value: Any, place: str) -> None:
+    def fields(value: Any, place: _Place) -> None:
         if not isinstance(value, dict):
-            _refuse(value, place or "it", "a dict")
+            _refuse(value, place, "a dict")
         for name, check in checks.items():
             if name in value:
-                check(value[name], f"{place}.{name}" if place else name)
+                check(value[name], place.within(f"{place.text}.{name}".lstrip(".")))
 
     return fields
 
+
+_PLAIN_VALUES = _list_of(_plain)
 
 _START = _fields(
     time=_time,

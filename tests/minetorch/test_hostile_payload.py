@@ -255,6 +255,20 @@ def test_lists_without_a_bottom_are_refused(plan, readers, capsys):
         assert name not in ("show", "verify") or "has more than 100 levels" in printed
 
 
+def test_one_long_list_in_many_places_is_looked_at_once(plan):
+    names = [str(number) for number in range(10_000)]
+    curves = dict.fromkeys(names, torch.ones(2, 1))
+    state = minetorch.load(plan) | {
+        "optimizer_groups": [{"parameters": names, "given": {"betas": tuple(names)}}] * 10_000,
+        "drawer": {"graphs": dict.fromkeys(names, curves)},
+        "random": [{"python": names, "numpy": names}] * 10_000,
+    }
+    forge(plan, saved(state))
+    began = time.process_time()
+    assert minetorch.load(plan, "latest")["random"][-1]["python"] == names
+    assert time.process_time() - began < 10
+
+
 WRONG = [None, "text", -1, 10**300, float("nan"), [], {}, ["a", "b"], {"a": None}, b"bytes", torch.zeros(2, 2, 2)]
 OWN = (
     "epoch",

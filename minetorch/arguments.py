@@ -329,5 +329,5 @@ def _check_stateful(label: str, member: Any) -> None:
     if not isinstance(member, Stateful):
         raise ConfigurationError(
             f"{label} must have the methods state_dict() and load_state_dict(state), as torch's own classes have; "
-            f"{type(member).__name__} has not both."
+            f"{type(member).__name__} does not have both."
         )

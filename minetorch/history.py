@@ -33,13 +33,13 @@ class Start:
     step: int
     """Optimizer steps that were done at that point."""
     steps_lost: int | None
-    """Steps that the start before had done after that point: at least so many. None: not known."""
+    """Steps that the previous start had done after that point: at least so many. None: not known."""
     down_s: float | None
-    """Seconds since the last sign of life of the start before; None: not known, or there was none."""
+    """Seconds since the last sign of life of the previous start; None: not known, or there was none."""
     load_s: float
     """Seconds that it took to find, read and load the checkpoint."""
     ended: Ended | None
-    """How the start before had ended; None: not known, or there was none."""
+    """How the previous start had ended; None: not known, or there was none."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Start | None:

@@ -28,7 +28,7 @@ HOOK_POINTS: Mapping[str, tuple[str, ...]] = {
     "after_checkpoint_persisted": ("names", "path"),
     "before_quit": (),
 }
-"""Each hook point, and what a hook there may ask for by name beside `trainer`."""
+"""Each hook point, and what a hook there may ask for by name besides `trainer`."""
 
 
 def main_only(function: Function) -> Function:
@@ -100,7 +100,7 @@ class Hooks:
                 self.add(point, function)
 
     def add_plugin(self, plugin: object) -> None:
-        """Add every method of `plugin` that is named as a hook point.
+        """Add every method of `plugin` that is named after a hook point.
 
         Raises:
             ConfigurationError: a method looks like a hook point but is none, or there is no hook at all.
@@ -116,7 +116,7 @@ class Hooks:
             similar = {method: point for method in dir(plugin) if (point := ours(method)) is not None}
             renamed = "; ".join(f"rename {method} to {point}" for method, point in similar.items())
             raise ConfigurationError(
-                f"Plugin {in_brief(plugin)} has no method named as a hook point, so it would never be called"
+                f"Plugin {in_brief(plugin)} has no method named after a hook point, so it would never be called"
                 f"{renamed and f': {renamed}'}. The hook points are {', '.join(HOOK_POINTS)}."
             )
         for point in points:
@@ -160,13 +160,16 @@ def _wanted(function: Callable[..., Any], point: str, label: str) -> tuple[str, 
         return ()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    takes_trainer = parameters and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY
+    known = HOOK_POINTS[point]
+    # A hook such as `def hook(epoch)` would get the trainer as `epoch`.
+    takes_trainer = (
+        parameters and parameters[0].kind is not inspect.Parameter.KEYWORD_ONLY and parameters[0].name not in known
+    )
     if not takes_trainer:
         raise ConfigurationError(f"The {label} must take `trainer` as its first parameter.")
     asked = [p for p in parameters[1:] if p.kind is not p.VAR_POSITIONAL]
-    known = HOOK_POINTS[point]
     for parameter in asked:
         if parameter.name not in known and parameter.default is parameter.empty:
-            has = f"{', '.join(map(repr, known))} beside 'trainer'" if known else "nothing but 'trainer'"
+            has = f"{', '.join(map(repr, known))} besides 'trainer'" if known else "nothing but 'trainer'"
             raise ConfigurationError(f"The {label} asks for {parameter.name!r}, but this point has {has}.")
     return tuple(p.name for p in asked if p.name in known and p.kind is not p.POSITIONAL_ONLY)

@@ -320,7 +320,7 @@ class Persistence:
     def _say(self, start: Start, found: Checkpoint | None, cost: str, resume: bool | str | int) -> None:
         progress, logger = self._trainer.progress, self._trainer.logger
         if found is not None:
-            where = "" if progress.epoch_complete else f", iteration {progress.iteration} of it"
+            where = "" if progress.epoch_complete else f", iteration {progress.iteration}"
             logger.info("Resumed from %s: epoch %d%s, step %d; %s.", found.path, start.epoch, where, start.step, cost)
         elif resume is True:
             logger.info(

@@ -68,7 +68,7 @@ def describe(start: Start, past: Past) -> str:
     """What it has cost, in words for the end of a line."""
     parts = [_lost(start, past)]
     if past.ended is not None:
-        parts.append(f"the start before {_PAST[past.ended]}")
+        parts.append(f"the previous start {_PAST[past.ended]}")
     if start.down_s is not None and past.ended != "finished":
         parts.append(f"down for {duration(start.down_s)}")
     if start.checkpoint is not None:

@@ -452,7 +452,7 @@ class Trainer(TrainerState):
 
     def _train_epochs(self) -> None:
         if self._at_end():
-            self.logger.info("All %d epochs are done. Raise max_epochs to go on.", self.current_epoch)
+            self.logger.info("All %d epochs are done. Raise max_epochs to continue.", self.current_epoch)
         elif self.progress.epoch_complete and self._is_stopped_before_epoch():
             self.logger.info("Stopped before epoch %d, as asked.", self.current_epoch + 1)
             return
@@ -501,7 +501,7 @@ class Trainer(TrainerState):
         if not any((*signals, *times)):
             return False
         self.logger.info(
-            "%s: stopped early, with all work saved up to step %d. Run the same command again to go on.",
+            "%s: stopped early, with all work saved up to step %d. Run the same command again to continue.",
             describe(signals) or "The job's time is nearly up",
             self.progress.step,
         )

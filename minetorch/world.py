@@ -378,13 +378,14 @@ def _from_torchrun(environ: Mapping[str, str]) -> dict[str, str] | None:
         given = [name for name in names if name in environ]
         if _is_step(environ):
             raise ConfigurationError(
-                f"{', '.join(given)} set, but not {', '.join(missing)}; this SLURM step has "
+                f"The environment has {', '.join(given)}, but not {', '.join(missing)}; this SLURM step has "
                 f"{environ['SLURM_STEP_NUM_TASKS']} tasks. Unset {', '.join(given)}: `srun python train.py` takes all "
                 "of them from the step."
             )
         raise ConfigurationError(
-            f"{', '.join(given)} set, but not {', '.join(missing)}. Start the script with `minetorch-launch` or "
-            "`torchrun`, which set all of them, or unset them all to run one worker."
+            f"The environment has {', '.join(given)}, but not {', '.join(missing)}. To run one worker, unset "
+            f"{', '.join(given)}. To run several, start the script with `minetorch-launch` or `torchrun`, which set "
+            "all of them."
         )
     names += ["LOCAL_RANK", "LOCAL_WORLD_SIZE"]
     return {name: environ[name] for name in names if name in environ}

@@ -162,8 +162,8 @@ class _Parser(argparse.ArgumentParser):
         if not message.startswith("unrecognized"):
             raise UsageError(f"{message}: type minetorch-launch --help for the options")
         known = [name for action in self._actions for name in action.option_strings]
-        close = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "type minetorch-launch --help for those there are"
+        close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
+        hint = f"did you mean {close[0]}?" if close else "type minetorch-launch --help for the options"
         raise UsageError(f"unknown option {unknown}: {hint} (a script's own options go after the script)")
 
 

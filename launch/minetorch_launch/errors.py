@@ -99,7 +99,9 @@ class StoppedEarlyError(LaunchError):
 
     exit_code = EXIT_STOPPED_EARLY
 
-    def __init__(self, message: str = "stopped early with all work saved; run the same command again to go on") -> None:
+    def __init__(
+        self, message: str = "stopped early with all work saved; run the same command again to continue"
+    ) -> None:
         super().__init__(message)
 
 

@@ -251,7 +251,7 @@ class Fence:
             assert self._claim is not None
             self.broken = RunVanishedError(
                 f"the files of this run are gone: {self._store.url_of(self._claim.file)}, the claim of this process, "
-                f"is not there any more. {self._models.url} was renamed, deleted or unmounted while the run was "
+                f"no longer exists. {self._models.url} was renamed, deleted or unmounted while the run was "
                 "training. This process stops and writes nothing there, since that would begin a second history of the "
                 "run. Bring the files back and start the run again: it continues from its last checkpoint. Without "
                 "them, the next start begins from scratch"
@@ -264,7 +264,7 @@ class Fence:
         if state == "running" and if_running == "refuse":
             raise RunInUseError(
                 f"{self._models.url} is being trained by another process: {newest.describe()}. Stop that one first, or "
-                "give another `code` for a run beside it. if_running='wait' waits until it ends, and 'replace' takes "
+                "give another `code` for a separate run. if_running='wait' waits until it ends, and 'replace' takes "
                 "the run over: the other then stops."
             )
         if state != "gone" and not self._told:

@@ -39,14 +39,14 @@ class Modes:
         if self._ends_in_eval:
             self._kept = []
             self._logger.info(
-                "The model was in eval mode, and is put into train mode. To train in eval mode, call "
+                "The whole model is in eval mode, so the Trainer puts it into train mode. To train in eval mode, call "
                 "trainer.model.eval() in a hook at 'before_epoch_start'."
             )
         elif in_eval:
             outer = [name for name in sorted(in_eval) if not name or name.rpartition(".")[0] not in in_eval]
             named = ", ".join(name or "the model itself" for name in outer[:3])
             more = f" and {len(outer) - 3} more" if len(outer) > 3 else ""
-            self._logger.info("In eval mode, and left in it: %s%s.", named, more)
+            self._logger.info("These modules are in eval mode and stay in it during training: %s%s.", named, more)
 
     def evaluate(self) -> None:
         """Put the whole model into eval mode. It may be in it already."""

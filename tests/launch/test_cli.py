@@ -63,6 +63,7 @@ def test_every_option():
         (["--nproc", "x", "x.py"], "--nproc 'x' is not a whole number"),
         (["--nproc"], "--nproc"),
         (["--nprc", "2", "x.py"], "did you mean --nproc?"),
+        (["--epochs", "3", "x.py"], "unknown option --epochs: type minetorch-launch --help"),
         (["--zork", "x.py"], "unknown option --zork"),
         (["--grace", "soon", "x.py"], "--grace 'soon' is not a number of seconds"),
         (["--notice-signals", "KILL", "x.py"], "--notice-signals 'SIGKILL' is unknown"),

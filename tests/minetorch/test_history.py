@@ -100,9 +100,9 @@ def test_each_start_knows_those_before_it_and_what_they_cost(lives):
     assert all(0 <= start.down_s < 60 for start in last[1:])
     assert all(0 <= start.load_s < 60 and abs(start.time - time.time()) < 100 for start in last)
     log = (run / "log.txt").read_text()
-    assert "training from scratch; 2 steps lost, the start before had failed, down for" in log
-    assert "epoch 1, step 5; 2 steps lost, the start before had failed, down for" in log
-    assert "iteration 3 of it, step 8; no step lost, the start before had stopped" in log
+    assert "training from scratch; 2 steps lost, the previous start had failed, down for" in log
+    assert "epoch 1, step 5; 2 steps lost, the previous start had failed, down for" in log
+    assert "iteration 3, step 8; no step lost, the previous start had stopped" in log
     assert log.count("Epoch 2 continues after 12 samples in the same order: no sample is repeated or left out.") == 1
 
 

@@ -68,9 +68,18 @@ def test_a_method_that_looks_like_a_hook_but_is_none_is_refused():
         hooks().add_plugin(Plugin())
 
 
-def test_a_hook_without_the_trainer_is_refused():
+@pytest.mark.parametrize(
+    ("point", "function"),
+    [
+        ("before_quit", lambda: None),
+        ("before_quit", lambda *, trainer: None),
+        ("after_epoch_end", lambda epoch: None),
+        ("after_epoch_end", lambda val_loss, trainer: None),
+    ],
+)
+def test_a_hook_without_the_trainer_first_is_refused(point, function):
     with pytest.raises(ConfigurationError, match="must take `trainer` as its first parameter"):
-        hooks().add("before_quit", lambda: None)
+        hooks().add(point, function)
 
 
 def test_two_stateful_plugins_of_one_name_are_refused():

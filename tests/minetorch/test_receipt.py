@@ -76,13 +76,13 @@ def test_steps_lost(past, lost):
     ("past", "down_s", "text"),
     [
         (Past(120, True, 1990.0, "killed"), 10.0,
-         "20 steps lost, the start before was killed, down for 10.0 s, "
+         "20 steps lost, the previous start was killed, down for 10.0 s, "
          "loaded in 0.25 s"),
         (Past(1200, False, None, "failed"), None,
-         "at least 1,100 steps lost, the start before had failed, loaded in 0.25 s"),
+         "at least 1,100 steps lost, the previous start had failed, loaded in 0.25 s"),
         (Past(101, True), None, "1 step lost, loaded in 0.25 s"),
         (Past(100, True, None, "stopped early"), 7200.0,
-         "no step lost, the start before had stopped early, down for 2.0 h, "
+         "no step lost, the previous start had stopped early, down for 2.0 h, "
          "loaded in 0.25 s"),
         (Past(), None, "steps lost: unknown, loaded in 0.25 s"),
     ],
@@ -94,7 +94,7 @@ def test_the_receipt_in_words(past, down_s, text):
 def test_without_a_checkpoint_all_is_lost():
     past = Past(7, True, 1999.0, "killed")
     scratch = start(checkpoint=None, step=0, steps_lost=past.steps_lost(0), down_s=1.0)
-    assert describe(scratch, past) == "7 steps lost, the start before was killed, down for 1.0 s"
+    assert describe(scratch, past) == "7 steps lost, the previous start was killed, down for 1.0 s"
 
 
 def test_a_finished_run_that_is_extended_was_not_down():

@@ -492,7 +492,7 @@ class TestBadInput:
             ({"hooks": {"after_epoch_ended": print}}, "Did you mean 'after_epoch_end'"),
             ({"hooks": {"after_epoch_end": 3}}, "must be a function or a list of functions; 3"),
             ({"hooks": {"after_epoch_end": lambda trainer, los: 0}}, "asks for 'los', but this point has 'epoch'"),
-            ({"plugins": [object()]}, "no method named as a hook point"),
+            ({"plugins": [object()]}, "no method named after a hook point"),
             ({"drawer": "matplotlab"}, "Did you mean 'matplotlib'"),
             ({"logging_format": "%(nothing"}, "logging_format"),
             ({"trival": True, "trivial": False}, "same option"),

@@ -122,15 +122,19 @@ def test_the_first_host_of_a_node_list(nodelist, host):
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"RANK": "1"}, "RANK set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
-        ({"WORLD_SIZE": "2"}, "Start the script with `minetorch-launch`"),
+        (
+            {"RANK": "1"},
+            "The environment has RANK, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT. To run one worker, unset RANK. ",
+        ),
+        ({"WORLD_SIZE": "2"}, "To run several, start the script with `minetorch-launch`"),
         (TORCHRUN | {"RANK": "4"}, "RANK must be 0 to 3"),
         (TORCHRUN | {"RANK": "one"}, "RANK='one' must be a whole number"),
         (TORCHRUN | {"WORLD_SIZE": "-2"}, "WORLD_SIZE='-2' must be a whole number"),
         (SLURM | {"SLURM_STEP_NODELIST": ""}, "names no host: ''. Set MASTER_ADDR"),
         (
             SLURM | {"WORLD_SIZE": "8", "MASTER_ADDR": "here"},
-            "WORLD_SIZE, MASTER_ADDR set, but not RANK, MASTER_PORT; this SLURM step has 4 tasks. Unset WORLD_SIZE, ",
+            "The environment has WORLD_SIZE, MASTER_ADDR, but not RANK, MASTER_PORT; this SLURM step has 4 tasks. "
+            "Unset WORLD_SIZE, ",
         ),
         ({"MINETORCH_DEVICE": "tpu"}, "MINETORCH_DEVICE='tpu' must be 'auto', 'cpu' or 'cuda'"),
     ],

@@ -127,14 +127,16 @@ def test_a_model_that_comes_in_eval_mode_is_trained_and_given_back_as_it_came(se
     found = seen(model)
     assert all(all(mode.values()) for mode in found["after_train_iteration_end"])
     assert not any(modes(model).values())
-    assert "The model was in eval mode, and is put into train mode." in (tmp_path / "runs/default/log.txt").read_text()
+    log = (tmp_path / "runs/default/log.txt").read_text()
+    assert "The whole model is in eval mode, so the Trainer puts it into train mode." in log
 
 
 def test_the_log_names_the_parts_that_stay_in_eval_mode(trained, tmp_path):
     model = Net()
     model.body.eval()
     trained(model=model)
-    assert "In eval mode, and left in it: body.\n" in (tmp_path / "runs/default/log.txt").read_text()
+    log = (tmp_path / "runs/default/log.txt").read_text()
+    assert "These modules are in eval mode and stay in it during training: body.\n" in log
 
 
 def test_a_failing_run_gives_the_model_back_in_its_modes(make_trainer):

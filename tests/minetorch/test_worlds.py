@@ -112,7 +112,7 @@ def test_a_killed_worker_costs_nothing_but_time(launch, tmp_path):
     for way in ("kill", "leave alone"):
         output = launch(2, "crash.py", tmp_path / way, way, options=["--max-restarts", "1"])
         assert ("rank 1 failed: killed by SIGKILL" in output) == (way == "kill")
-        assert ("epoch 2, iteration 4" in output) == (way == "kill")
+        assert ("epoch 2, iteration 4, step" in output) == (way == "kill")
         ends[way] = torch.load(tmp_path / way / "runs/default/models/latest.pth.tar", weights_only=True)
     killed, whole = ends.values()
     assert killed["progress"] == whole["progress"]

@@ -31,7 +31,7 @@ class LossWatch:
             return
         self._said = which
         self._logger.warning(
-            "The %s loss is %s: seen at step %d, in epoch %d. It is said once, and the run goes on; "
+            "The %s loss is %s: seen at step %d, in epoch %d. This is logged once, and training continues; "
             "plugins=[NaNGuard()] stops before such a step, and names the samples and the layer.",
             which,
             "NaN" if math.isnan(loss) else "infinite",

@@ -1,6 +1,7 @@
 """Device, mixed precision and gradients' exchange. The only file that imports accelerate.
 
-Of accelerate, the Trainer takes the `Accelerator` and its `prepare_model`. Its optimizer wrapper and loaders
+Of accelerate, the Trainer takes the `Accelerator` and its `prepare_model`, without its DDP, which is made again where
+a hook has thawed parameters. Its optimizer wrapper and loaders
 cost more a step than all of the Trainer's own work, so the few lines that they would do stand here.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -71,24 +72,48 @@ class Backend:
         self.optimizer = optimizer
         self.optimizer_state = OptimizerState(model, optimizer)
         self.unwrapped_model = model
-        self.accelerator = _accelerator(world, amp, find_unused_parameters)
-        self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=not exchanges)
-        if not exchanges and world.size > 1:
+        self.accelerator = _accelerator(world, amp)
+        self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
+        self._finds_unused = find_unused_parameters
+        self._ddp: DistributedDataParallel | None = None
+        self._exchanged: dict[int, str] = {}
+        """The parameters whose gradients DDP exchanges, in its order: their ids and names."""
+        self._frozen: dict[str, nn.Parameter] = {}
+        """The model's other parameters, which were frozen when DDP was made."""
+        if exchanges and world.size > 1:
+            self._wrap(start_alike=True)
+        elif world.size > 1:
             self._start_alike()
-        self._ddp = self.model if isinstance(self.model, DistributedDataParallel) else None
-        if self._ddp is not None and not find_unused_parameters:  # with it, DDP keeps the buckets that it begins with
-            settle_buckets(self._ddp)
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
         self._norm_before_clipping: torch.Tensor | None = None
         self._others: list[nn.Parameter] = []
         self._has_stepped = False
         self._found_inf: torch.Tensor | None = None
         self._awaits_forward = False
-        if self._ddp is not None:
-            self._ddp.register_forward_pre_hook(self._forward_hook())
-            # DDP broadcasts the buffers at a forward, also in validation and in a hook on one rank. There the ranks do
-            # not keep step, and the broadcast would wait for ever. So it is on for the forwards of training alone.
-            self._ddp.require_forward_param_sync = False
+
+    def _wrap(self, *, start_alike: bool = False) -> None:
+        """Put DDP around the model, to exchange the gradients of the parameters that require one now."""
+        model, device = self.unwrapped_model, self.world.device
+        ddp = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            init_sync=start_alike,
+            find_unused_parameters=self._finds_unused,
+        )
+        ddp.training = self.model.training
+        if not self._finds_unused:  # with it, DDP keeps the buckets that it begins with
+            settle_buckets(ddp)
+        ddp.register_forward_pre_hook(self._forward_hook())
+        # DDP broadcasts the buffers at a forward, also in validation and in a hook on one rank. There the ranks do
+        # not keep step, and the broadcast would wait for ever. So it is on for the forwards of training alone.
+        ddp.require_forward_param_sync = False
+        self.model = self._ddp = ddp
+        self._exchanged = self._trainable()
+        self._frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+
+    def _trainable(self) -> dict[int, str]:
+        names = ModelNames(self.unwrapped_model)
+        return {id(p): names.plain(name) for name, p in self.unwrapped_model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def _start_alike(self) -> None:
@@ -129,7 +154,8 @@ class Backend:
         """Add the loss's gradients to the parameters'.
 
         Raises:
-            ConfigurationError: with several workers, the loss was computed without a call of `model`.
+            ConfigurationError: with several workers, the loss was computed without a call of `model`, or a parameter
+                was thawed since the epoch's start.
         """
         if self._awaits_forward:
             raise ConfigurationError(
@@ -137,6 +163,9 @@ class Backend:
                 "through trainer.model, so each worker would train a model of its own. Write trainer.model(…) in "
                 "loss_func, not the script's own model(…) or trainer.unwrapped_model(…)."
             )
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise self._changed_in_epoch(name, "requires")
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def step(self, clip_grad_norm: float | None, scale: float = 1.0) -> None:
@@ -180,10 +209,36 @@ class Backend:
         """The optimizer's parameters, also those of groups that a hook has added: to scale, clip and zero."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def find_others(self) -> None:
-        """Find the model's parameters that are not in the optimizer. To be called at the start of an epoch."""
+    def start_epoch(self) -> None:
+        """Follow what hooks have changed: the optimizer's parameters, and those that require a gradient.
+
+        Every rank calls it.
+
+        Raises:
+            ConfigurationError: a parameter requires a gradient on some ranks only. Every rank raises it.
+        """
         optimized = {id(parameter) for parameter in self._optimized()}
         self._others = [p for p in self.unwrapped_model.parameters() if id(p) not in optimized]
+        if self._ddp is None:
+            return
+        trainable = self._trainable()
+        self._check_trainable([*trainable.values()])
+        changed = trainable.keys() != self._exchanged.keys()
+        if self._finds_unused:  # then a parameter may be frozen and thawed in every step
+            changed = not trainable.keys() <= self._exchanged.keys()
+        if changed and trainable:
+            self._wrap()
+
+    def _check_trainable(self, names: list[str]) -> None:
+        by_rank = list(map(set, self.world.gather(names)))
+        for rank, own in enumerate(by_rank):
+            differing = min(own ^ by_rank[0], default=None)
+            if differing is not None:
+                here, there = (0, rank) if differing in by_rank[0] else (rank, 0)
+                raise ConfigurationError(
+                    f"The ranks do not train the same parameters: {differing} requires a gradient on rank {here}, and "
+                    f"not on rank {there}. Freeze and thaw parameters on every rank, not in a hook of rank 0 alone."
+                )
 
     def forget_other_gradients(self) -> None:
         """Clear the gradients of parameters that are not in the optimizer, before the first iteration of a step.
@@ -233,14 +288,25 @@ class Backend:
         found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", str(error))
         if found is None:
             return None
-        model = self.unwrapped_model
-        trainable = [ModelNames(model).plain(name) for name, p in model.named_parameters() if p.requires_grad]
-        names = ", ".join(trainable[int(index)] for index in found[1].split())
+        exchanged, trainable = [*self._exchanged.values()], self._trainable().values()
+        unused = [exchanged[int(index)] for index in found[1].split()]
+        frozen = next((name for name in unused if name not in trainable), None)
+        if frozen is not None:
+            return self._changed_in_epoch(frozen, "does not require")
+        names = ", ".join(unused)
         return ConfigurationError(
             f"The loss does not depend on these parameters: {names}. With several workers every trainable parameter "
             "must have a gradient in every step. Freeze those that are not used: parameter.requires_grad_(False). "
             "For those that are used at times, give the Trainer find_unused_parameters=True, which looks for them in "
             "every step, or make them part of every loss: loss + 0 * parameter.sum()."
+        )
+
+    @staticmethod
+    def _changed_in_epoch(name: str, requires: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{name} {requires} a gradient since the middle of an epoch. With several workers, gradients are averaged "
+            "for the parameters that require one when the epoch starts. Freeze and thaw parameters in a hook at "
+            "'before_epoch_start', or before the Trainer is made."
         )
 
     def align_buffers(self) -> None:
@@ -348,7 +414,7 @@ def placement(device: torch.device) -> Callable[[Any], Any] | None:
     return lambda data: send_to_device(data, device, non_blocking=True)
 
 
-def _accelerator(world: World, amp: Amp, find_unused_parameters: bool) -> Accelerator:
+def _accelerator(world: World, amp: Amp) -> Accelerator:
     cpu = world.device.type == "cpu"
     precision = amp or "no"
     shared = AcceleratorState._shared_state
@@ -357,12 +423,7 @@ def _accelerator(world: World, amp: Amp, find_unused_parameters: bool) -> Accele
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with _environment_for_accelerate(world):
-            return Accelerator(
-                cpu=cpu,
-                mixed_precision=precision,
-                step_scheduler_with_optimizer=False,
-                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
-            )
+            return Accelerator(cpu=cpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
     except ValueError as error:
         raise ConfigurationError(f"amp={amp!r} cannot be had on {world.device}: {error}") from error
 

@@ -311,7 +311,7 @@ class Trainer(TrainerState):
                 exchanges=not elastic,
                 find_unused_parameters=find_unused_parameters,
             )
-            self._modes = Modes(model, self.model, self.logger)
+            self._modes = Modes(model, lambda: self.model, self.logger)
             self._replicas = Replicas(self.world, model, optimizer, self.logger)
             if elastic:
                 self._exact = Exact(self.world, self.backend, shards=virtual_shards, seed=seed)
@@ -544,7 +544,7 @@ class Trainer(TrainerState):
         who asked to stop may not grant.
         """
         progress, step_every = self.progress, self.settings.accumulated_iter
-        self.backend.find_others()
+        self.backend.start_epoch()
         epoch = self._limited(self._open_epoch(), done=progress.iteration)
         left, batches = epoch.iterations, epoch.batches
         self.train_iterations = None if left is None else progress.iteration + left

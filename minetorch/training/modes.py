@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from torch import nn
 
@@ -13,12 +14,12 @@ class Modes:
     A module that the user has put into eval mode, such as a frozen backbone, stays in it while the model trains.
     """
 
-    def __init__(self, model: nn.Module, wrapped: nn.Module, logger: logging.Logger) -> None:
+    def __init__(self, model: nn.Module, wrapped: Callable[[], nn.Module], logger: logging.Logger) -> None:
         """Change nothing yet.
 
         Args:
             model: the user's model.
-            wrapped: the model that is called: the same, or DDP around it.
+            wrapped: gives the model that is called: the same, or DDP around it.
             logger: for a line about modules that are in eval mode at the start.
         """
         self._model = model
@@ -52,14 +53,14 @@ class Modes:
         """Put the whole model into eval mode. It may be in it already."""
         if self._kept is None:
             self._kept = [module for module in self._model.modules() if not module.training]
-        self._wrapped.eval()
+        self._wrapped().eval()
 
     def train(self) -> None:
         """Put back the modes of training, as they were before `evaluate`. They may be there already."""
         if self._kept is None:
             return
         # Not flag by flag: a model may override train() to freeze a part of itself, or to prepare its weights.
-        self._wrapped.train()
+        self._wrapped().train()
         for module in self._kept:
             module.training = False
         self._kept = None
@@ -68,4 +69,4 @@ class Modes:
         """Give the model back in the modes in which the user has handed it over, or has put it since."""
         self.train()
         if self._ends_in_eval:
-            self._wrapped.eval()
+            self._wrapped().eval()

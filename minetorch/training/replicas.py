@@ -86,7 +86,9 @@ class Replicas:
                     "under `if trainer.is_main:`, or by random numbers, which differ between ranks. Weights that are "
                     "meant to differ between ranks are not supported."
                 )
-        if self._world.is_main and not self._has_warned:
+        greatest = max(map(max, by_rank))
+        # Without a distance, the values are equal: 0.0 and -0.0, or two kinds of NaN.
+        if greatest > 0 and self._world.is_main and not self._has_warned:
             self._has_warned = True
             self._logger.warning(
                 "The ranks' weights differ by rounding: %s, by up to %.1e of its greatest value. Checkpoints hold "
@@ -94,21 +96,23 @@ class Replicas:
                 "ranks are on different hardware, have different numbers of threads, or use operations that are not "
                 "deterministic.",
                 next(iter(differing)),
-                max(map(max, by_rank)),
+                greatest,
             )
 
     def _distance(self, parameter: torch.Tensor) -> float:
-        """How far this rank's tensor is from that of rank 0, relative to the greatest value there."""
+        """How far this rank's tensor is from that of rank 0, relative to the greatest value of both."""
         own = parameter.detach()
         first = own.clone()
         torch.distributed.broadcast(first, src=0)
+        if not (own.is_floating_point() or own.is_complex()):
+            return float(not torch.equal(own, first))
         wide = torch.complex128 if own.is_complex() else torch.float64
         own, first = own.to(wide), first.to(wide)
         same = (own == first) | (own.isnan() & first.isnan())
         if bool(same.all()):
             return 0.0
         apart = torch.where(same, 0, (own - first).abs()).max()
-        return float((apart / first.abs().max()).nan_to_num(nan=float("inf")))
+        return float((apart / torch.maximum(own.abs().max(), first.abs().max())).nan_to_num(nan=float("inf")))
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:

@@ -25,10 +25,10 @@ def test_a_loss_that_does_not_go_through_trainer_model_is_an_error_at_the_first_
     assert ranks[0][case][3] == ranks[1][case][3], "no step was taken"
 
 
-@pytest.mark.parametrize("case", ["exact", "accumulated", "compiled", "lightning", "kinds", "rounding"])
+@pytest.mark.parametrize("case", ["exact", "accumulated", "compiled", "lightning", "kinds", "kinds equal", "rounding"])
 def test_what_keeps_the_ranks_together_is_no_error(ranks, case):
     for found in ranks:
-        assert found[case][:3] == ["", "", 2]
+        assert found[case][:3] == ["", "", 1 if case == "kinds equal" else 2]
     if case != "rounding":
         assert ranks[0][case][3] == ranks[1][case][3]
 
@@ -40,7 +40,7 @@ def test_what_keeps_the_ranks_together_is_no_error(ranks, case):
         ("hook", "bias"),
         ("hook before the save", "bias"),
         ("criterion", "parameter 2 of the optimizer's group 0"),
-        *((f"kinds {name}", name) for name in ("bf16", "c64", "last", "view", "count")),
+        *((f"kinds {name}", name) for name in ("bf16", "c64", "last", "view", "count", "zero")),
     ],
 )
 def test_weights_that_differ_between_ranks_are_never_saved(ranks, case, name):
@@ -49,6 +49,7 @@ def test_weights_that_differ_between_ranks_are_never_saved(ranks, case, name):
         kind, message, checkpoints, _ = found[case]
         assert kind == "RanksDifferError"
         assert f"{name} on rank 1 differs from rank 0 by up to" in message
+        assert "e+308" not in message
         assert checkpoints == 0
 
 
@@ -59,4 +60,27 @@ def test_weights_that_differ_before_the_training_are_an_error_before_the_first_s
 
 
 def test_differences_of_rounding_are_a_warning(ranks):
-    assert ranks[0]["output"].count("The ranks' weights differ by rounding: bias, by up to") == 1
+    assert ranks[0]["output"].count("The ranks' weights differ by rounding: ") == 1
+    assert "The ranks' weights differ by rounding: bias, by up to" in ranks[0]["output"]
+
+
+@pytest.mark.parametrize("case", ["thawed", "thawed group", "thawed group, resumed", "frozen", "replaced"])
+def test_what_a_hook_thaws_or_freezes_between_two_epochs_is_averaged_like_the_rest(ranks, case):
+    for found in ranks:
+        assert found[case][:2] == ["", ""]
+    assert ranks[0][case][3] == ranks[1][case][3]
+    assert ranks[0]["thawed group, resumed"][3] == ranks[0]["thawed group"][3]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("thawed in the epoch", "0.weight requires a gradient since the middle of an epoch."),
+        ("frozen in the epoch", "2.bias does not require a gradient since the middle of an epoch."),
+        ("thawed on one rank", "The ranks do not train the same parameters: 0.bias requires a gradient on rank 0"),
+    ],
+)
+def test_what_is_thawed_or_frozen_too_late_or_on_one_rank_is_an_error(ranks, case, message):
+    for found in ranks:
+        assert found[case][0] == "ConfigurationError"
+        assert message in found[case][1]

@@ -153,23 +153,89 @@ def buffers_and_all_kinds_of_tensors():
             self.view = nn.Parameter(torch.ones(9)[1:8])
             self.count = nn.Parameter(torch.arange(3), requires_grad=False)
             self.empty = nn.Parameter(torch.ones(0))
+            self.zero = nn.Parameter(torch.zeros(1))
             self.norm = nn.BatchNorm1d(1)
             self.register_buffer("mine", torch.zeros(1))
 
         def forward(self, inputs):
             self.mine.fill_(dist.get_rank())
-            own = (self.bf16, self.c64, self.last, self.view, self.empty)
+            own = (self.bf16, self.c64, self.last, self.view, self.zero * 0, self.empty)
             return self.norm(inputs) + sum(value.abs().float().mean() for value in own[:-1]) + self.empty.sum()
 
     attempt("kinds", through_model, Odd())
-    for name in ("bf16", "c64", "last", "view", "count"):
+    changes = dict.fromkeys(("bf16", "c64", "last", "view"), 3.0)
+    for name, to in {**changes, "count": 3 + 2**60, "zero": 1e-9, "equal": -0.0}.items():
 
-        def change(trainer, name=name):
+        def change(trainer, name=name, to=to):
             if trainer.rank == 1:
-                value = getattr(trainer.unwrapped_model, name).data
-                value[(-1,) * value.ndim] = 3
+                value = getattr(trainer.unwrapped_model, "zero" if name == "equal" else name).data
+                value[(-1,) * value.ndim] = to
+            if name == "count" and trainer.rank == 0:
+                trainer.unwrapped_model.count.data[-1] = 2**60
 
         attempt(f"kinds {name}", through_model, Odd(), hooks={"after_epoch_end": change}, max_epochs=1)
+
+
+def body_and_head():
+    model = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    return model
+
+
+def thaw(trainer, epoch):
+    if epoch >= 2:
+        trainer.unwrapped_model[0].requires_grad_(True)
+
+
+def thaw_with_a_group(trainer, epoch):
+    if epoch >= 2 and len(trainer.optimizer.param_groups) == 1:
+        body = trainer.unwrapped_model[0].requires_grad_(True)
+        trainer.optimizer.add_param_group({"params": list(body.parameters()), "lr": 0.05})
+
+
+def parameters_that_a_hook_thaws_or_freezes():
+    def run(code, hook, group=None, **options):
+        torch.manual_seed(0)
+        model = body_and_head()
+        optimizer = torch.optim.SGD(model.parameters() if group is None else model[group].parameters(), lr=0.1)
+        return attempt(code, through_model, model, optimizer=optimizer, hooks=hook, **{"max_epochs": 3} | options)
+
+    run("thawed", {"before_epoch_start": thaw})
+    run("thawed group", {"before_epoch_start": thaw_with_a_group}, 2)
+    # In the middle of the epoch after: the group and what it trains come from the checkpoint.
+    stop = {"after_train_iteration_end": lambda trainer: trainer.progress.step == 10 and trainer.save_and_stop()}
+    run("thawed group, resumed", {"before_epoch_start": thaw_with_a_group} | stop, 2)
+    run("thawed group, resumed", {}, 2)
+
+    def freeze(trainer, epoch):
+        trainer.unwrapped_model[2].requires_grad_(epoch == 1)
+        trainer.unwrapped_model[0].requires_grad_(epoch > 1)
+
+    run("frozen", {"before_epoch_start": freeze})
+
+    def replace(trainer, epoch):
+        if epoch == 2:
+            trainer.unwrapped_model[2] = nn.Linear(4, 1)
+            nn.init.ones_(trainer.unwrapped_model[2].weight)
+            nn.init.zeros_(trainer.unwrapped_model[2].bias)
+            trainer.optimizer.add_param_group({"params": list(trainer.unwrapped_model[2].parameters())})
+
+    run("replaced", {"before_epoch_start": replace})
+
+    def change_in_the_epoch(trainer):
+        trainer.unwrapped_model[0].requires_grad_(trainer.progress.step > 1)
+
+    run("thawed in the epoch", {"before_train_iteration_start": change_in_the_epoch})
+
+    def freeze_the_bias(trainer):
+        trainer.unwrapped_model[2].bias.requires_grad_(False)
+
+    run("frozen in the epoch", {"after_train_iteration_end": freeze_the_bias})
+
+    def thaw_on_one_rank(trainer):
+        trainer.unwrapped_model[0].bias.requires_grad_(trainer.is_main)
+
+    run("thawed on one rank", {"before_epoch_start": thaw_on_one_rank})
 
 
 a_model_that_is_called_by_its_own_name()
@@ -181,4 +247,5 @@ weights_changed_on_one_rank()
 a_parameter_of_the_loss_function()
 rounding()
 buffers_and_all_kinds_of_tensors()
+parameters_that_a_hook_thaws_or_freezes()
 (OUT / f"rank_{dist.get_rank()}.json").write_text(json.dumps(FOUND, default=str))

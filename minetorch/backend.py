@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import cycle
 from typing import Any, Literal, cast
 
 import torch
@@ -73,13 +74,14 @@ class Backend:
         self.optimizer_state = OptimizerState(model, optimizer)
         self.unwrapped_model = model
         self.accelerator = _accelerator(world, amp)
+        _forget_precision(model)
         self.model: nn.Module = self.accelerator.prepare_model(model, evaluation_mode=True)
         self._finds_unused = find_unused_parameters
         self._ddp: DistributedDataParallel | None = None
         self._exchanged: dict[int, str] = {}
         """The parameters whose gradients DDP exchanges, in its order: their ids and names."""
-        self._frozen: dict[str, nn.Parameter] = {}
-        """The model's other parameters, which were frozen when DDP was made."""
+        self._frozen: Iterator[tuple[str, nn.Parameter]] = iter(())
+        """The model's other parameters, in turn: a look at one of them costs an iteration nothing."""
         if exchanges and world.size > 1:
             self._wrap(start_alike=True)
         elif world.size > 1:
@@ -109,7 +111,7 @@ class Backend:
         ddp.require_forward_param_sync = False
         self.model = self._ddp = ddp
         self._exchanged = self._trainable()
-        self._frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+        self._frozen = cycle([(name, p) for name, p in model.named_parameters() if not p.requires_grad])
 
     def _trainable(self) -> dict[int, str]:
         names = ModelNames(self.unwrapped_model)
@@ -163,9 +165,9 @@ class Backend:
                 "through trainer.model, so each worker would train a model of its own. Write trainer.model(…) in "
                 "loss_func, not the script's own model(…) or trainer.unwrapped_model(…)."
             )
-        for name, parameter in self._frozen.items():
-            if parameter.requires_grad:
-                raise self._changed_in_epoch(name, "requires")
+        name, parameter = next(self._frozen, ("", None))
+        if parameter is not None and parameter.requires_grad:
+            raise self._changed_in_epoch(ModelNames(self.unwrapped_model).plain(name), "requires")
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def step(self, clip_grad_norm: float | None, scale: float = 1.0) -> None:
@@ -401,6 +403,15 @@ def settle_buckets(ddp: DistributedDataParallel) -> None:
         parameter.grad = gradient
     for held, content in hooks:
         held.update(content)
+
+
+def _forget_precision(model: nn.Module) -> None:
+    """Undo what accelerate has done to the model for an earlier Trainer, whose `amp` would stay in force."""
+    attributes = vars(model)
+    attributes.pop("_is_accelerate_prepared", None)
+    forward = attributes.pop("_original_forward", None)
+    if forward is not None:
+        model.forward = forward
 
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:

@@ -82,8 +82,9 @@ class Replicas:
                     f"The ranks do not have the same weights: {name} on rank {rank} differs from rank 0 by up to "
                     f"{distance:.1e} of its greatest value{more}. A checkpoint would hold only the weights of rank 0, "
                     "so none is saved. Likely causes: an optimizer that is stepped by hand, in loss_func or a "
-                    "hook, with gradients that DDP has not averaged; code that changes weights on some ranks only, as "
-                    "under `if trainer.is_main:`, or by random numbers, which differ between ranks. Weights that are "
+                    "hook, with gradients that DDP has not averaged; a parameter of the loss function, which must be a "
+                    "part of the model; code that changes weights on some ranks only, as under `if trainer.is_main:`, "
+                    "or by random numbers, which differ between ranks. Weights that are "
                     "meant to differ between ranks are not supported."
                 )
         greatest = max(map(max, by_rank))

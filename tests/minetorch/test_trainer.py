@@ -1,5 +1,6 @@
 """The loop on one worker: its order of events, its options, and that it goes on where it stopped."""
 
+import copy
 import importlib
 import json
 import logging
@@ -182,6 +183,23 @@ def test_gradients_are_clipped(trained):
     model = nn.Linear(1, 1)
     trained(model=model, optimizer=Spy(model.parameters(), lr=0.01), clip_grad_norm=1e-3)
     assert max(norms) <= 1e-3 * 1.001
+
+
+@pytest.mark.parametrize("order", [(False, "bf16"), ("bf16", False)], ids=str)
+@pytest.mark.parametrize("change", [lambda model: model, copy.deepcopy], ids=["same", "copy"])
+def test_each_trainer_of_a_model_has_its_own_precision(trained, order, change):
+    class Model(nn.Linear):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            self.kinds = {outputs.dtype}
+            return outputs
+
+    model = Model(1, 1)
+    for number, amp in enumerate(order):
+        model = change(model)
+        trained(model=model, amp=amp, code=f"run-{number}")
+        assert model.kinds == {torch.bfloat16 if amp else torch.float32}
+        assert model(torch.ones(1, 1)).dtype == torch.float32
 
 
 def test_bf16_computes_the_forward_in_bf16(trained):

@@ -5,12 +5,13 @@ The ranks compare once at a start, and streams once more where they end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from minetorch.data.loader import Batch, Epoch, RankLoader
-from minetorch.data.sketch import Sketch, are_alike
+from minetorch.data.sketch import Sketch, are_alike, differ_in_noise_alone
 from minetorch.errors import ConfigurationError
 from minetorch.world import SideGroup, World
 
@@ -26,8 +27,9 @@ _GROUPS = 4
 class Comparison:
     """Compares the loaders of all ranks. With one rank it does nothing."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, logger: logging.Logger) -> None:
         self._world = world
+        self._logger = logger
         self._compared: set[str] = set()
         self._side: SideGroup | None = None
 
@@ -67,8 +69,12 @@ class Comparison:
         if self._world.size == 1:
             return loader.epoch(*arguments, **options)
         if loader.is_stream:
-            epoch = loader.epoch(*arguments, **options)
-            return epoch._replace(batches=self._compared_stream(name, loader, epoch.batches))
+
+            def open_epoch() -> Epoch:
+                return loader.epoch(*arguments, **options)
+
+            epoch = open_epoch()
+            return epoch._replace(batches=self._compared_stream(name, loader, epoch.batches, open_epoch))
         if name in self._compared:
             return loader.epoch(*arguments, **options)
         return self._compared_order(name, loader, arguments, options)
@@ -91,7 +97,9 @@ class Comparison:
         self._compared.add(name)
         return opened[0]
 
-    def _compared_stream(self, name: str, loader: RankLoader, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _compared_stream(
+        self, name: str, loader: RankLoader, batches: Iterator[Batch], open_again: Callable[[], Epoch]
+    ) -> Iterator[Batch]:
         if name not in self._compared:
             first: list[Batch] = []
 
@@ -99,14 +107,7 @@ class Comparison:
                 first.extend(batch for batch in [next(batches, None)] if batch is not None)
                 return loader.sketch
 
-            sketches = self._world.on_all(read)
-            other = next((rank for rank, own in enumerate(sketches) if not are_alike(sketches[0], own)), None)
-            if other is not None:
-                raise ConfigurationError(
-                    f"The stream of {name} does not give the same samples on every rank: its first ones on rank "
-                    f"{other} are not those on rank 0. {_ADVICE} What it draws at random must come from the global "
-                    "generator of Python, NumPy or torch."
-                )
+            self._check_beginnings(name, self._world.on_all(read), lambda: _repeats(loader, open_again))
             self._compared.add(name)
             if loader.is_training:
                 self._side = SideGroup(self._world, timedelta(seconds=STREAM_END_S))
@@ -114,6 +115,29 @@ class Comparison:
         yield from batches
         if self._side is not None and loader.is_training:
             self._end_together(name, loader, self._side)
+
+    def _check_beginnings(self, name: str, sketches: Sequence[Sketch], repeats: Callable[[], bool]) -> None:
+        """Refuse streams that do not begin alike, unless augmentation can be why.
+
+        Augmentation with a generator of its own gives other numbers at each reading; a part of the data gives the same.
+        """
+        other = next((rank for rank, own in enumerate(sketches) if not are_alike(sketches[0], own)), None)
+        if other is None:
+            return
+        if all(differ_in_noise_alone(sketches[0], own) for own in sketches) and not any(self._world.on_all(repeats)):
+            if self._world.is_main:
+                self._logger.warning(
+                    "The stream of %s gives other values at each reading, so whether every rank reads the same samples "
+                    "cannot be checked, and a resumed run is not exact. If its augmentation draws from the global "
+                    "generator of Python, NumPy or torch, the Trainer seeds it.",
+                    name,
+                )
+            return
+        raise ConfigurationError(
+            f"The stream of {name} does not give the same samples on every rank: its first ones on rank "
+            f"{other} are not those on rank 0. {_ADVICE} What it draws at random must come from the global "
+            "generator of Python, NumPy or torch."
+        )
 
     def _end_together(self, name: str, loader: RankLoader, side: SideGroup) -> None:
         """Wait for the other ranks at the end of the stream, aside from the collectives of training.
@@ -149,6 +173,13 @@ class Comparison:
             raise ConfigurationError(
                 f"The stream of {name} does not have the same length on every rank: {_by_rank(counts)}. {_ADVICE}"
             )
+
+
+def _repeats(loader: RankLoader, open_again: Callable[[], Epoch]) -> bool:
+    """Whether a second reading of the stream begins as the first one."""
+    before = loader.sketch
+    next(open_again().batches, None)
+    return are_alike(before, loader.sketch)
 
 
 def _by_rank(values: Sequence[Any]) -> str:

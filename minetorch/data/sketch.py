@@ -33,6 +33,13 @@ def are_alike(one: Sketch, other: Sketch) -> bool:
     return len(one) == len(other) and all(map(_is_alike, one, other))
 
 
+def differ_in_noise_alone(one: Sketch, other: Sketch) -> bool:
+    """Whether all that is whole or text is the same in two sketches: what augmentation leaves of the same samples."""
+    return len(one) == len(other) and all(
+        (isinstance(a, float) and isinstance(b, float)) or a == b for a, b in zip(one, other, strict=True)
+    )
+
+
 def _is_alike(one: str | float, other: str | float) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=_TOLERANCE) or (math.isnan(one) and math.isnan(other))

@@ -27,6 +27,7 @@ def ranks(tmp_path_factory, launch):
         ("random split", "train_dataloader does not give the same order on every rank"),
         ("val sampler", "val_dataloader does not give the same order on every rank"),
         ("stream", "The stream of train_dataloader does not give the same samples on every rank"),
+        ("shuffled stream", "The stream of train_dataloader does not give the same samples on every rank"),
         ("uneven stream", "The stream of train_dataloader does not give the same samples on every rank"),
         ("empty stream", "The stream of train_dataloader does not give the same samples on every rank"),
         ("val stream", "The stream of val_dataloader does not give the same samples on every rank"),
@@ -44,7 +45,13 @@ def test_data_that_differs_is_the_same_error_on_every_rank(ranks, case, message)
 
 @pytest.mark.parametrize(
     ("case", "length"),
-    [("same", 20), ("same stream", 20), ("same stream of workers", 10)],
+    [
+        ("same", 20),
+        ("same stream", 20),
+        ("same stream of workers", 10),
+        ("augmented stream", 20),
+        ("augmented stream of workers", 10),
+    ],
 )
 def test_data_that_is_the_same_is_shared_out(ranks, case, length):
     outcomes = [found[case] for found in ranks]

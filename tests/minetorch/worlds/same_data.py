@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -32,6 +33,22 @@ class Stream(IterableDataset):
 
     def __iter__(self):
         return (torch.tensor([float(number)]) for number in self.numbers)
+
+
+class Augmented(Stream):
+    """Its noise comes from a generator of its own, which no one seeds."""
+
+    def __iter__(self):
+        noise = random.SystemRandom()
+        for number in self.numbers:
+            yield torch.tensor([number + 0.1 + 0.8 * noise.random()])
+
+
+class Labelled(Stream):
+    def __iter__(self):
+        noise = random.SystemRandom()
+        for number in self.numbers:
+            yield {"input": torch.tensor([number + 0.1 + 0.8 * noise.random()]), "label": number}
 
 
 class Failing:
@@ -89,6 +106,9 @@ CASES = {
     "random split": lambda: (loader(split_by_chance()),),
     "val sampler": lambda: (loader(), loader(Numbers(40), sampler=part)),
     "failing sampler": lambda: (loader(sampler=Failing()),),
+    "augmented stream": lambda: (loader(Augmented(range(20))), loader(Augmented(range(9)))),
+    "augmented stream of workers": lambda: (loader(Augmented(range(5)), num_workers=2),),
+    "shuffled stream": lambda: (loader(Labelled(random.SystemRandom().sample(range(40), 40))),),
     "stream": lambda: (stream(part),),
     "uneven stream": lambda: (stream(range(15) if RANK == 0 else range(15, 20)),),
     "empty stream": lambda: (stream(range(20 * RANK)),),

@@ -94,5 +94,6 @@ def _splitting_samplers(loader: DataLoader[Any]) -> Iterator[Any]:
         # The outermost one, if it is torch's own, is not iterated over: only its `shuffle` counts.
         if not (sampler is outermost and is_plain_distributed(sampler)):
             replicas = getattr(sampler, "num_replicas", 1)
-            if isinstance(replicas, int) and replicas > 1:
+            # A sampler that repeats samples may call their number so, too; one that splits knows its rank.
+            if isinstance(replicas, int) and replicas > 1 and hasattr(sampler, "rank"):
                 yield sampler

@@ -159,6 +159,19 @@ def test_a_distributed_sampler_inside_a_batch_sampler_is_refused_unless_it_is_ma
     assert seen(pairs(1)) == list(range(LENGTH))
 
 
+def test_a_sampler_with_replicas_that_knows_no_rank_does_not_split(seen):
+    class Repeating(Sampler):
+        num_replicas = 2
+
+        def __iter__(self):
+            return iter([key for key in range(LENGTH) for _ in range(self.num_replicas)])
+
+        def __len__(self):
+            return LENGTH * self.num_replicas
+
+    assert seen(DataLoader(Numbers(), batch_size=4, sampler=Repeating())) == sorted([*range(LENGTH)] * 2)
+
+
 @pytest.mark.parametrize("kind", [DistributedSampler, Renamed])
 def test_torchs_own_distributed_sampler_is_taken_for_its_shuffle(seen, kind):
     for shuffle in (False, True):

@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.removeprefix(prefix).split(" ")[0].split("=")[0]
         if not unknown.startswith("-"):
             raise ConfigurationError(f"there is one argument too many: type {self.prog} --help")
-        close = difflib.get_close_matches(unknown, _options(self), n=1, cutoff=0.75)
+        close = difflib.get_close_matches(unknown, _options(self) - {unknown}, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]}?" if close else f"type {self.prog} --help for the options"
         raise ConfigurationError(f"unknown option {unknown}: {hint}")
 

@@ -36,6 +36,7 @@ def test_every_command_has_json_and_storage_options(command, capsys, name):
         (["ls"], "URL: type minetorch ls --help"),
         (["ls", "x", "y"], "one argument too many"),
         (["ls", "x", "--jsno"], "did you mean --json?"),
+        (["export", "x", "latest", "y", "--out", "z"], "unknown option --out: type minetorch --help for the options"),
         (["ls", "x", "--storage-optoin=secret=hunter2"], "did you mean --storage-option?"),
         (["ls", "x", "--storage-option", "hunter2"], "takes KEY=VALUE"),
         (["ls", "x", "--storage-option", "a b=hunter2"], "takes KEY=VALUE"),

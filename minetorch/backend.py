@@ -59,15 +59,15 @@ class Backend:
             find_unused_parameters: have DDP look in every step for the parameters that the loss does not depend on.
 
         Raises:
-            ConfigurationError: fp16 on a CPU, bf16 where the device has none, lazy parameters with several workers.
+            ConfigurationError: fp16 on a CPU, bf16 where the device has none, lazy parameters.
         """
         if amp == "fp16" and world.device.type == "cpu":
             raise ConfigurationError('amp="fp16" needs a GPU. On a CPU use amp="bf16", or amp=False.')
         lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
-        if lazy is not None and world.size > 1:
+        if lazy is not None:
             raise ConfigurationError(
-                f"The model's parameter {lazy} has no shape before the first batch, and with several workers it must "
-                "have one. Call the model once with a batch before the Trainer is made."
+                f"The model's parameter {lazy} has no shape before the first batch, so it can be neither saved nor "
+                "sent to other workers. Call the model once with a batch before the Trainer is made."
             )
         self.world = world
         self.optimizer = optimizer

@@ -80,6 +80,12 @@ def test_data_that_is_smaller_than_the_world_is_shared_out_unless_it_is_dropped(
             check_length("it", share_out(DataLoader(data, batch_size=1, drop_last=True), World(rank, size)))
 
 
+def test_a_parameter_without_a_shape_is_refused_with_one_worker_too(parts):
+    model = nn.LazyLinear(1)
+    with pytest.raises(ConfigurationError, match=r"The model's parameter weight has no shape before the first batch"):
+        Trainer(**parts(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)))
+
+
 class Keeps:
     def __init__(self, state):
         self.state = state

@@ -49,5 +49,6 @@ def test_a_traceback_shows_the_lines_of_the_cell(cell):
 
 def test_a_function_that_comes_back_knows_its_cell(cell):
     names, sources = cell
-    back = pickle.loads(Call(lambda: names["outer"], (), sources, all_ranks=False)())
+    outer = names["outer"]
+    back = pickle.loads(Call(lambda: outer, (), sources, all_ranks=False)())
     assert back.__code__.co_filename == "/tmp/ipykernel_1/2.py"

@@ -51,7 +51,7 @@ def test_a_manifest_tells_everything(models: Store, checkpointer: Make) -> None:
     assert manifest.metrics == {"val_loss": 0.5, "accuracy": 0.75, "count": 3.0}
     assert manifest.aliases == dict.fromkeys(("latest", "best", "before_surgery"), manifest.name)
     assert manifest.size == models.size(manifest.payload)
-    assert manifest.versions.keys() == {"minetorch", "torch", "python"}
+    assert manifest.versions.keys() == {"minetorch", "torch", "python", *(["cuda"] if torch.version.cuda else [])}
     assert manifest.host
     assert run.path_of(manifest) == f"{models.url}/{manifest.name}.pth.tar"
     assert run.list() == [manifest]

@@ -40,9 +40,11 @@ class SeekableReader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Buffer) -> int:
-        """Read some of what is there, and move on."""
+        """Fill the buffer, or as much of it as there is: torch 2.9 takes a short read for a damaged file."""
         target = memoryview(buffer).cast("B")
-        found = self._read_at(self._at, len(target))
-        target[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+        filled = 0
+        while filled < len(target) and (found := self._read_at(self._at, len(target) - filled)):
+            target[filled : filled + len(found)] = found
+            self._at += len(found)
+            filled += len(found)
+        return filled

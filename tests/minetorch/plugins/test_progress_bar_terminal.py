@@ -26,7 +26,7 @@ class Slow(Dataset):
 
     def __getitem__(self, index):
         time.sleep(0.004)
-        return torch.zeros(1), torch.full((1,), index % 2)
+        return torch.zeros(1), torch.full((1,), float(index % 2))
 
 def stop(trainer):
     if os.path.exists("stop"):

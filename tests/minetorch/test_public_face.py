@@ -26,5 +26,5 @@ def test_the_readme_has_a_row_for_every_parameter_and_hook_point():
 
 
 def test_the_docstring_of_the_trainer_has_every_parameter():
-    documented = set(re.findall(r"^ {12}(\w+): ", minetorch.Trainer.__init__.__doc__, re.MULTILINE))
+    documented = set(re.findall(r"^ {4}(\w+): ", inspect.getdoc(minetorch.Trainer.__init__), re.MULTILINE))
     assert documented >= set(inspect.signature(minetorch.Trainer).parameters)

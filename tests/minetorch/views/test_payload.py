@@ -105,10 +105,13 @@ def test_a_pickle_cannot_change_what_stands_for_a_tensor(saved, monkeypatch, cha
         files = {info.filename: archive.read(info) for info in archive.infolist()}
     (name,) = [name for name in files if name.endswith("data.pkl")]
     content = BytesIO()
-    pickler = pickle.Pickler(content, protocol=2)
-    pickler.persistent_id = lambda value: (
-        ("storage", torch.DoubleStorage, "0", "cpu", 6) if isinstance(value, torch.UntypedStorage) else None
-    )
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            is_storage = isinstance(value, torch.UntypedStorage)
+            return ("storage", torch.DoubleStorage, "0", "cpu", 6) if is_storage else None
+
+    pickler = Pickler(content, protocol=2)
     pickler.dump({"drawer": {"graphs": {"loss": {"train": Tampered(change)}}}})
     files[name] = content.getvalue()
     with zipfile.ZipFile(path, "w") as archive:

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minetorch.checkpoint.schema import check_curves
+from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, in_brief
 
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterator, Mapping
+
+    from minetorch.checkpoint.manifest import StoredFile
+    from minetorch.checkpoint.store import Store
 
     Points = tuple["array[float]", "array[float]", int]
     """The arrays of x and y, and how many of their numbers count."""
@@ -99,3 +103,13 @@ def parse_curves(data: bytes | memoryview, origin: str) -> dict[str, Any]:
         return {**content, "graphs": graphs}
     except Exception as err:  # garbage fails in any way
         raise CheckpointCorruptError(f"{origin} is not a file of curves: {err}") from None
+
+
+def read_curves(store: Store, curves: StoredFile) -> dict[str, Any]:
+    """The content of a checkpoint's file of curves, as `parse_curves` gives it.
+
+    Raises:
+        CheckpointCorruptError: it is missing, or not the one that its manifest commits.
+        StorageError: it could not be read.
+    """
+    return parse_curves(read_verified(store, curves), store.url_of(curves.name))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minetorch.checkpoint.curves_file import parse_curves
+from minetorch.checkpoint.curves_file import read_curves
 from minetorch.checkpoint.reader import decode, decode_file
 from minetorch.checkpoint.verification import missing, read_verified, verify_in_place
 from minetorch.errors import CheckpointCorruptError
@@ -15,7 +15,7 @@ from minetorch.errors import CheckpointCorruptError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from minetorch.checkpoint.manifest import Manifest, StoredFile
+    from minetorch.checkpoint.manifest import Manifest
     from minetorch.checkpoint.store import Store
 
 
@@ -30,16 +30,6 @@ def read_state(store: Store, manifest: Manifest) -> dict[str, Any]:
     if store.is_local:
         return _read_beside_verifying(store, manifest)
     return decode(read_verified(store, manifest.state), store.url_of(manifest.payload))
-
-
-def read_curves(store: Store, curves: StoredFile) -> dict[str, Any]:
-    """The content of a checkpoint's file of curves, as `parse_curves` gives it.
-
-    Raises:
-        CheckpointCorruptError: it is missing, or not the one that its manifest commits.
-        StorageError: it could not be read.
-    """
-    return parse_curves(read_verified(store, curves), store.url_of(curves.name))
 
 
 def add_curves(state: dict[str, Any], store: Store, manifest: Manifest, warn: Callable[[str], object]) -> None:

@@ -60,7 +60,7 @@ def _fact(name: str, size: int, problem: str | None) -> dict[str, Any]:
 
 def _problem(run: Run, manifest: Manifest) -> str | None:
     from minetorch.checkpoint.contents import read_contents  # these import torch
-    from minetorch.checkpoint.restoring import read_curves
+    from minetorch.checkpoint.curves_file import read_curves
 
     try:
         verify_in_place(run.models, manifest.state)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minetorch.checkpoint.curves_file import parse_curves
+from minetorch.checkpoint.curves_file import read_curves
 from minetorch.checkpoint.run import Run
-from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError, ConfigurationError, StorageError, unknown_name
 from minetorch.history import Ended, Start
 from minetorch.views.payload import Payload
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from minetorch.checkpoint.claim import Claim
-    from minetorch.checkpoint.manifest import Manifest, StoredFile
+    from minetorch.checkpoint.manifest import Manifest
     from minetorch.checkpoint.run import Item
     from minetorch.checkpoint.store import Store
 
@@ -266,7 +265,9 @@ def read_drawn(store: Store, manifest: Manifest, problem: str = "") -> Drawn:
         CheckpointCorruptError: its file of curves, or the payload that has them, is missing or damaged.
         StorageError: it could not be read.
     """
-    content = _from_payload(Payload(store, manifest)) if manifest.curves is None else _from_file(store, manifest.curves)
+    content = (
+        _from_payload(Payload(store, manifest)) if manifest.curves is None else read_curves(store, manifest.curves)
+    )
     x_names = content.get("x_names", {})
     resumes = [mark for mark in content.get("marks", ()) if mark[0] == "resume"]
     found = {}
@@ -279,12 +280,8 @@ def read_drawn(store: Store, manifest: Manifest, problem: str = "") -> Drawn:
     return Drawn(manifest, found, [start for start in starts if start is not None], problem)
 
 
-def _from_file(store: Store, curves: StoredFile) -> dict[str, Any]:
-    return parse_curves(read_verified(store, curves), store.url_of(curves.name))
-
-
 def _from_payload(payload: Payload) -> dict[str, Any]:
-    """The same of a checkpoint of format 1."""
+    """The curves and history of a checkpoint of format 1, as `read_curves` gives them."""
     drawer = payload.state.get("drawer", {})
     graphs = {
         graph: {curve: payload.array(tensor).astype(np.float64) for curve, tensor in curves.items()}

@@ -19,7 +19,7 @@ from minetorch_launch.processes.fork_server import HELD_SIGNALS
 from minetorch_launch.processes.requests import receive, send, socketpair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["ForkServer", "Process", "Reaper", "interpreter_flags"]
 
@@ -36,6 +36,7 @@ class Process:
         ended_at: wall-clock second of its end.
         ended: done when it has ended.
         died_with_server: it was killed because the fork server died.
+        on_end: called when it has ended.
     """
 
     def __init__(self, pid: int, pidfd: int) -> None:
@@ -44,6 +45,7 @@ class Process:
         self.ended_at = 0.0
         self.ended = asyncio.Event()
         self.died_with_server = False
+        self.on_end: Callable[[], None] | None = None
         self._pidfd = pidfd
 
     def send_signal(self, signum: int) -> bool:
@@ -61,6 +63,8 @@ class Process:
         self.exit_code, self.ended_at = exit_code, at
         os.close(self._pidfd)
         self.ended.set()
+        if self.on_end is not None:
+            self.on_end()
 
 
 class _Starter:

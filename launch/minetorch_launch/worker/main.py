@@ -13,19 +13,15 @@ import gc
 import io
 import json
 import os
-import re
-import runpy
 import signal
 import socket
 import sys
 import threading
-import time
-import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from minetorch_launch.failures.worker_exit import is_secondary
-from minetorch_launch.hangs.shared_memory import STACKS_SIGNAL
+from minetorch_launch.failures.worker_exit import describe_exception, describe_exit
+from minetorch_launch.hangs.shared_memory import STACK_SIGNAL, SharedMemory
 from minetorch_launch.worker import environ_watch
 from minetorch_launch.worker.exit import end_process
 from minetorch_launch.worker.run_target import run_target, without_launcher_frames
@@ -64,11 +60,13 @@ def run(task: dict[str, Any], fds: Sequence[int], *, forked: bool) -> NoReturn:
     if forked:
         os.setsid()  # Ctrl-C reaches the launcher alone, which passes it on once
         _die_with_parent()
-    faulthandler.register(STACKS_SIGNAL, file=named["stacks"], all_threads=True, chain=False)
-    faulthandler.enable(named["crash"], all_threads=True)
-    link = _Link(named["link"], named["stacks"])
+    memory = SharedMemory(named["crash"], named["heartbeat"], named["stacks"])
+    memory.assign(os.getpid())
+    faulthandler.register(STACK_SIGNAL, file=memory.stacks, all_threads=True, chain=False)
+    faulthandler.enable(memory.crash, all_threads=True)
+    link = _Link(named["link"], memory.stacks)
     _take_streams(named)
-    _set_environment(task, named["heartbeat"])
+    _set_environment(task, memory.heartbeat)
     _set_cpus(task["cpus"])
     if forked:
         gc.enable()
@@ -185,53 +183,24 @@ def _deliver_interrupts() -> None:
 
 
 def _tell_exit(error: SystemExit, link: _Link) -> int:
-    code = error.code
-    if code is None or (isinstance(code, int) and code & 0xFF == 0):
+    if error.code is not None and not isinstance(error.code, int):
+        sys.stderr.write(f"{error.code}\n")
+    message = describe_exit(error)
+    if message is None:
         return 0
-    if isinstance(code, int):
-        number, call = code & 0xFF, f"called sys.exit({code})"
-    else:
-        number, call = 1, f"called sys.exit({str(code)!r})"
-        sys.stderr.write(f"{code}\n")
-    link.tell({"event": "failed", "code": number, "summary": call, "traceback": "", "secondary": False, **_context()})
-    return number
+    link.tell({"event": "failed", **message})
+    return int(message["code"])
 
 
 def _tell_exception(error: BaseException, link: _Link) -> int:
     error.__traceback__ = without_launcher_frames(error.__traceback__)
-    interrupted = isinstance(error, KeyboardInterrupt)
-    code = -signal.SIGINT if interrupted else 1
-    message = {
-        "event": "failed",
-        "code": code,
-        "summary": _summary(error),
-        "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
-        "secondary": is_secondary(error),
-        **_context(),
-    }
-    link.tell(message)
+    message = describe_exception(error)
+    link.tell({"event": "failed", **message})
     if _has_own_hook() or not link.is_ours:
         # The script brought a hook of its own (a log, a crash service), or this is a child whose end the launcher does
         # not see. Otherwise the launcher shows the traceback, once.
         sys.excepthook(type(error), error, error.__traceback__)
-    return code
-
-
-def _context() -> dict[str, object]:
-    """What the launcher needs to judge a failure."""
-    return {"time": time.time(), "uses_trainer": "minetorch" in sys.modules}
-
-
-# What torch makes of an error in a DataLoader's worker: the original's traceback, and below its frames its message.
-_IN_DATALOADER = re.compile(r"Caught \w+ in (DataLoader worker process \d+)\.\n(?:.*\n)* {2}.*\n(\S.*)")
-
-
-def _summary(error: BaseException) -> str:
-    """``ValueError: message``; a syntax error's lines begin with its place, which is left out."""
-    lines = traceback.format_exception_only(type(error), error)
-    if wrapped := _IN_DATALOADER.search("".join(lines)):
-        return f"{wrapped[2]} (in {wrapped[1]})"
-    return next((line for line in lines if not line.startswith(" ")), lines[-1]).split("\n")[0]
+    return int(message["code"])
 
 
 def _has_own_hook() -> bool:

@@ -10,11 +10,12 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from minetorch_launch.hangs.shared_memory import SharedMemory
+from minetorch_launch.failures.worker_exit import MESSAGE_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from minetorch_launch.hangs.shared_memory import SharedMemory
     from minetorch_launch.heartbeat import Heartbeat
     from minetorch_launch.processes.spawner import Process
 
@@ -26,14 +27,7 @@ _MAX_MESSAGE = 1 << 24
 # By event, the fields of a message and their kinds.
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "hello": {"main_thread": int, "stacks_fd": int},
-    "failed": {
-        "time": (int, float),
-        "code": int,
-        "summary": str,
-        "traceback": str,
-        "secondary": bool,
-        "uses_trainer": bool,
-    },
+    "failed": {**MESSAGE_FIELDS},
     "stacks": {"number": int},
 }
 
@@ -69,12 +63,10 @@ class Worker:
         self.main_thread = 0
         """Its main thread's ident, as Python's fault handler writes it."""
 
-        self.stacks_fd: int | None = None
-        """Its own number of the descriptor that its stacks are written to; None until it is ready to answer."""
+        self.stacks_fd = -1
+        """Its own number of the descriptor that its stacks are written to; -1 until it is ready to answer."""
 
-        self.asked = self.answered = 0
-        """The last request for its stacks, and the last one that it has answered."""
-
+        self._asked = self._answered = 0
         self._link, self._result, self._on_change = link, result, on_change
         self._rest = b""
         if link is not None:
@@ -87,9 +79,9 @@ class Worker:
         return self.process.pid
 
     @property
-    def ended_at(self) -> float | None:
-        """Wall-clock second of its end; None while it runs."""
-        return None if self.process.exit_code is None else self.process.ended_at
+    def has_ended(self) -> bool:
+        """Whether its process has ended."""
+        return self.process.exit_code is not None
 
     @property
     def code(self) -> int | None:
@@ -103,15 +95,25 @@ class Worker:
 
     def ask_for_stacks(self) -> None:
         """Ask it to write its stacks, which it does as soon as no thread of it runs Python code."""
-        self.asked += 1
+        self._asked += 1
         if self._link is not None:
             with suppress(OSError):  # it reads no more, and so does not answer
-                self._link.send(b"%d\n" % self.asked)
+                self._link.send(b"%d\n" % self._asked)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether it has answered the last request for its stacks."""
+        return self._answered == self._asked
 
     def result(self) -> bytes | None:
         """What its function returned, pickled; None if it was no function."""
         size = os.fstat(self._result).st_size
         return os.pread(self._result, size, 0) if size else None
+
+    def read_last_messages(self) -> None:
+        """Take in what a worker that has ended has sent: its end may be noticed before its last message is read."""
+        while self._link is not None and self._receive():
+            pass
 
     def close(self) -> None:
         """Let go of its socket and memory."""
@@ -119,28 +121,30 @@ class Worker:
         self.memory.close()
         os.close(self._result)
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Read a part of its messages; False if there is none now."""
         assert self._link is not None
         try:
             data = self._link.recv(_CHUNK)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self._hang_up()
-            return
+            return False
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[:_MAX_MESSAGE]
         for line in lines:
             if (message := parse_message(line)) is not None:
                 self._take(message)
+        return True
 
     def _take(self, message: dict[str, Any]) -> None:
         if message["event"] == "hello":
             self.main_thread, self.stacks_fd = message["main_thread"], message["stacks_fd"]
         elif message["event"] == "stacks":
-            self.answered = message["number"]
+            self._answered = message["number"]
         else:
             self.failure = message
             self._on_change()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Driver", "Gpu", "HostInfo", "find_driver", "find_host", "torch_cuda_build", "visible_gpus"]
 
@@ -145,9 +145,7 @@ def _nvidia_gpus(build: Mapping[str, str] | None, environ: Mapping[str, str], sy
 def _rocm_gpus(environ: Mapping[str, str], sys: Path) -> tuple[FoundGpus, str]:
     """AMD's GPUs: ROCR_VISIBLE_DEVICES selects first, and HIP_VISIBLE_DEVICES (or CUDA's) among those left."""
     found: dict[str, str] = {}
-    for folder in sorted(
-        sys.glob("class/kfd/kfd/topology/nodes/*"), key=lambda folder: (len(folder.name), folder.name)
-    ):
+    for folder in _in_order(sys.glob("class/kfd/kfd/topology/nodes/*")):
         with contextlib.suppress(OSError, ValueError):  # a container may not read those of GPUs that it has not
             if int((folder / "gpu_id").read_text()) == 0:
                 continue  # a CPU
@@ -168,7 +166,7 @@ def _rocm_gpus(environ: Mapping[str, str], sys: Path) -> tuple[FoundGpus, str]:
 def _intel_gpus(mask: str | None, sys: Path) -> tuple[FoundGpus, str]:
     """Intel's GPUs; level zero's default counts each tile of a card as a device."""
     found: FoundGpus = []
-    for card in sorted(sys.glob("class/drm/card[0-9]*"), key=lambda card: (len(card.name), card.name)):
+    for card in _in_order(sys.glob("class/drm/card[0-9]*")):
         with contextlib.suppress(OSError):
             if "-" in card.name or (card / "device/vendor").read_text().strip() != _INTEL:
                 continue  # a connector, or another maker's
@@ -182,6 +180,11 @@ def _intel_gpus(mask: str | None, sys: Path) -> tuple[FoundGpus, str]:
     entries = (entry.strip().partition(".")[0] for entry in mask.split(","))
     chosen = [found[int(entry)] for entry in entries if entry.isdecimal() and int(entry) < len(found)]
     return chosen, f"ZE_AFFINITY_MASK={mask!r} hides all {len(found)}"
+
+
+def _in_order(folders: Iterable[Path]) -> list[Path]:
+    """By the number at the end of their names."""
+    return sorted(folders, key=lambda folder: (len(folder.name), folder.name))
 
 
 def _numa_node(address: str, sys: Path) -> int | None:

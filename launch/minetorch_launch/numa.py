@@ -113,7 +113,7 @@ def read_topology(usable: Collection[int], sys: Path = Path("/sys")) -> Topology
     """The topology of the ``usable`` CPUs. Where ``/sys`` says nothing there is one node, and each CPU is a core."""
     nodes = {}
     for folder in sorted(sys.glob("devices/system/node/node[0-9]*")):
-        cpus = _read(folder / "cpulist", parse_cpu_list, frozenset()) & frozenset(usable)
+        cpus = _read(folder / "cpulist", parse_cpu_list, CpuSet()) & CpuSet(usable)
         if cpus:
             nodes[int(folder.name.removeprefix("node"))] = cpus
     cpu_folder = {cpu: sys / f"devices/system/cpu/cpu{cpu}" for cpu in usable}

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DEVICES",
     "NUMA_MODES",
-    "PREFIXES",
     "PREEMPT_SIGNALS",
+    "PREFIXES",
     "RESTART_POLICIES",
     "SHOWS",
     "START_METHODS",
@@ -187,9 +187,7 @@ class LaunchOptions:
         ):
             raise UsageError("--local-ranks-filter takes whole numbers: type e.g. --local-ranks-filter 0,1")
         if self.redirects != "0" and self.log_dir is None:
-            raise UsageError(
-                "--redirects needs a folder for the lines that it takes off the console: add --log-dir DIR"
-            )
+            raise UsageError("--redirects takes lines off the console: add --log-dir DIR, the folder to keep them in")
 
     def _check_nodes(self) -> None:
         validators.check_node_range("--nodes", self.nodes)

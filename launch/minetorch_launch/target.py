@@ -202,9 +202,8 @@ def _check_program(program: str) -> None:
     if found is not None:
         return
     try:
-        problem = (
-            "is not executable: chmod +x it" if Path(program).is_file() else "is not a file, nor a program in PATH"
-        )
+        is_file = Path(program).is_file()
+        problem = "is not executable: type chmod +x for it" if is_file else "is neither a file nor a program in PATH"
     except (OSError, ValueError):
         problem = "is not the name of a program"
     raise UsageError(f"--no-python: {in_brief(program)} {problem}")

@@ -19,6 +19,7 @@ from minetorch_launch.environment import RoundView
 from minetorch_launch.errors import NoProgressError, StoppedError
 from minetorch_launch.failures.report import FailureReport
 from minetorch_launch.failures.restart_policy import Attempt, RestartCost
+from minetorch_launch.failures.worker_exit import WorkerExit
 from minetorch_launch.hangs.stack_dump import dump_stacks
 from minetorch_launch.heartbeat import merge
 from minetorch_launch.leader import Leader
@@ -94,6 +95,9 @@ class _Attempt:
     """The workers save before a change of the nodes: until when at most."""
 
     stopping: asyncio.Task[None] | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    """How the workers ended, once they are stopped."""
+
     outcome: Outcome | None = None
     is_over: bool = False
     stop_deadline: float | None = None
@@ -122,8 +126,8 @@ class Agent:
         self._failures = 0
         self._restart: _Restart | None = None
         self._current: _Attempt | None = None
-        self._unreported: dict[str, Any] | None = None
-        """Evidence of a failure here that no leader has judged, because the leader was lost."""
+        self._unreported: list[dict[str, Any]] = []
+        """How workers here failed in an attempt that no leader has judged, because the leader was lost."""
 
     async def run(self) -> Outcome:
         """Run the workers to their end, restarts included.
@@ -178,10 +182,14 @@ class Agent:
                 asyncio.ensure_future(self._pass_on_end(attempt)),
             ]
             self._note_start()
+            if self._unreported:
+                round_.report(messages.WorkersFailed(round_.node_rank))
             while not attempt.is_over:
                 await self._take_next_event(attempt)
             return attempt.outcome
         finally:
+            if self._current is not None:
+                self._current.group.close()
             self._current = None
             for task in tasks:
                 task.cancel()
@@ -302,22 +310,18 @@ class Agent:
     async def _stop_and_report(self, attempt: _Attempt, signum: int, alone: bool) -> None:
         await attempt.group.stop(signum, alone=alone)
         await self._settle(attempt)
-        attempt.round.report(messages.WorkersStopped(attempt.round.node_rank, self._evidence(attempt)))
+        beats = attempt.group.heartbeats()
+        exits = [each.to_dict() for each in attempt.group.evidence()]
+        exits += self._unreported
+        self._unreported = []
+        attempt.evidence = {"exits": exits, "heartbeat": asdict(merge(beats)) if beats else None}
+        attempt.round.report(messages.WorkersStopped(attempt.round.node_rank, attempt.evidence))
 
     async def _settle(self, attempt: _Attempt) -> None:
         """Kill what the workers left running, and take their last lines."""
         await self._starter.end_descendants()
         await self._relay.drain()
         attempt.stopped_at = time.monotonic()
-
-    def _evidence(self, attempt: _Attempt) -> dict[str, Any]:
-        beats = attempt.group.heartbeats()
-        exits = [each.to_dict() for each in attempt.group.evidence()]
-        evidence = {"exits": exits, "heartbeat": asdict(merge(beats)) if beats else None}
-        if self._unreported is not None:
-            evidence["exits"] += self._unreported["exits"]
-            self._unreported = None
-        return evidence
 
     # Signals.
 
@@ -422,9 +426,8 @@ class Agent:
         await attempt.stopping
         if self._stop.done():
             self._end_stopped(attempt, self._stop.result())
-        evidence = self._evidence(attempt)
-        if any(each.failed and not each.is_secondary for each in attempt.group.evidence()):
-            self._unreported = evidence
+        exits = map(WorkerExit.from_dict, attempt.evidence["exits"])
+        self._unreported = [each.to_dict() for each in exits if each.failed and not each.is_secondary]
         attempt.is_over = True
 
     # What a restart costs.

@@ -50,8 +50,7 @@ def main(fd: int, preload: Sequence[str]) -> None:
     os.set_blocking(wakeup_write, False)
     signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
     control = socket.socket(fileno=fd)
-    tracker = multiprocessing.resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
-    send(control, {"event": "ready", "tracker": tracker})
+    send(control, {"event": "ready"})
     while True:
         ready, _, _ = select.select([control, wakeup], [], [])
         if wakeup in ready:
@@ -119,4 +118,4 @@ def _run(request: dict[str, Any], fds: list[int]) -> NoReturn:
         os._exit(0)
     from minetorch_launch.worker import main
 
-    main.run(request["task"], fds, forked=True)
+    main.run(fds, forked=True)

@@ -31,11 +31,12 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _FIRST_FREE_DESCRIPTOR = 256
 _KILL_SECONDS = 5.0
+_TRACKER_SECONDS = 2.0
 _POLL_SECONDS = 0.005
 
 
-def main(fd: int) -> None:
-    """Serve the launcher at the other end of socket ``fd`` until it is gone."""
+def main(fd: int, folder: str) -> None:
+    """Serve the launcher at the other end of socket ``fd`` until it is gone, then remove ``folder``."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # SLURM signals every process of a job step, in any session. A handler, not "ignore", which children would inherit.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
@@ -49,6 +50,12 @@ def main(fd: int) -> None:
     control = socket.socket(fileno=fd)
     _serve(control, wakeup)
     kill_descendants(keep=())
+    end = time.monotonic() + _TRACKER_SECONDS
+    while _descendants() and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    import shutil  # only now: it would double this process's start and memory
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _do_nothing(signum: int, frame: object) -> None: ...
@@ -132,9 +139,15 @@ def _exec(request: dict[str, Any], fds: list[int], failure: int) -> NoReturn:
 
 
 def kill_descendants(keep: Collection[int]) -> None:
-    """Kill every process below this one but ``keep``, and wait until they are gone."""
+    """Kill every process below this one but ``keep``, and wait until they are gone.
+
+    Python's resource trackers are left: they remove what others leave of semaphores and shared memory, and end then.
+    """
     end = time.monotonic() + _KILL_SECONDS
-    while (living := _descendants().keys() - set(keep)) and time.monotonic() < end:
+    while time.monotonic() < end:
+        living = {pid for pid in _descendants().keys() - set(keep) if not _is_tracker(pid)}
+        if not living:
+            return
         for pid in living:
             with suppress(OSError):
                 _kill(pid)
@@ -149,6 +162,12 @@ def _kill(pid: int) -> None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     finally:
         os.close(pidfd)
+
+
+def _is_tracker(pid: int) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+        return b"multiprocessing.resource_tracker" in cmdline.read()
+    return False
 
 
 def _descendants() -> dict[int, int]:

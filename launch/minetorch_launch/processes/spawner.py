@@ -76,7 +76,7 @@ class _Starter:
         self._numbers = itertools.count(1)
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._processes: dict[int, Process] = {}
-        self._ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._is_gone = False
         asyncio.get_running_loop().add_reader(control, self._receive)
 
@@ -107,7 +107,7 @@ class _Starter:
             if process is not None:
                 process.note_exit(os.waitstatus_to_exitcode(message["status"]), message["time"])
         elif message["event"] == "ready":
-            self._ready.set_result(message)
+            self._ready.set_result(None)
         else:
             self._take_reply(message, fds)
 
@@ -145,12 +145,12 @@ class Reaper(_Starter):
     """Starts programs. Its process kills whatever is left of the launch when this one is gone."""
 
     @classmethod
-    def start(cls) -> Reaper:
-        """Start the orphan reaper."""
+    def start(cls, folder: Path) -> Reaper:
+        """Start the orphan reaper, which removes ``folder`` at its end."""
         ours, theirs = socketpair()
         code = (
             f"import sys; sys.path.insert(0, {_PACKAGES!r}); "
-            f"from minetorch_launch.processes.reaper import main; main({theirs.fileno()})"
+            f"from minetorch_launch.processes.reaper import main; main({theirs.fileno()}, {str(folder)!r})"
         )
         with theirs:
             process = subprocess.Popen(
@@ -218,8 +218,6 @@ class ForkServer(_Starter):
     """Forks workers and stores from a process that has imported torch."""
 
     process: Process
-    tracker: int | None = None
-    """Process id of Python's resource tracker, which all workers share."""
 
     @classmethod
     async def start(
@@ -265,7 +263,7 @@ class ForkServer(_Starter):
             StartError: it has died.
         """
         try:
-            self.tracker = (await self._ready)["tracker"]
+            await self._ready
         except ConnectionError:
             raise StartError(
                 "the fork server ended before it could start the workers: its own output above says why; "

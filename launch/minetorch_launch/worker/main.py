@@ -13,50 +13,66 @@ import gc
 import io
 import json
 import os
+import pickle
 import signal
 import socket
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
 from minetorch_launch.failures.worker_exit import describe_exception, describe_exit
 from minetorch_launch.hangs.shared_memory import STACK_SIGNAL, SharedMemory
 from minetorch_launch.worker import environ_watch
 from minetorch_launch.worker.exit import end_process
-from minetorch_launch.worker.run_target import run_target, without_launcher_frames
+from minetorch_launch.worker.run_target import OWN_FILES, run_target
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Mapping, Sequence
 
-__all__ = ["DESCRIPTORS", "main", "run"]
+    from minetorch_launch.worker.task import Task
+
+__all__ = ["DESCRIPTORS", "Assignment", "main", "run"]
 
 DESCRIPTORS = ("stdin", "out", "err", "link", "crash", "heartbeat", "stacks", "result", "task")
-"""What a worker is handed, in this order. A forked one gets its task with the request to fork it."""
+"""What a worker is handed, in this order."""
 
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """All that a worker is told."""
+
+    task: Task
+    env: Mapping[str, str | None]
+    """Variables to set, or with None to unset."""
+
+    signal_mask: tuple[int, ...]
+    """The signals that the script begins with blocked."""
+
+    cpus: frozenset[int] | None
+    """The CPUs to run on; None: all."""
+
+
 def main() -> NoReturn:
     """Be a worker that was started and not forked."""
-    fds = list(range(len(DESCRIPTORS)))
+    fds = range(len(DESCRIPTORS))
     for fd in fds[3:]:
         os.set_inheritable(fd, False)
-    with open(fds.pop(), "rb") as file:
-        file.seek(0)
-        task = json.load(file)
-    run(task, fds, forked=False)
+    run(fds, forked=False)
 
 
-def run(task: dict[str, Any], fds: Sequence[int], *, forked: bool) -> NoReturn:
-    """Do ``task`` in this process, and end the process.
+def run(fds: Sequence[int], *, forked: bool) -> NoReturn:
+    """Do what the `Assignment` in the last descriptor says, and end the process.
 
     Args:
-        task: what to run, and the environment to run it in, as `minetorch_launch.workers.group` writes it.
         fds: this process's descriptors, as `DESCRIPTORS` names them.
         forked: the process was forked from the fork server.
     """
-    named = dict(zip(DESCRIPTORS, fds, strict=False))
+    named = dict(zip(DESCRIPTORS, fds, strict=True))
     if forked:
         os.setsid()  # Ctrl-C reaches the launcher alone, which passes it on once
         _die_with_parent()
@@ -66,11 +82,15 @@ def run(task: dict[str, Any], fds: Sequence[int], *, forked: bool) -> NoReturn:
     faulthandler.enable(memory.crash, all_threads=True)
     link = _Link(named["link"], memory.stacks)
     _take_streams(named)
-    _set_environment(task, memory.heartbeat)
-    _set_cpus(task["cpus"])
+    with open(named["task"], "rb") as file:
+        assignment: Assignment = pickle.load(file)
+    _set_environment(assignment.env, memory.heartbeat)
+    if assignment.cpus is not None:
+        with suppress(OSError):  # a container may have taken some away
+            os.sched_setaffinity(0, assignment.cpus)
     if forked:
         gc.enable()
-    end_process(_run(task, named["result"], link), forked=forked)
+    end_process(_run(assignment, named["result"], link), forked=forked)
 
 
 class _Link:
@@ -129,8 +149,8 @@ def _take_streams(named: Mapping[str, int]) -> None:
             stream.reconfigure(line_buffering=True)
 
 
-def _set_environment(task: Mapping[str, Any], heartbeat: int) -> None:
-    for name, value in task["env"].items():
+def _set_environment(env: Mapping[str, str | None], heartbeat: int) -> None:
+    for name, value in env.items():
         if value is None:
             os.environ.pop(name, None)
         else:
@@ -142,20 +162,16 @@ def _set_environment(task: Mapping[str, Any], heartbeat: int) -> None:
         numpy_random.seed()
 
 
-def _set_cpus(cpus: Sequence[int] | None) -> None:
-    if cpus is not None:
-        with suppress(OSError):  # a container may take some away meanwhile
-            os.sched_setaffinity(0, cpus)
-
-
-def _run(task: Mapping[str, Any], result: int, link: _Link) -> int:
+def _run(assignment: Assignment, result: int, link: _Link) -> int:
     """Run the target and return the exit code that ``python`` would end with."""
     _deliver_interrupts()
     try:
         # Blocked since before this process was made, so that a stop that came early is taken here and not lost.
-        signal.pthread_sigmask(signal.SIG_SETMASK, task["signal_mask"])
-        environ_watch.install(task["target"])
-        run_target(task["target"], result)
+        signal.pthread_sigmask(signal.SIG_SETMASK, assignment.signal_mask)
+        environ_watch.install(assignment.task)
+        returned = run_target(assignment.task)
+        if returned is not None:
+            os.pwrite(result, returned, 0)
     except SystemExit as error:
         return _tell_exit(error, link)
     except BaseException as error:
@@ -193,7 +209,7 @@ def _tell_exit(error: SystemExit, link: _Link) -> int:
 
 
 def _tell_exception(error: BaseException, link: _Link) -> int:
-    error.__traceback__ = without_launcher_frames(error.__traceback__)
+    error.__traceback__ = _without_own_frames(error.__traceback__)
     message = describe_exception(error)
     link.tell({"event": "failed", **message})
     if _has_own_hook() or not link.is_ours:
@@ -201,6 +217,15 @@ def _tell_exception(error: BaseException, link: _Link) -> int:
         # not see. Otherwise the launcher shows the traceback, once.
         sys.excepthook(type(error), error, error.__traceback__)
     return int(message["code"])
+
+
+def _without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
+    own = {__file__, *OWN_FILES}
+    while trace is not None and (
+        trace.tb_frame.f_code.co_filename in own or "__tracebackhide__" in trace.tb_frame.f_locals
+    ):
+        trace = trace.tb_next
+    return trace
 
 
 def _has_own_hook() -> bool:

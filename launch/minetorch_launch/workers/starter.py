@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import pickle
 import socket
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minetorch_launch.environment import worker_environment
 from minetorch_launch.errors import StartError
 from minetorch_launch.hangs.shared_memory import SharedMemory
 from minetorch_launch.processes.spawner import ForkServer, interpreter_flags
 from minetorch_launch.target import Command
+from minetorch_launch.worker.main import Assignment
 from minetorch_launch.workers.group import WorkerGroup
 from minetorch_launch.workers.worker import Worker
 
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from minetorch_launch.output.relay import Relay
     from minetorch_launch.plan import LaunchPlan
     from minetorch_launch.processes.spawner import Process, Reaper
+    from minetorch_launch.worker.task import Task
 
 __all__ = ["WorkerStarter"]
 
-_PIPE_BYTES = 1 << 20
-_F_SETPIPE_SZ = 1031
+_FORK_SERVER_ENV = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""A preloaded module that asks whether there is a GPU must not start CUDA, which does not survive a fork."""
 
 
 class WorkerStarter:
@@ -39,8 +41,7 @@ class WorkerStarter:
 
     Args:
         plan: the launch.
-        target: what `minetorch_launch.worker.run_target` runs, as JSON can hold it.
-        env: variables of all workers beside those of the plan; None unsets one.
+        task: what the workers run.
         signal_mask: the signals that the script begins with blocked.
         reaper: starts programs.
         relay: takes the workers' output.
@@ -51,21 +52,23 @@ class WorkerStarter:
     def __init__(
         self,
         plan: LaunchPlan,
-        target: Mapping[str, Any],
+        task: Task,
         *,
-        env: Mapping[str, str | None],
         signal_mask: Iterable[int],
         reaper: Reaper,
         relay: Relay,
         streams: tuple[int, int],
         folder: Path,
     ) -> None:
-        self._plan, self._target, self._env = plan, target, env
-        self._signal_mask = [int(signum) for signum in signal_mask]
+        self._plan, self._task = plan, task
+        self._signal_mask = tuple(map(int, signal_mask))
         self._reaper, self._relay, self._streams, self._folder = reaper, relay, streams, folder
         self._fork_server: ForkServer | None = None
         self._stores: set[Process] = set()
         self._preparing = asyncio.Lock()
+        self.first_rank = 0
+        """Global rank of this node's first worker."""
+
 
     async def prepare(self) -> None:
         """Start the fork server if there is to be one, again if it has died; it goes on importing by itself."""
@@ -76,7 +79,7 @@ class WorkerStarter:
                     self._reaper,
                     self._plan.preload,
                     import_root=self._plan.target.import_root,
-                    env={**self._plan.env, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},  # no CUDA context before the fork
+                    env={**self._plan.env, **_FORK_SERVER_ENV},
                     streams=self._streams,
                 )
 
@@ -116,6 +119,7 @@ class WorkerStarter:
         if self._fork_server is not None:
             await self._fork_server.ready()
         group = WorkerGroup(self._plan, self._relay.say)
+        self.first_rank = view.first_rank
         ranks = [view.first_rank + local_rank for local_rank in range(len(self._plan.workers))]
         self._relay.begin(ranks)
         try:
@@ -138,8 +142,9 @@ class WorkerStarter:
         rank = view.first_rank + local_rank
         error_file = self._folder / str(view.attempt) / str(local_rank) / "error.json"
         error_file.parent.mkdir(parents=True)
-        env = {
-            **self._env,
+        env: dict[str, str | None] = {
+            # What is in the fork server's environment for its own sake must not reach the script.
+            **{name: os.environ.get(name) for name in _FORK_SERVER_ENV},
             **worker_environment(
                 self._plan,
                 view,
@@ -164,14 +169,11 @@ class WorkerStarter:
             is_command = isinstance(self._plan.target, Command)
             worker = Worker(rank, local_rank, link=ours, memory=memory, result=result, on_change=group.note_change)
             fds = [stdin, out_write, err_write, theirs.fileno(), *memory.fds, result]
-            cpus = self._plan.workers[local_rank].cpus
-            task = {
-                "target": self._target,
-                "env": env,
-                "signal_mask": self._signal_mask,
-                "cpus": sorted(cpus) if cpus is not None else None,
-            }
-            process = await (self._run_command(fds, env) if is_command else self._run_python(fds, task))
+            assignment = Assignment(self._task, env, self._signal_mask, self._plan.workers[local_rank].cpus)
+            if is_command:
+                process = await self._run_command(fds[:3], env)
+            else:
+                process = await self._run_python([*fds, _memory_file(stack, pickle.dumps(assignment))])
         worker.process = process
         process.on_end = group.note_change
         group.workers.append(worker)
@@ -188,21 +190,17 @@ class WorkerStarter:
             return 0
         return stack.enter_context(open(os.devnull, "rb")).fileno()
 
-    async def _run_python(self, fds: list[int], task: dict[str, Any]) -> Process:
+    async def _run_python(self, fds: list[int]) -> Process:
         if self._fork_server is not None:
-            return await self._fork_server.fork({"op": "worker", "task": task}, fds)
-        body = os.memfd_create("minetorch-task", os.MFD_CLOEXEC)
-        with open(body, "wb") as file:
-            file.write(json.dumps(task).encode())
-            file.flush()
-            code = _with_package("from minetorch_launch.worker.main import main; main()")
-            return await self._reaper.run([sys.executable, *interpreter_flags(), "-c", code], [*fds, body])
+            return await self._fork_server.fork({"op": "worker"}, fds)
+        code = _with_package("from minetorch_launch.worker.main import main; main()")
+        return await self._reaper.run([sys.executable, *interpreter_flags(), "-c", code], fds)
 
     async def _run_command(self, fds: list[int], env: dict[str, str | None]) -> Process:
         target = self._plan.target
         assert isinstance(target, Command)
         try:
-            return await self._reaper.run([target.program, *target.args], fds[:3], env=env)
+            return await self._reaper.run([target.program, *target.args], fds, env=env)
         except StartError as error:
             raise StartError(f"cannot start {target.program!r} ({error}): give the path of an executable file") from None
 
@@ -210,8 +208,16 @@ class WorkerStarter:
         """Kill what the workers have left running, daemons included."""
         keep = [store.pid for store in self._stores]
         if self._fork_server is not None and self._fork_server.is_alive:
-            keep += [self._fork_server.process.pid, self._fork_server.tracker or 0]
+            keep.append(self._fork_server.process.pid)
         await self._reaper.kill_descendants(keep=keep)
+
+
+def _memory_file(stack: ExitStack, data: bytes) -> int:
+    """A file in memory with ``data``, at its beginning."""
+    file = stack.enter_context(open(os.memfd_create("minetorch-task", os.MFD_CLOEXEC), "w+b", buffering=0))
+    file.write(data)
+    file.seek(0)
+    return file.fileno()
 
 
 def _with_package(code: str) -> str:

@@ -57,6 +57,9 @@ class Outcome:
     shown_elsewhere: bool = False
     """The leader's launcher shows the report in full."""
 
+    exception: bytes | None = None
+    """The exception of the worker that failed first, pickled, if it ran a function on this node."""
+
     results: tuple[bytes | None, ...] = ()
     """By local rank: what a function returned, pickled."""
 
@@ -377,7 +380,10 @@ class Agent:
         self._failures = decision.failures
         self._note_failure(attempt, report, decision.reason)
         if decision.kind == "end":
-            attempt.outcome = Outcome(report, shown_elsewhere=not attempt.round.leads)
+            results = {worker.rank: worker.result() for worker in attempt.group.workers}
+            attempt.outcome = Outcome(
+                report, shown_elsewhere=not attempt.round.leads, exception=results.get(report.first.rank)
+            )
             return
         noticed = attempt.noticed_at or time.monotonic()
         self._restart = _Restart(

@@ -21,7 +21,7 @@ from minetorch_launch.processes.requests import receive, send, socketpair
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["ForkServer", "Process", "Reaper", "interpreter_flags"]
+__all__ = ["ForkServer", "Process", "Reaper", "interpreter_flags", "with_package"]
 
 _PACKAGES = str(Path(__file__).parents[2])
 _TORCH = ("torch", "minetorch_launch.worker.main", "minetorch_launch.processes.store_process")
@@ -240,14 +240,11 @@ class ForkServer(_Starter):
         """
         ours, theirs = socketpair()
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        code = (
-            f"import sys; sys.path[:] = [*filter(None, [{import_root!r}, *sys.path]), {_PACKAGES!r}]; "
-            f"from minetorch_launch.processes.fork_server import main; main(3, {[*_TORCH, *preload]!r})"
-        )
+        code = f"from minetorch_launch.processes.fork_server import main; main(3, {[*_TORCH, *preload]!r})"
         server = cls(ours)
         with theirs:
             server.process = await reaper.run(
-                [sys.executable, *interpreter_flags(), "-c", code],
+                [sys.executable, *interpreter_flags(), "-c", with_package(code, import_root)],
                 [null, *streams, theirs.fileno()],
                 env=env,
                 signal_mask=HELD_SIGNALS,
@@ -306,3 +303,13 @@ def interpreter_flags() -> list[str]:
         if word in ("-W", "-X", "--check-hash-based-pycs"):
             flags.append(next(words))
     return flags
+
+
+def with_package(code: str, first: str | None = None) -> str:
+    """Code for ``python -c`` that finds this package wherever it lies, and nothing in the working folder.
+
+    Args:
+        code: what to run.
+        first: a folder that is searched first.
+    """
+    return f"import sys; sys.path[:] = [*filter(None, [{first!r}, *sys.path]), {_PACKAGES!r}]; {code}"

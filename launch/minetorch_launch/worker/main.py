@@ -175,6 +175,9 @@ def _run(assignment: Assignment, result: int, link: _Link) -> int:
     except SystemExit as error:
         return _tell_exit(error, link)
     except BaseException as error:
+        if assignment.task.kind == "function":
+            with suppress(Exception):  # an exception that cannot be pickled: its traceback tells
+                os.pwrite(result, pickle.dumps(error), 0)
         return _tell_exception(error, link)
     return 0
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from minetorch_launch.environment import worker_environment
 from minetorch_launch.errors import StartError
 from minetorch_launch.hangs.shared_memory import SharedMemory
-from minetorch_launch.processes.spawner import ForkServer, interpreter_flags
+from minetorch_launch.processes.spawner import ForkServer, interpreter_flags, with_package
 from minetorch_launch.target import Command
 from minetorch_launch.worker.main import Assignment
 from minetorch_launch.workers.group import WorkerGroup
@@ -99,7 +99,7 @@ class WorkerStarter:
                 code = "from minetorch_launch.processes.store_process import main; main(3)"
                 with open(os.devnull, "rb") as null:
                     process = await self._reaper.run(
-                        [sys.executable, *interpreter_flags(), "-c", _with_package(code)],
+                        [sys.executable, *interpreter_flags(), "-c", with_package(code)],
                         [null.fileno(), *self._streams, theirs.fileno()],
                     )
         self._stores = {store for store in self._stores if store.exit_code is None} | {process}
@@ -193,7 +193,7 @@ class WorkerStarter:
     async def _run_python(self, fds: list[int]) -> Process:
         if self._fork_server is not None:
             return await self._fork_server.fork({"op": "worker"}, fds)
-        code = _with_package("from minetorch_launch.worker.main import main; main()")
+        code = with_package("from minetorch_launch.worker.main import main; main()")
         return await self._reaper.run([sys.executable, *interpreter_flags(), "-c", code], fds)
 
     async def _run_command(self, fds: list[int], env: dict[str, str | None]) -> Process:
@@ -218,8 +218,3 @@ def _memory_file(stack: ExitStack, data: bytes) -> int:
     file.write(data)
     file.seek(0)
     return file.fileno()
-
-
-def _with_package(code: str) -> str:
-    """Code for ``python -c`` that finds this package wherever it lies, and nothing in the working folder."""
-    return f"import sys; sys.path[:] = [*filter(None, sys.path), {str(Path(__file__).parents[2])!r}]; {code}"

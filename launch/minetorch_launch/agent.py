@@ -2,8 +2,8 @@
 
     join a round → start the workers → watch them → stop them → obey the leader's decision
 
-The agent reports what happens here to the leader of the round, and obeys the leader's orders; on one node, and on the node
-that leads, the leader runs beside it. Everything runs in one event loop, in one thread.
+The agent reports what happens here to the leader of the round, and obeys the leader's orders; on one node, and on the
+node that leads, the leader runs beside it. Everything runs in one event loop, in one thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,6 +78,13 @@ class _Restart:
     uses_trainer: bool
     joined_at: float = 0.0
     started_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class GroupEnded:
+    """The worker group has ended by itself."""
+
+    how: GroupEnd
 
 
 @dataclass
@@ -160,7 +166,8 @@ class Agent:
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Do ``work``, but give it up when a stop signal comes."""
         task = asyncio.ensure_future(work)
-        await asyncio.wait([task, self._stop], return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [task, self._stop]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
@@ -222,7 +229,7 @@ class Agent:
             attempt.events.put_nowait(error)
 
     async def _pass_on_end(self, attempt: _Attempt) -> None:
-        attempt.events.put_nowait(await attempt.group.wait())
+        attempt.events.put_nowait(GroupEnded(await attempt.group.wait()))
 
     async def _take_next_event(self, attempt: _Attempt) -> None:
         try:
@@ -238,8 +245,8 @@ class Agent:
                 self._take_preemption(attempt, event)
             case StackRequest():
                 report(messages.StacksRequested(node))
-            case str():
-                await self._take_group_end(attempt, event)
+            case GroupEnded(how=how):
+                await self._take_group_end(attempt, how)
             case messages.StopWorkers(kind=kind, reason=reason, hang=hang):
                 if hang is not None and hang["rank"] in group.ranks:
                     group.mark_hung(hang["rank"], hang["cause"])
@@ -287,14 +294,14 @@ class Agent:
 
     # The group ends.
 
-    async def _take_group_end(self, attempt: _Attempt, end: GroupEnd) -> None:
+    async def _take_group_end(self, attempt: _Attempt, how: GroupEnd) -> None:
         node, report = attempt.round.node_rank, attempt.round.report
         if attempt.stopping is not None:
             return
-        if end == "failed":
+        if how == "failed":
             attempt.noticed_at = time.monotonic()
             report(messages.WorkersFailed(node))
-        elif end == "stopped by signal":
+        elif how == "stopped by signal":
             assert attempt.group.stopped_by is not None
             report(messages.StopRequested(node, attempt.group.stopped_by))
         elif attempt.saving_until is not None:
@@ -302,7 +309,7 @@ class Agent:
         else:
             await attempt.group.stop()  # one that did not stop early in its time, and what workers left running
             await self._settle(attempt)
-            report(messages.WorkersSucceeded(node, stopped_early=end == "stopped early"))
+            report(messages.WorkersSucceeded(node, stopped_early=how == "stopped early"))
 
     def _stop_group(self, attempt: _Attempt, *, signum: int = signal.SIGTERM, alone: bool = False) -> None:
         """Stop the workers, and report their end to the leader; the agent goes on taking events meanwhile."""

@@ -78,7 +78,7 @@ def launch(
     plan = launcher.plan_launch(target, options or LaunchOptions(), streams=streams)
     task = make_task(target, own_process=False)
     if task.kind == "function":
-        plan = replace(plan, target=_PlannedFunction(str(target)))
+        plan = replace(plan, target=_PlannedFunction(str(target)))  # type: ignore[arg-type]
     with _memory_file(pickle.dumps(launcher.Launch(plan, task))) as request, _memory_file(b"") as reply:
         _run(request, reply, streams, {**os.environ, **(env or {})})
         reply.seek(0)

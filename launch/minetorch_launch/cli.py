@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.devices import check_platform
 from minetorch_launch.errors import LaunchError, UsageError
+from minetorch_launch.validators import check_platform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"minetorch-launch: error: {error}")
         return error.exit_code
     except LaunchError as error:
-        _say(f"minetorch-launch: {error}")
+        _say(f"minetorch-launch: {str(error).removeprefix('minetorch-launch: ')}")
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -82,22 +82,25 @@ def _run(argv: list[str]) -> int:
 
 
 def run_here(target: Target, options: LaunchOptions, job: SlurmJob | None = None) -> int:
-    """Carry out a launch in this process, show how it ended, and return the exit code.
+    """Carry out a launch in this process, and return the exit code.
 
     Raises:
-        LaunchError: as `minetorch_launch.launch`, but for a worker's failure.
+        LaunchError: as `minetorch_launch.launch`.
     """
     import asyncio
 
     from minetorch_launch import launcher
     from minetorch_launch.errors import StoppedEarlyError
+    from minetorch_launch.failures.report import WorkerFailedError
     from minetorch_launch.worker.task import make_task
 
     plan = launcher.plan_launch(target, options, job)
     outcome = asyncio.run(launcher.run(launcher.Launch(plan, make_task(target, own_process=True), job)))
+    if outcome.failure is not None:
+        raise WorkerFailedError(outcome.failure, shown_elsewhere=outcome.shown_elsewhere)
     if outcome.stopped_early:
         raise StoppedEarlyError
-    return outcome.failure.exit_code if outcome.failure is not None else 0
+    return 0
 
 
 def _say(line: str) -> None:

@@ -22,7 +22,6 @@ from minetorch_launch.processes.spawner import Reaper
 from minetorch_launch.rendezvous.single_node import SingleNode
 from minetorch_launch.stop_signals import Stop, StopSignals
 from minetorch_launch.target import check_target, find_module, likely_imports
-from minetorch_launch.worker.task import make_task
 from minetorch_launch.workers.starter import WorkerStarter
 from minetorch_launch.workers.store import WorkersStore
 
@@ -112,7 +111,7 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
         *launch.streams,
         log_file=plan.log_file,
         node=plan.host.short_name if plan.many_nodes else None,
-        shows=lambda rank, stream: plan.shows(rank - starter.first_rank, rank, stream),
+        shows=lambda rank, stream: plan.shows(rank - starter.first_rank, rank, "out" if stream == "out" else "err"),
         prefix=plan.has_prefix(len(plan.workers) + plan.many_nodes, os.isatty(launch.streams[0])),
         colour=wants_colour(os.environ),
     )

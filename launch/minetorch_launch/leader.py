@@ -169,7 +169,7 @@ class Leader:
         beats = [Heartbeat.from_dict(end["heartbeat"]) for end in self._evidence.values() if end["heartbeat"]]
         world = merge(dict(enumerate(beats))) if beats else None
         attempt = Attempt(report, world.step if world else None, world.began_at_step if world else None)
-        policy = RestartPolicy(self._plan.max_restarts, self._plan.restart_policy)
+        policy = RestartPolicy(self._plan.max_restarts, "always" if self._plan.restart_policy == "always" else "auto")
         decision = policy.decide([*self._attempts, attempt])
         report = replace(report, reason=None if decision.restart else decision.reason)
         return Decision(
@@ -205,7 +205,7 @@ class Leader:
         self._stacks = None
         summary = summarize([stack for node in sorted(request.answers) for stack in request.answers[node]])
         if request.stall is None:
-            await self._round.send_order(StackSummary(summary.text(), request.for_node))
+            await self._round.send_order(StackSummary(summary.text(), request.for_node or 0))
             return
         self._say(summary.text(request.stall.line()))
         rank = next(iter(summary.odd_ranks), 0)

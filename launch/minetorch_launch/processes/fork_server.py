@@ -52,12 +52,12 @@ def main(fd: int, preload: Sequence[str]) -> None:
     control = socket.socket(fileno=fd)
     send(control, {"event": "ready"})
     while True:
-        ready, _, _ = select.select([control, wakeup], [], [])
+        ready, _, _ = select.select([control.fileno(), wakeup], [], [])
         if wakeup in ready:
             with suppress(BlockingIOError):
                 os.read(wakeup, 4096)
         _reap(control)
-        if control in ready:
+        if control.fileno() in ready:
             received = receive(control)
             if received is None:
                 os._exit(0)
@@ -87,9 +87,7 @@ def _reap(control: socket.socket) -> None:
                 send(control, {"event": "exit", "pid": ended[0], "status": ended[1], "time": time.time()})
 
 
-def _answer(
-    control: socket.socket, request: dict[str, Any], fds: list[int], *, inherited: tuple[int, int]
-) -> None:
+def _answer(control: socket.socket, request: dict[str, Any], fds: list[int], *, inherited: tuple[int, int]) -> None:
     with warnings.catch_warnings():
         # Python warns of a fork beside threads; a library that a user preloads may have started some.
         warnings.simplefilter("ignore", DeprecationWarning)

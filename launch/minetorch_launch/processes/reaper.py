@@ -63,12 +63,12 @@ def _do_nothing(signum: int, frame: object) -> None: ...
 
 def _serve(control: socket.socket, wakeup: int) -> None:
     while True:
-        ready, _, _ = select.select([control, wakeup], [], [])
+        ready, _, _ = select.select([control.fileno(), wakeup], [], [])
         if wakeup in ready:
             with suppress(BlockingIOError):
                 os.read(wakeup, 4096)
         _reap(control)
-        if control in ready:
+        if control.fileno() in ready:
             received = receive(control)
             if received is None:
                 return

@@ -20,8 +20,8 @@ def end_process(code: int, *, forked: bool) -> NoReturn:
     """End as ``python`` does: wait for threads, run ``atexit``, free the script's objects, flush.
 
     A forked worker stops there. To finalize torch's 1,000 modules, as the interpreter does at its end, would copy all
-    the memory that the worker shares with the fork server: 0.4 s of CPU for each worker. And C's exit handlers belong to
-    libraries whose threads did not survive the fork.
+    the memory that the worker shares with the fork server: 0.4 s of CPU for each worker. And C's exit handlers belong
+    to libraries whose threads did not survive the fork.
 
     Args:
         code: the exit code; minus n to end by signal n.
@@ -43,7 +43,7 @@ def end_process(code: int, *, forked: bool) -> NoReturn:
 
 
 def _clear_main() -> None:
-    """Free the script's objects in the interpreter's order, so that files are flushed and ``__del__`` finds its names."""
+    """Free the script's objects in the interpreter's order: files are flushed, and ``__del__`` finds its names."""
     sys.modules.pop("__mp_main__", None)
     main = weakref.ref(sys.modules.pop("__main__"))
     gc.collect()

@@ -119,8 +119,8 @@ class _Link:
     def _answer_stack_requests(self, stacks: int) -> None:
         """Write the stacks of all threads whenever the launcher asks.
 
-        While this thread does it no other thread runs Python code. The signal's handler cannot wait for that: it may read
-        a stack that is being changed, and crash. It is for the case that this thread cannot run at all.
+        While this thread does it no other thread runs Python code. The signal's handler cannot wait for that: it may
+        read a stack that is being changed, and crash. It is for the case that this thread cannot run at all.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the script's main thread
         with suppress(OSError):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from minetorch_launch.exit_codes import EXIT_STOPPED_EARLY
 from minetorch_launch.failures.oom import OomCounter
 from minetorch_launch.failures.worker_exit import WorkerExit
+from minetorch_launch.heartbeat import Phase
 from minetorch_launch.procfs import handles_signal
 from minetorch_launch.stop_signals import STOP_SIGNALS
 
@@ -53,7 +54,7 @@ class WorkerGroup:
         self._signals_sent: dict[int, tuple[float, set[int]]] = {}
         self._hang: tuple[int, str, float] | None = None
         self._stop: asyncio.Task[None] | None = None
-        self._oom = OomCounter.of_this_process()
+        self._oom = OomCounter()
 
     @property
     def ranks(self) -> list[int]:
@@ -74,8 +75,9 @@ class WorkerGroup:
     async def wait(self) -> GroupEnd:
         """Wait until all workers have ended well, or one has failed.
 
-        A worker that repeats the error of another rank is no reason to stop that rank, which may be saving something and
-        reports its own error soon. After a worker that stopped early the others have ``grace`` seconds to do the same.
+        A worker that repeats the error of another rank is no reason to stop that rank, which may be saving something
+        and reports its own error soon. After a worker that stopped early the others have ``grace`` seconds to do the
+        same.
         """
         deadline: float | None = None
         while True:
@@ -198,10 +200,8 @@ class WorkerGroup:
                 self._kill([worker for worker in living if self._is_stuck(worker, beats)])
             if waited > _STATUS_SECONDS and not said:
                 said = True
-                self._say(
-                    f"waiting up to {self._plan.grace:g} s for {ranks_text([worker.rank for worker in living])} to end; "
-                    "Ctrl-C kills them at once"
-                )
+                ranks = ranks_text([worker.rank for worker in living])
+                self._say(f"waiting up to {self._plan.grace:g} s for {ranks} to end; Ctrl-C kills them at once")
             self._changed.clear()
             kill = asyncio.ensure_future(self.kill_now.wait())
             change = asyncio.ensure_future(self._changed.wait())
@@ -213,7 +213,7 @@ class WorkerGroup:
         heartbeat = worker.heartbeat()
         return (
             heartbeat is not None
-            and heartbeat.phase in ("training", "validating")
+            and heartbeat.phase in (Phase.TRAINING, Phase.VALIDATING)
             and heartbeat.beats == beats.get(worker.rank)
         )
 

@@ -22,7 +22,7 @@ from minetorch_launch.workers.group import WorkerGroup
 from minetorch_launch.workers.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from minetorch_launch.environment import RoundView
     from minetorch_launch.output.relay import Relay
@@ -68,7 +68,6 @@ class WorkerStarter:
         self._preparing = asyncio.Lock()
         self.first_rank = 0
         """Global rank of this node's first worker."""
-
 
     async def prepare(self) -> None:
         """Start the fork server if there is to be one, again if it has died; it goes on importing by itself."""
@@ -202,7 +201,9 @@ class WorkerStarter:
         try:
             return await self._reaper.run([target.program, *target.args], fds, env=env)
         except StartError as error:
-            raise StartError(f"cannot start {target.program!r} ({error}): give the path of an executable file") from None
+            raise StartError(
+                f"cannot start {target.program!r} ({error}): give the path of an executable file"
+            ) from None
 
     async def end_descendants(self) -> None:
         """Kill what the workers have left running, daemons included."""
@@ -214,7 +215,9 @@ class WorkerStarter:
 
 def _memory_file(stack: ExitStack, data: bytes) -> int:
     """A file in memory with ``data``, at its beginning."""
-    file = stack.enter_context(open(os.memfd_create("minetorch-task", os.MFD_CLOEXEC), "w+b", buffering=0))
-    file.write(data)
-    file.seek(0)
-    return file.fileno()
+    fd = os.memfd_create("minetorch-task", os.MFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -23,8 +23,8 @@ __all__ = ["WorkersStore"]
 class WorkersStore:
     """A store that starts when the first worker connects: many scripts need none.
 
-    The port is bound for the whole launch, so that nobody else can take it. Each attempt has a store of its own: in that
-    of the attempt before, restarted workers would find the addresses of dead ones.
+    The port is bound for the whole launch, so that nobody else can take it. Each attempt has a store of its own: in
+    that of the attempt before, restarted workers would find the addresses of dead ones.
 
     Args:
         address: where it listens.

@@ -9,7 +9,7 @@ MINETORCH_DEVICE               ``cpu``, ``cuda`` or ``xpu``: the kind of device 
 MINETORCH_LAUNCH_ID            the same in all workers of this launch and in no other launch
 MINETORCH_ATTEMPT              which start of all workers this is, from 1; unlike TORCHELASTIC_RESTART_COUNT it also
                                counts restarts after a machine has left or joined
-MINETORCH_LAST_STEP,           after a failure: the step that a Trainer had reached, and when the failure was, as Unix time
+MINETORCH_LAST_STEP,           after a failure: the step that a Trainer had reached, and when it failed, as Unix time
 MINETORCH_LAST_TIME            in seconds
 MINETORCH_HEARTBEAT_FD         descriptor of the memory to which a Trainer writes its progress (see heartbeat.py)
 MINETORCH_CONSOLE_COLUMNS      columns left on a line of the launcher's terminal; unset without a terminal.

@@ -118,6 +118,9 @@ class LaunchOptions:
     join_timeout: float = 600.0
     """Seconds to wait for the minimum of machines, at the start and after one is lost."""
 
+    last_call_timeout: float = 10.0
+    """Seconds without another arrival after which the first round begins with fewer than the maximum of machines."""
+
     local_addr: str | None = None
     """The address at which the other nodes reach this one; None: the one that leads to the endpoint."""
 
@@ -131,7 +134,7 @@ class LaunchOptions:
     tee: str = "0"
     """Streams that appear on the console although ``redirects`` names them, in the same notation."""
 
-    local_ranks: tuple[int, ...] | None = None
+    local_ranks_filter: tuple[int, ...] | None = None
     """Local ranks whose lines appear on the console; None: all."""
 
     numa_binding: str | None = None
@@ -172,6 +175,7 @@ class LaunchOptions:
 
     def _check_seconds(self) -> None:
         check = validators.check_seconds
+        check("--rdzv-conf last_call_timeout", self.last_call_timeout, "the seconds to wait for more", optional=False)
         check("--grace", self.grace, "the seconds a worker has to end by itself", optional=False)
         check("--preempt-before", self.preempt_before, "the seconds before the end of the job")
         hang = "the seconds without a step that make a hang"
@@ -181,7 +185,7 @@ class LaunchOptions:
     def _check_streams(self) -> None:
         validators.check_streams("--redirects", self.redirects)
         validators.check_streams("--tee", self.tee)
-        ranks = self.local_ranks
+        ranks = self.local_ranks_filter
         if ranks is not None and (
             not isinstance(ranks, tuple) or not ranks or not all(type(rank) is int and rank >= 0 for rank in ranks)
         ):

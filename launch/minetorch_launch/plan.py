@@ -82,6 +82,7 @@ class LaunchPlan:
     rdzv_is_host: bool | None
     node_rank: int | None
     join_timeout: float
+    last_call_timeout: float
     local_addr: str | None
     """This node's own address, if the user has given one; on one node: where the workers' store listens, else the
     loopback address."""
@@ -94,7 +95,7 @@ class LaunchPlan:
     log_dir: Path | None
     redirects: str
     tee: str
-    local_ranks: tuple[int, ...] | None
+    local_ranks_filter: tuple[int, ...] | None
     virtual_local_rank: bool
     async_error_handling: str
     """TORCH_NCCL_ASYNC_ERROR_HANDLING of the workers: the user's, else 1 as with torchrun."""
@@ -116,7 +117,7 @@ class LaunchPlan:
         """Whether a line of that worker appears on the console when it comes."""
         if self.show == "failed" or (self.show == "0" and rank != 0):
             return False
-        if self.local_ranks is not None and local_rank not in self.local_ranks:
+        if self.local_ranks_filter is not None and local_rank not in self.local_ranks_filter:
             return False
         return _names(self.tee, local_rank, stream) or not _names(self.redirects, local_rank, stream)
 
@@ -182,6 +183,7 @@ def make_plan(
         rdzv_is_host=options.rdzv_is_host,
         node_rank=options.node_rank,
         join_timeout=options.join_timeout,
+        last_call_timeout=options.last_call_timeout,
         local_addr=local_addr,
         master_port=master_port,
         role=options.role,
@@ -189,7 +191,7 @@ def make_plan(
         log_dir=options.log_dir,
         redirects=options.redirects,
         tee=options.tee,
-        local_ranks=options.local_ranks,
+        local_ranks_filter=options.local_ranks_filter,
         virtual_local_rank=options.virtual_local_rank,
         async_error_handling=environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
         workers=_plan_workers(options, host, device, nproc, environ, topology),

@@ -53,10 +53,10 @@ def _exit_code(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if argv[:1] == ["doctor"] and not Path("doctor").exists():
-        from minetorch_launch import doctor
+    if argv[:1] == ["doctor"]:  # a script of this name is started as ./doctor
+        from minetorch_doctor import command
 
-        return doctor.main(argv[1:])
+        return command.main(argv[1:])
     try:
         Path.cwd()
     except OSError:

@@ -173,6 +173,12 @@ class Decision:
     failures: int = 0
     """Failures so far in this launch, this one included."""
 
+    reached: int | None = None
+    """Highest step of any rank in this round; None if that is not known."""
+
+    began: int | None = None
+    """Step that the round began at; None if that is not known."""
+
 
 @dataclass(frozen=True)
 class Finish:

@@ -3,55 +3,28 @@
 import asyncio
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
+from benchmarks.membership import StoreProcesses as Forked
 from minetorch_launch.rendezvous.many_nodes import ManyNodes
 from minetorch_launch.rendezvous.membership import Settings, Timing
 from minetorch_launch.validators import Endpoint
 
-# Forks store processes from one that has imported torch, as the launcher's fork server does.
-_FORK_SERVER = """
-import gc, os, signal, socket, sys
-from minetorch_launch.processes import store_process
-gc.freeze()
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-control = socket.socket(fileno=int(sys.argv[1]))
-while True:
-    data, fds, _, _ = socket.recv_fds(control, 1, 1)
-    if not data:
-        break
-    pid = os.fork()
-    if pid == 0:
-        control.close()
-        store_process.main(fds[0])
-    os.close(fds[0])
-    control.sendall(b"%10d" % pid)
-"""
-
 QUICK = Timing(pulse=0.1, lost=2.0, first_quiet=0.5, later_quiet=0.3)
 
 
-class StoreProcesses:
+class StoreProcesses(Forked):
     """Starts store processes, and knows their pids."""
 
     def __init__(self):
-        self._control, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-c", _FORK_SERVER, str(theirs.fileno())]
-            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        super().__init__()
         self.pids = []
 
     def start(self):
-        """A store process's pid, and this process's end of its socket."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._control, [b"x"], [theirs.fileno()])
-        self.pids.append(int(self._control.recv(10, socket.MSG_WAITALL)))
-        return self.pids[-1], ours
+        pid, ours = super().start()
+        self.pids.append(pid)
+        return pid, ours
 
     def gone_within(self, seconds):
         end = time.monotonic() + seconds
@@ -66,10 +39,6 @@ class StoreProcesses:
             os.kill(pid, signal.SIGKILL)
         self.pids.clear()
         return not left
-
-    def close(self):
-        self._control.close()
-        self._server.wait(10)
 
 
 class Node:

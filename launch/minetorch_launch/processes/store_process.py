@@ -34,6 +34,8 @@ def main(command_fd: int) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nowhere, fd)  # torch warns on stderr of each connection that ends
+    # Torch looks up the name of each peer, for a message that nobody reads, and would wait 10 s for a lost answer.
+    os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"
     _Proxy(socket.socket(fileno=command_fd)).run()
     os._exit(0)  # a thread may be blocked in C++
 
@@ -107,11 +109,12 @@ def _connect(address: str, port: int, seconds: float) -> TCPStore:
     return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
 
 
-def _get(store: TCPStore, request: dict[str, Any]) -> list[str] | None:
-    """The values of all keys; None if one of them has none, for which torch would wait."""
-    if not store.check(request["keys"]):
-        return None
-    return [_text(value) for value in store.multi_get(request["keys"])]
+def _get(store: TCPStore, request: dict[str, Any]) -> list[str | None]:
+    """The values of keys; None for a key without one, for which torch would wait."""
+    keys = request["keys"]
+    if store.check(keys):
+        return [_text(value) for value in store.multi_get(keys)]
+    return [_text(store.get(key)) if store.check([key]) else None for key in keys]
 
 
 def _wait(store: TCPStore, key: str) -> str:

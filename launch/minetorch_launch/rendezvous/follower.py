@@ -43,6 +43,7 @@ class Follower(Membership):
         super().__init__(store, settings, leader=leader)
         self._node_id, self._was_there = node_id, was_there
         self._has_arrived = self._has_left = self._is_closed = False
+        self._failure: str | None = None  # why the nodes did not come together, says the leader
         self._leaders_pulse: dict[str, Any] = {}
         self._liveness = Liveness(settings.timing.lost)
         self._beats = self._head = 0
@@ -55,8 +56,8 @@ class Follower(Membership):
         Raises:
             StoreLostError: the store does not answer.
         """
-        head, roster = await self._store.get("head", "roster") or ("0", "")
-        self._head = int(head) if head.isdecimal() else 0
+        head, roster = await self._store.get("head", "roster")
+        self._head = int(head) if head is not None and head.isdecimal() else 0
         self.roster = Roster.from_data(parse(roster))
         await self._beat()
         self._begin(self._read_log(), self._pulse(), self._send())
@@ -90,8 +91,8 @@ class Follower(Membership):
         self._has_arrived = True
 
     def _refusal(self, waited: float) -> JoinError:
-        if not self._is_outside and not self._is_closed:
-            return JoinError(self._who_is_here(waited), job_can_be_requeued=True)
+        if self._failure is not None or not (self._is_outside or self._is_closed):
+            return JoinError(self._failure or self._who_is_here(waited), job_can_be_requeued=True)
         job = f"the job {self._settings.rdzv_id} at {self._settings.endpoint}"
         if not self._is_outside:
             return JoinError(f"{job} has ended: another node failed or was stopped; see its report")
@@ -136,6 +137,7 @@ class Follower(Membership):
             self.round.orders.put(order)
         elif entry.get("closed") is True:
             self._is_closed = True
+            self._failure = str(entry["reason"]) if entry.get("reason") else None
             self._changed.set()
             if self.round is not None:
                 self.round.fail("the leader has left the job")
@@ -158,7 +160,7 @@ class Follower(Membership):
     async def _pulse(self) -> None:
         while True:
             await self._beat()
-            [text] = await self._store.get("pulse/leader") or [""]
+            [text] = await self._store.get("pulse/leader")
             if self._liveness.look({self.leader: text}, time.monotonic()):
                 return self.lose(f"the leader has been silent for {self._settings.timing.lost:g} s")
             pulse = parse(text)

@@ -76,6 +76,7 @@ class Host(Membership):
         self._liveness = Liveness(settings.timing.lost)
         self._beats = self._head = 0
         self._log_lock = asyncio.Lock()
+        self._failure: str | None = None  # why the nodes did not come together
 
     async def start(self) -> None:
         """Let nodes join.
@@ -105,7 +106,8 @@ class Host(Membership):
         while (chosen := self._choose()) is None:
             waited = time.monotonic() - began
             if waited > seconds and self._expected <= self._arrived.keys():
-                raise JoinError(self._who_is_here(waited), job_can_be_requeued=True)
+                self._failure = self._who_is_here(waited)
+                raise JoinError(self._failure, job_can_be_requeued=True)
             said = await self._wait_for_others(began, said, self._who_is_here)
             if self.lost is not None:
                 raise LeaderLostError(self.lost)
@@ -159,12 +161,12 @@ class Host(Membership):
             for text in await self._store.take("inbox"):
                 message = parse(text)
                 if isinstance(message, dict):
-                    await self._take(message)
+                    self._take(message)
 
-    async def _take(self, message: dict[str, Any]) -> None:
+    def _take(self, message: dict[str, Any]) -> None:
         newcomer, report = build(Participant, message.get("arrival")), from_json(message.get("report"))
         if newcomer is not None:
-            await self._take_in(newcomer, is_reconnected=message.get("reconnected") is True)
+            self._take_in(newcomer, is_reconnected=message.get("reconnected") is True)
         elif self.round is None or message.get("round") != self.round.number:
             return  # of an earlier round
         elif not isinstance(report, Report) or isinstance(report, NodeLost | NodeArrived):
@@ -172,9 +174,7 @@ class Host(Membership):
         elif 0 <= report.node < len(self.round.participants):
             self.round.reports.put(report)
 
-    async def _take_in(self, node: Participant, *, is_reconnected: bool) -> None:
-        if node.node_id not in self._pulses and await self._store.get(f"pulse/{node.node_id}") is None:
-            return  # no launcher wrote this
+    def _take_in(self, node: Participant, *, is_reconnected: bool) -> None:
         if is_reconnected:  # it has lost this leader for some time, and its workers with it
             self._drop(node.node_id)
         self._pulses.setdefault(node.node_id, {})
@@ -214,7 +214,7 @@ class Host(Membership):
         known = list(self._pulses)
         values = await self._store.get(*(f"pulse/{node_id}" for node_id in known)) if known else []
         pulses: dict[str, str | None] = dict.fromkeys(self._expected - {self.leader})
-        pulses.update(zip(known, values or (), strict=False))
+        pulses.update(zip(known, values, strict=True))
         silent = self._liveness.look(pulses, time.monotonic())
         for node_id, value in pulses.items():
             pulse = parse(value)
@@ -239,7 +239,7 @@ class Host(Membership):
         self.abandon()
 
     async def _say_farewell(self) -> None:
-        await self._append({"closed": True})
+        await self._append({"closed": True, "reason": self._failure})
         while any(pulse.get("read") != self._head for pulse in self._pulses.values()):
             await asyncio.sleep(0.02)
             await self._look()

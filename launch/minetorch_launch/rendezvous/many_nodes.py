@@ -58,6 +58,7 @@ class ManyNodes:
         self._attempts = 0
         self._standby: socket.socket | None = None
         self._membership: Host | Follower | None = None
+        self._leader_at = ("", 0)  # address and port, when this node follows
         self._is_endpoint = False  # whether the endpoint names this node
         self._is_away = False  # whether this node hosts a store elsewhere
         self._roster: Roster | None = None  # of the last round that this node knows of
@@ -166,31 +167,29 @@ class ManyNodes:
 
     async def _find_leader(self, end: float) -> None:
         """Go to the next living node in order; if there is none, to the endpoint."""
-        candidates = self._leave_lost_leader()
+        lost, self._membership = self._membership, None
+        if lost is not None:
+            lost.abandon()
+            self._roster = lost.roster or self._roster
+            if isinstance(lost, Follower) and lost.process_ended:
+                with suppress(JoinError, _UnreachableError):
+                    return await self._follow(await self._start_store(), *self._leader_at)
+            self._gone.add(lost.leader)
+        participants = self._roster.participants if self._roster is not None else ()
+        candidates = [each for each in participants if each.node_id not in self._gone]
         was_there = any(each.node_id == self._node_id for each in candidates)
         while candidates:
             candidate = candidates[0]
             if candidate.node_id == self._node_id:
                 return await self._host_elsewhere({each.node_id for each in candidates})
             with suppress(JoinError, _UnreachableError):
-                store = await self._start_store()
-                return await self._follow(store, candidate.address, candidate.standby_port, was_there=was_there)
+                place = candidate.address, candidate.standby_port
+                return await self._follow(await self._start_store(), *place, was_there=was_there)
             # It is lost as well, or it still sees the leader that this node has lost.
             self._gone.add(candidate.node_id)
             candidates.pop(0)
         self._roster = None
         return await self._open_endpoint(end)
-
-    def _leave_lost_leader(self) -> list[Participant]:
-        """The nodes that may lead now, in order."""
-        lost, self._membership = self._membership, None
-        if lost is not None:
-            lost.abandon()
-            self._gone.add(lost.leader)
-            if lost.roster is not None:
-                self._roster = lost.roster
-        participants = self._roster.participants if self._roster is not None else ()
-        return [each for each in participants if each.node_id not in self._gone]
 
     async def _host_elsewhere(self, expected: Collection[str]) -> None:
         assert self._standby is not None
@@ -295,7 +294,7 @@ class ManyNodes:
         except StoreLostError as error:
             follower.abandon()
             raise _UnreachableError(f"the launcher at {address} has ended: {error}") from None
-        self._membership = follower
+        self._membership, self._leader_at = follower, (address, port)
 
     async def _greet(self, store: StoreClient, address: str, port: int) -> str:
         """Connect, and check that a launcher of this job and of this version is there; the leader's id."""

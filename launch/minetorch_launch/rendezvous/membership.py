@@ -142,6 +142,11 @@ class Membership:
         self._changed = asyncio.Event()  # ends a pause in `join`
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def process_ended(self) -> bool:
+        """Whether the leader may be well, and this node's own store process is the reason of the loss."""
+        return self._store.process_ended
+
     def abandon(self) -> None:
         """Leave without a farewell."""
         self.lose("closed")

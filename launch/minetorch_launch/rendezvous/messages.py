@@ -229,8 +229,7 @@ def build(kind: type[T], content: object) -> T | None:
     """An instance of the dataclass ``kind``; None unless ``content`` has its fields, with values of their types."""
     if not isinstance(content, dict):
         return None
-    hints = _hints(kind)  # type: ignore[arg-type]
-    required = {field.name for field in fields(kind) if field.default is MISSING}  # type: ignore[arg-type]
+    hints, required = _schema(kind)  # type: ignore[arg-type]
     is_complete = required <= content.keys() <= hints.keys()
     if not is_complete or not all(_fits(value, hints[name]) for name, value in content.items()):
         return None
@@ -238,16 +237,17 @@ def build(kind: type[T], content: object) -> T | None:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _schema(kind: type) -> tuple[dict[str, Any], set[str]]:
+    """The types of a dataclass's fields, and the names of those without a default."""
+    return get_type_hints(kind), {field.name for field in fields(kind) if field.default is MISSING}
 
 
 def _fits(value: object, hint: Any) -> bool:
+    if type(value) is hint:
+        return True
     origin = get_origin(hint)
     if origin is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, each) for each in get_args(hint))
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
+    return origin is not None and isinstance(value, origin)

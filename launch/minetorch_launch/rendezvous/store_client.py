@@ -29,12 +29,14 @@ class StoreClient:
 
     Attributes:
         lost: why the store is lost; None as long as it is not.
+        process_ended: whether the reason is the end of this node's own store process.
     """
 
     def __init__(
         self, process: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer_seconds: float
     ) -> None:
         self.lost: str | None = None
+        self.process_ended = False
         self._process, self._writer, self._answer_seconds = process, writer, answer_seconds
         self._numbers = count()
         self._pending: dict[int, asyncio.Future[Any]] = {}
@@ -75,9 +77,9 @@ class StoreClient:
         """Append ``value`` to the queue ``key``."""
         await self._call({"op": "push", "key": key, "value": value}, seconds=self._answer_seconds)
 
-    async def get(self, *keys: str) -> list[str] | None:
-        """The values of ``keys``; None unless all of them have one."""
-        values: list[str] | None = await self._call({"op": "get", "keys": keys}, seconds=self._answer_seconds)
+    async def get(self, *keys: str) -> list[str | None]:
+        """The values of ``keys``; None for a key without one."""
+        values: list[str | None] = await self._call({"op": "get", "keys": keys}, seconds=self._answer_seconds)
         return values
 
     async def wait(self, key: str) -> str:
@@ -127,7 +129,8 @@ class StoreClient:
                 reply = self._pending.get(answer["id"])
                 if reply is not None and not reply.done():
                     reply.set_result(answer)
-        self._lose("its process ended")
+        self.process_ended = self.lost is None
+        self._lose("the store process of this node ended")
 
     def _lose(self, reason: str) -> None:
         if self.lost is None:

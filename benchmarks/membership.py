@@ -1,0 +1,148 @@
+"""What the membership of many nodes costs: agents without workers, over one store, all on this machine.
+
+    python -m benchmarks.membership [--nodes 256,1024] [--rounds 3] [--quick]
+
+The agents share one process, and each has a store process of its own, forked from one that has imported torch. The
+store processes are started before the clock is, for a real job starts one on each machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from benchmarks.harness import OURS, Options, Row, main, make_parser
+from minetorch_launch.rendezvous.many_nodes import ManyNodes
+from minetorch_launch.rendezvous.membership import Settings
+from minetorch_launch.rendezvous.messages import NodeLost
+from minetorch_launch.rendezvous.round import LeaderLostError, Round
+from minetorch_launch.validators import Endpoint
+
+__all__ = ["StoreProcesses", "measure", "simulate"]
+
+_FORK_SERVER = """
+import gc, os, signal, socket, sys
+from minetorch_launch.processes import store_process
+gc.freeze()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+control = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    data, fds, _, _ = socket.recv_fds(control, 1, 1)
+    if not data:
+        os._exit(0)
+    pid = os.fork()
+    if pid == 0:
+        control.close()
+        store_process.main(fds[0])
+    os.close(fds[0])
+    control.sendall(b"%10d" % pid)
+"""
+
+
+class StoreProcesses:
+    """Forks store processes from one that has imported torch, as a launcher's fork server does."""
+
+    def __init__(self) -> None:
+        self._control, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-c", _FORK_SERVER, str(theirs.fileno())]
+            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+
+    def start(self) -> tuple[int, socket.socket]:
+        """A store process's pid, and this process's end of its socket."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._control, [b"x"], [theirs.fileno()])
+        return int(self._control.recv(10, socket.MSG_WAITALL)), ours
+
+    def close(self) -> None:
+        """End the process that forks them; they end with their sockets."""
+        self._control.close()
+        self._server.wait(10)
+
+
+async def simulate(processes: StoreProcesses, count: int, idle_seconds: float) -> dict[str, float]:
+    """Figures of one job of ``count`` nodes, in seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = Endpoint("127.0.0.1", free.getsockname()[1])
+    stores = [processes.start() for _ in range(count)]
+
+    async def join(rank: int) -> tuple[ManyNodes, Round]:
+        async def start_store() -> socket.socket:
+            return stores[rank][1]
+
+        settings = Settings(endpoint, "job", (count - 1, count), f"node{rank}", 8, node_rank=rank)
+        node = await ManyNodes.open(settings, start_store)
+        return node, await node.join(failures=0, workers_port=1)
+
+    began = time.monotonic()
+    joined = await asyncio.gather(*map(join, range(count)))
+    figures = {"until all have joined": time.monotonic() - began}
+    nodes, rounds = [node for node, _ in joined], [each for _, each in joined]
+    assert all(len(each.participants) == count for each in rounds)
+    figures |= await _idle([pid for pid, _ in stores], idle_seconds)
+
+    began = time.monotonic()
+    os.kill(stores[-1][0], signal.SIGKILL)
+    assert await rounds[0].next_report() == NodeLost(count - 1)
+    figures["until the leader notices a death"] = time.monotonic() - began
+    began = time.monotonic()
+    os.kill(stores[0][0], signal.SIGSTOP)
+    await asyncio.gather(*(_until_lost(each) for each in rounds[1:-1]))
+    figures["until all others notice that the leader does not answer"] = time.monotonic() - began
+    os.kill(stores[0][0], signal.SIGKILL)
+    await asyncio.gather(*(node.close() for node in nodes))
+    return figures
+
+
+async def _idle(pids: list[int], seconds: float) -> dict[str, float]:
+    """Processor time that each second takes, while nothing happens."""
+    before, agents = [_cpu(pid) for pid in pids], time.process_time()
+    await asyncio.sleep(seconds)
+    used = [(_cpu(pid) - start) / seconds for pid, start in zip(pids, before, strict=True)]
+    agents = (time.process_time() - agents) / seconds
+    return {
+        "processor time of the leader's store process, each second": used[0],
+        "processor time of one node's store process, each second": sum(used[1:]) / (len(pids) - 1),
+        "processor time of one node's agent, each second": agents / len(pids),
+    }
+
+
+async def _until_lost(round_: Round) -> None:
+    with suppress(LeaderLostError):
+        while True:
+            await round_.next_order()
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """Simulate jobs of several sizes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for count in [8] if options.quick else map(int, options.arguments.nodes.split(",")):
+        processes = StoreProcesses()
+        try:
+            jobs = [asyncio.run(simulate(processes, count, 1 if options.quick else 10)) for _ in range(options.rounds)]
+        finally:
+            processes.close()
+        for what in jobs[0]:
+            yield Row.of("membership", f"{count} nodes: {what}", "s", {OURS: [job[what] for job in jobs]})
+
+
+if __name__ == "__main__":
+    parser = make_parser(__doc__, rounds=3)
+    parser.add_argument("--nodes", default="256,1024", help="sizes of the jobs")
+    main(measure, parser)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minetorch_launch import torchrun
-from minetorch_launch.errors import UsageError, short_repr, one_line
+from minetorch_launch.errors import UsageError, one_line, short_repr
 from minetorch_launch.options import (
     DEVICES,
     NUMA_MODES,

@@ -208,7 +208,7 @@ def to_json(message: Report | Order) -> str:
     return json.dumps({type(message).__name__: vars(message)})
 
 
-def from_json(text: str) -> Report | Order | None:
+def from_json(text: Any) -> Report | Order | None:
     """The message that :func:`to_json` wrote; None for anything else."""
     data = parse(text)
     if not isinstance(data, dict) or len(data) != 1:
@@ -217,11 +217,11 @@ def from_json(text: str) -> Report | Order | None:
     return build(_KINDS[name], content) if name in _KINDS else None
 
 
-def parse(text: str) -> Any:
+def parse(text: Any) -> Any:
     """The value that the JSON ``text`` holds; None if it is not JSON."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -72,19 +71,29 @@ def handles_signal(pid: int, signum: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that process ``pid`` has started, or that were handed to it as their reaper."""
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-            found += map(int, _text(f"/proc/{pid}/task/{thread}/children").split())
+    """The processes whose parent is process ``pid``."""
+    return _children_by_parent().get(pid, [])
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of process ``pid``, their children and so on; parents first."""
+    by_parent = _children_by_parent()
+    found = list(by_parent.get(pid, ()))
+    for child in found:  # grows meanwhile
+        found += by_parent.get(child, ())
     return found
 
 
-def descendants(pid: int) -> Iterator[int]:
-    """The children of process ``pid``, their children and so on; parents first."""
-    for child in children(pid):
-        yield child
-        yield from descendants(child)
+def _children_by_parent() -> dict[int, list[int]]:
+    # Not /proc/PID/task/TID/children, which not every kernel has.
+    found: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - thousands of processes would make thousands of Paths
+        if entry.isdecimal():
+            # "PID (name) state parent ...", where the name may hold anything.
+            after_name = _text(f"/proc/{entry}/stat").rpartition(")")[2].split()
+            if len(after_name) > 1:
+                found.setdefault(int(after_name[1]), []).append(int(entry))
+    return found
 
 
 def command_line(pid: int) -> str:
@@ -109,12 +118,13 @@ def _status(path: str) -> Status | None:
     fields = {name: value.strip() for name, _, value in lines}
     if not fields.get("State"):
         return None
-    caught, blocked, thread, process = (int(fields.get(name, "0"), 16) for name in ("SigCgt", "SigBlk", "SigPnd", "ShdPnd"))
+    caught, blocked, thread, process = (
+        int(fields.get(name, "0"), 16) for name in ("SigCgt", "SigBlk", "SigPnd", "ShdPnd")
+    )
     return Status(fields["State"][0], caught, blocked, thread | process)
 
 
 def _text(path: str) -> str:
-    with suppress(OSError):  # gone meanwhile
-        with open(path, "rb") as file:
-            return file.read().decode(errors="replace")
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read().decode(errors="replace")
     return ""

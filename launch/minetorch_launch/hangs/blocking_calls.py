@@ -53,11 +53,13 @@ class BlockingCall:
 
 
 _COLLECTIVE = re.compile(
-    r"/torch/distributed/(?:distributed_c10d|rendezvous|device_mesh|_functional_collectives|nn/functional|utils)\.py$"
+    r"/torch/distributed/(?:distributed_c10d|rendezvous|device_mesh|_functional_collectives|nn/functional)\.py:(?!__)"
     r"|/torch/nn/parallel/distributed\.py:__init__$"
 )
+
+
 _MAYBE_COLLECTIVE = re.compile(
-    r"/torch/(?:nn/parallel/distributed|distributed/.*|_tensor|autograd/.*|cuda/\w+|optim/[^/]+)\.py$"
+    r"/torch/(?:nn/parallel/distributed|distributed/.+|_tensor|autograd/\w+|cuda/\w+|optim/[^/]+)\.py:"
 )
 # Calls into C that have no frame of their own; only the user's line shows them.
 _MAYBE_COLLECTIVE_SOURCE = re.compile(r"\.(item|tolist|cpu|numpy|backward|wait|synchronize)\(")
@@ -78,11 +80,29 @@ def find_blocking_call(frames: Sequence[Frame]) -> tuple[BlockingCall, Frame | N
     at = next((index for index, frame in enumerate(frames) if frame.owner == "user"), None)
     line = frames[-1] if at is None else frames[at]
     called = list(frames if at is None else frames[:at])
-    kind = _kind(called, line)
     trainer = [frame for frame in called if frame.owner == "trainer"]
     library = [frame for frame in called if frame.owner == "library"]
-    names = [f"{library[-1].function} ({_module(library[-1].file)})"] if library else []
+    kind, frame = _classify(library)
+    if kind == WaitKind.LOCAL and _MAYBE_COLLECTIVE_SOURCE.search((called[0] if called else line).source):
+        kind = WaitKind.MAYBE_COLLECTIVE
+    names = [f"{frame.function} ({_module(frame.file)})"] if frame else []
     if trainer:
         part = next((frame for frame in trainer if frame.file.endswith("/trainer.py")), trainer[0])
         names.append(f"Trainer: {part.function.strip('_').replace('_', ' ')}")
     return BlockingCall(", ".join(names) or "the script's own code", kind), line
+
+
+def _classify(library: Sequence[Frame]) -> tuple[WaitKind, Frame | None]:
+    """The kind of wait, and the outermost of the frames that tell it."""
+    for kind, pattern in ((WaitKind.COLLECTIVE, _COLLECTIVE), (WaitKind.MAYBE_COLLECTIVE, _MAYBE_COLLECTIVE)):
+        for frame in reversed(library):
+            if pattern.search(f"{frame.file}:{frame.function}"):
+                return kind, frame
+    return WaitKind.LOCAL, library[-1] if library else None
+
+
+def _module(file: str) -> str:
+    """``http.client`` for a file of a library; ``torch.distributed`` for the file of its collectives."""
+    inside = re.split(r"/(?:site-packages|dist-packages)/|/python3\.\d+/(?!site-|dist-)", file)[-1]
+    inside = inside.removesuffix(".py").removesuffix("/__init__").removesuffix("/distributed_c10d")
+    return inside.lstrip("/").replace("/", ".")

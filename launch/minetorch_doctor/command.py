@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from minetorch_doctor.checks import DoctorOptions, run_checks
 from minetorch_doctor.result import all_ok, as_json, as_row, summary
 from minetorch_launch import arguments
-from minetorch_launch.errors import LaunchError, UsageError, in_brief
+from minetorch_launch.errors import LaunchError, UsageError, short_repr
 from minetorch_launch.slurm import batch
 from minetorch_launch.slurm.commands import find_job
 
@@ -80,7 +80,7 @@ def _parse_seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 1_000_000:
-        raise UsageError(f"--timeout {in_brief(text)} is not a number of seconds above 0: type e.g. --timeout 60")
+        raise UsageError(f"--timeout {short_repr(text)} is not a number of seconds above 0: type e.g. --timeout 60")
     return seconds
 
 

@@ -50,7 +50,7 @@ def _run(argv: list[str]) -> int:
         raise UsageError("the working folder does not exist any more: cd to one that exists") from None
     from minetorch_launch import arguments
 
-    request = arguments.read(argv)
+    request = arguments.read(argv, os.environ)
     wants, options, target = request.wants, request.options, request.target
     if wants.help:
         sys.stdout.write(arguments.help_text())
@@ -60,7 +60,7 @@ def _run(argv: list[str]) -> int:
 
         sys.stdout.write(f"minetorch-launch {version('minetorch')}\n")
         return 0
-    for line in request.ignored:
+    for line in request.notes:
         _say(f"minetorch-launch: {line}")
     if target is None:
         raise UsageError("there is nothing to run: type minetorch-launch [OPTIONS] SCRIPT [ARGS]...")

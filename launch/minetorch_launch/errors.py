@@ -105,4 +105,4 @@ def one_line(text: str) -> str:
     return _SHORT.repr(text)[1:-1]
 
 
-in_brief, in_one_line = short_repr, one_line  # until nothing imports the old names any more
+short_repr, one_line = short_repr, one_line  # until nothing imports the old names any more

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import tempfile
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from minetorch_launch.output.relay import Relay
 from minetorch_launch.output.terminal import terminal_columns, wants_colour
 from minetorch_launch.plan import LaunchPlan, make_plan
 from minetorch_launch.processes.spawner import Reaper
+from minetorch_launch.rendezvous.many_nodes import ManyNodes
+from minetorch_launch.rendezvous.membership import Settings
 from minetorch_launch.rendezvous.single_node import SingleNode
 from minetorch_launch.stop_signals import Stop, StopSignals
 from minetorch_launch.target import check_target, find_module, likely_imports
 from minetorch_launch.workers.starter import WorkerStarter
-from minetorch_launch.workers.store import WorkersStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,12 +132,7 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
             streams=launch.streams,
             folder=folder,
         )
-        await starter.prepare()
-        rendezvous = await _open_rendezvous(plan, starter, relay)
-        stack.push_async_callback(rendezvous.close)
-        store = WorkersStore(rendezvous.address, plan.master_port or 0, starter.start_store)
-        stack.callback(store.close)
-        agent = Agent(plan, rendezvous, starter, store, relay)
+        agent = Agent(plan, lambda: _open_rendezvous(plan, starter, relay), starter, relay)
         reached = _reached_workers(launch.job)
         agent.signals = stack.enter_context(StopSignals(agent.post, plan.preempt_signals, reached))
         if parent is not None:
@@ -150,7 +147,24 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
 async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Relay) -> Rendezvous:
     if not plan.many_nodes:
         return SingleNode(host=plan.host.name, nproc=len(plan.workers))
-    raise NotImplementedError
+    assert plan.rdzv_endpoint is not None
+
+    async def start_store_process() -> socket.socket:
+        _, control = await starter.start_store()
+        return control
+
+    settings = Settings(
+        plan.rdzv_endpoint,
+        plan.rdzv_id,
+        plan.nodes,
+        host=plan.host.name,
+        nproc=len(plan.workers),
+        node_rank=plan.node_rank,
+        join_timeout=plan.join_timeout,
+        local_addr=plan.local_addr,
+        say=relay.say,
+    )
+    return await ManyNodes.open(settings, start_store_process)
 
 
 def _stop_with_parent(parent: int, agent: Agent) -> None:

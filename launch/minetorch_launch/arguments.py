@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minetorch_launch import torchrun
-from minetorch_launch.errors import UsageError, in_brief, in_one_line
+from minetorch_launch.errors import UsageError, one_line, short_repr
 from minetorch_launch.options import (
     DEVICES,
     NUMA_MODES,
@@ -62,7 +62,7 @@ def _whole_number(option: str, text: str, alternative: str = "") -> int:
     try:
         return int(text)
     except ValueError:
-        problem = f"{option} {in_brief(text)} is not a whole number"
+        problem = f"{option} {short_repr(text)} is not a whole number"
         raise UsageError(f"{problem}: type e.g. {option} 2{alternative}") from None
 
 
@@ -74,7 +74,7 @@ def _seconds(option: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{option} {in_brief(text)} is not a number of seconds: type e.g. {option} 30") from None
+        raise UsageError(f"{option} {short_repr(text)} is not a number of seconds: type e.g. {option} 30") from None
 
 
 def _hang_timeout(option: str, text: str) -> float | None:
@@ -95,7 +95,7 @@ def _nodes(option: str, text: str) -> tuple[int, int]:
     try:
         return int(minimum), int(maximum) if colon else int(minimum)
     except ValueError:
-        problem = f"{option} {in_brief(text)} is not a number of nodes"
+        problem = f"{option} {short_repr(text)} is not a number of nodes"
         raise UsageError(f"{problem}: type e.g. {option} 4, or {option} 2:4") from None
 
 
@@ -112,7 +112,7 @@ def _signal_name(word: str) -> str:
 
 def _boolean(option: str, text: str) -> bool:
     if text not in ("0", "1", "true", "false", "t", "f", "yes", "no", "y", "n"):
-        raise UsageError(f"{option} {in_brief(text)} is neither true nor false: type one of them")
+        raise UsageError(f"{option} {short_repr(text)} is neither true nor false: type one of them")
     return text[0] in "1ty"
 
 
@@ -288,7 +288,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str], tuple[str, .
                 words.insert(0, value)
                 value = None
             if value is not None:
-                raise UsageError(f"{name} takes no value: leave {in_brief(value)} out")
+                raise UsageError(f"{name} takes no value: leave {short_repr(value)} out")
         elif value is None and name != "--sbatch":
             if not words:
                 raise UsageError(f"{name} needs a value: type minetorch-launch --help for the options")
@@ -305,7 +305,7 @@ def _name_and_value(word: str) -> tuple[str, str | None]:
     """The long name of an option, and its value where both are one word."""
     if not word.startswith("--"):
         if word[:2] not in _SHORT:
-            raise UsageError(f"unknown option {in_one_line(word)}: {_hint(word)}")
+            raise UsageError(f"unknown option {one_line(word)}: {_hint(word)}")
         return _SHORT[word[:2]], word[2:].removeprefix("=") or None
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
@@ -313,9 +313,9 @@ def _name_and_value(word: str) -> tuple[str, str | None]:
         # Abbreviations as argparse understands them, of torchrun's options: scripts have them.
         meant = [full for full in (*torchrun.FLAGS, *torchrun.VALUED) if full.startswith(name) and len(name) > 2]
         if len(meant) > 1:
-            raise UsageError(f"{in_one_line(name)} can mean {', '.join(meant)}: type one of them")
+            raise UsageError(f"{one_line(name)} can mean {', '.join(meant)}: type one of them")
         if not meant:
-            raise UsageError(f"unknown option {in_one_line(name)}: {_hint(name)}")
+            raise UsageError(f"unknown option {one_line(name)}: {_hint(name)}")
         name = meant[0]
     return name, value if equals else None
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -112,7 +112,7 @@ def check_target(target: Target) -> None:
         _check_program(target.program)
     elif isinstance(target, Module) and not find_module(target.name, target.import_root):
         raise UsageError(
-            f"no module named {in_brief(target.name)} in {target.import_root} or the installed packages: "
+            f"no module named {short_repr(target.name)} in {target.import_root} or the installed packages: "
             "give -m a name that `python -m` would run"
         )
 
@@ -184,11 +184,11 @@ def _check_script(path: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"{in_brief(path)} is not the path of a script: {reason}; give that of a Python file"
+            f"{short_repr(path)} is not the path of a script: {reason}; give that of a Python file"
         ) from None
     if not there:
         hint = f"type -m {path}" if find_module(path, str(Path.cwd())) else "give the path of a Python file"
-        raise UsageError(f"there is no script {in_brief(path)} in {Path.cwd()}: {hint}")
+        raise UsageError(f"there is no script {short_repr(path)} in {Path.cwd()}: {hint}")
     if script.is_dir():
         if not (script / "__main__.py").is_file() and not (script / "__main__.pyc").is_file():
             raise UsageError(f"{path!r} is a directory without __main__.py: give the path of a Python file in it")
@@ -200,4 +200,4 @@ def _check_program(program: str) -> None:
     if shutil.which(program) is None:
         is_file = os.path.isfile(program)  # noqa: PTH113 - takes names that no file can have
         problem = "is not executable: type chmod +x for it" if is_file else "is neither a file nor a program in PATH"
-        raise UsageError(f"--no-python: {in_brief(program)} {problem}")
+        raise UsageError(f"--no-python: {short_repr(program)} {problem}")

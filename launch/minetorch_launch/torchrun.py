@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,7 @@ def read_environ(given: Mapping[str, str], environ: Mapping[str, str]) -> dict[s
         if name not in FLAGS:
             found[name] = value
         elif not value.strip().isdecimal():
-            raise UsageError(f"{variable}={in_brief(value)} is neither 0 nor 1: set it to one of them")
+            raise UsageError(f"{variable}={short_repr(value)} is neither 0 nor 1: set it to one of them")
         elif int(value) != 0:
             found[name] = ""
     return found
@@ -124,14 +124,14 @@ def _translate_rendezvous(own: dict[str, str], notes: list[str]) -> None:
     if "--standalone" in own:
         del own["--standalone"]
         if nodes.partition(":")[0] != "1":
-            raise UsageError(f"--standalone is for one node, and --nnodes is {in_brief(nodes)}: drop one of the two")
+            raise UsageError(f"--standalone is for one node, and --nnodes is {short_repr(nodes)}: drop one of the two")
         for name in ("--rdzv-endpoint", "--rdzv-id", "--node-rank"):
             own.pop(name, None)
         own["--nodes"] = "1"
         return
     if backend not in ("", "static", "c10d"):
         raise UsageError(
-            f"--rdzv-backend {in_brief(backend)}: the nodes meet at one of them here, without another service: "
+            f"--rdzv-backend {short_repr(backend)}: the nodes meet at one of them here, without another service: "
             "type --rdzv-backend c10d --rdzv-endpoint HOST[:PORT]"
         )
     if backend == "c10d":
@@ -163,7 +163,7 @@ def _parse_conf(text: str) -> dict[str, str]:
     conf = {key.strip(): value.strip() for key, _, value in pairs}
     for key, value in conf.items():
         if not value:
-            raise UsageError(f"--rdzv-conf {in_brief(key)} has no value: type KEY=VALUE,KEY=VALUE")
+            raise UsageError(f"--rdzv-conf {short_repr(key)} has no value: type KEY=VALUE,KEY=VALUE")
     return conf
 
 
@@ -182,7 +182,7 @@ def _translate_conf(own: dict[str, str], conf: dict[str, str], notes: list[str],
     for key in conf:
         if key not in _CONF_WITHOUT_EFFECT:
             known = ", ".join((*_CONF, *_CONF_WITHOUT_EFFECT))
-            raise UsageError(f"--rdzv-conf {in_brief(key)} is unknown: the keys are {known}")
+            raise UsageError(f"--rdzv-conf {short_repr(key)} is unknown: the keys are {known}")
         notes.append(f"--rdzv-conf {key} has no effect: it is for torch's own rendezvous, which is not used")
 
 

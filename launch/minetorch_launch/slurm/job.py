@@ -17,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +105,7 @@ class BatchWord:
         except (ValueError, TypeError, KeyError, RecursionError):
             word = None
         if word is None or not word._is_sound():
-            raise UsageError(f"{BATCH_VARIABLE}={in_brief(text)} is not what a launcher sets: unset it")
+            raise UsageError(f"{BATCH_VARIABLE}={short_repr(text)} is not what a launcher sets: unset it")
         return word
 
     def _is_sound(self) -> bool:
@@ -345,7 +345,7 @@ def expand_hosts(text: str) -> tuple[str, ...]:
     """
     entries = re.findall(r"(?:[^\[\],\s]|\[[^\[\]\s]*\])+", text)
     if not entries or ",".join(entries) != text.strip():
-        raise UsageError(f"SLURM's node list {in_brief(text)} is none: it must be like n[003-007,9],m1")
+        raise UsageError(f"SLURM's node list {short_repr(text)} is none: it must be like n[003-007,9],m1")
     hosts: list[str] = []
     for entry in entries:
         hosts += _expand_entry(entry, text)
@@ -363,7 +363,7 @@ def expand_counts(text: str) -> tuple[int, ...]:
     for entry in filter(None, text.split(",")):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,6})\))?", entry)
         if match is None or len(counts) + int(match[2] or 1) > _MOST_NODES:
-            raise UsageError(f"SLURM's list of numbers {in_brief(text)} is none: it must be like 2(x3),1")
+            raise UsageError(f"SLURM's list of numbers {short_repr(text)} is none: it must be like 2(x3),1")
         counts += [int(match[1])] * int(match[2] or 1)
     return tuple(counts)
 
@@ -398,7 +398,7 @@ def _expand_ranges(ranges: str, text: str) -> list[str]:
         match = re.fullmatch(rf"([0-9]{{1,{_MOST_DIGITS}}})(?:-([0-9]{{1,{_MOST_DIGITS}}}))?", piece)
         if match is None or int(match[2] or match[1]) < int(match[1]):
             raise UsageError(
-                f"SLURM's node list {in_brief(text)} has the odd range {in_brief(piece)}: it must be like 003-007"
+                f"SLURM's node list {short_repr(text)} has the odd range {short_repr(piece)}: it must be like 003-007"
             )
         first, last = match[1], match[2] or match[1]
         _check_number_of_nodes(len(numbers) + int(last) - int(first) + 1, text)
@@ -408,7 +408,7 @@ def _expand_ranges(ranges: str, text: str) -> list[str]:
 
 def _check_number_of_nodes(number: int, text: str) -> None:
     if number > _MOST_NODES:
-        raise UsageError(f"SLURM's node list {in_brief(text)} is none: it names more than {_MOST_NODES} hosts")
+        raise UsageError(f"SLURM's node list {short_repr(text)} is none: it names more than {_MOST_NODES} hosts")
 
 
 def _is_number(text: str) -> bool:
@@ -450,7 +450,7 @@ def _whole(environ: Mapping[str, str], name: str) -> int | None:
         return None
     if not _is_number(text):
         raise UsageError(
-            f"{name}={in_brief(text)} must be a whole number, 0 or more: SLURM sets it, so unset or mend it"
+            f"{name}={short_repr(text)} must be a whole number, 0 or more: SLURM sets it, so unset or mend it"
         )
     return int(text)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import stat
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,8 +58,10 @@ def make_task(target: Target, *, own_process: bool) -> Task:
     """
     path = _sys_path(target.import_root, own_process=own_process)
     if isinstance(target, Function):
-        pickled = _pickled(target)
-        return Task("function", "", function=pickled, main=_caller_main() if b"__main__" in pickled else None)
+        pickled, uses_main = _pickled(target)
+        return Task(
+            "function", "", sys_path=tuple(sys.path), function=pickled, main=_caller_main() if uses_main else None
+        )
     if isinstance(target, Command):
         return Task("command", target.program, target.args)
     if isinstance(target, Module):
@@ -81,14 +85,29 @@ def _caller_main() -> tuple[Literal["path", "name"], str]:
     return "path", str(Path(file).absolute())
 
 
-def _pickled(target: Function) -> bytes:
+class _Pickler(pickle.Pickler):
+    """Notes whether something of the caller's ``__main__`` is pickled by its name."""
+
+    uses_main = False
+
+    def reducer_override(self, thing: object) -> Any:
+        is_named = isinstance(thing, type | types.FunctionType)
+        self.uses_main = self.uses_main or (is_named and thing.__module__ == "__main__")
+        return NotImplemented
+
+
+def _pickled(target: Function) -> tuple[bytes, bool]:
+    """The function with its arguments, and whether the caller's ``__main__`` is needed to load them."""
+    file = io.BytesIO()
+    pickler = _Pickler(file)
     try:
-        return pickle.dumps((target.call, target.args, dict(target.kwargs)))
+        pickler.dump((target.call, target.args, dict(target.kwargs)))
     except Exception as error:  # whatever a class of the user's raises
         raise UsageError(
             f"{target} cannot be sent to the workers ({type(error).__name__}: {error}): "
             "define the function at the top level of a module, and give it arguments that pickle takes"
         ) from error
+    return file.getvalue(), pickler.uses_main
 
 
 def _sys_path(root: str | None, *, own_process: bool) -> tuple[str, ...] | None:

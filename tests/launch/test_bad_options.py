@@ -48,6 +48,7 @@ BAD = {
     "--node-rank": [*NOT_WHOLE, "-1"],
     "--rdzv-id": ["", " "],
     "--join-timeout": [*NOT_SECONDS, *NOT_FINITE, "0"],
+    "--last-call-timeout": [*NOT_SECONDS, *NOT_FINITE],
     "--local-addr": ["", " "],
     "--preempt-before": [*NOT_SECONDS, *NOT_FINITE],
     "--sbatch": ["script.py/job.sh", "no/such/job.sh", ".", LONG],
@@ -93,7 +94,7 @@ WRONG_KIND = {
     "local_ranks_filter": [0, "0", ("0",), (), (-1,), [0]],
     "numa_binding": [True, 0],
 }
-UNCHECKED = {"rdzv_is_host", "virtual_local_rank"}
+UNCHECKED = {"virtual_local_rank"}
 
 
 def cases(table):
@@ -177,7 +178,7 @@ def test_in_a_folder_that_is_gone(command, tmp_path):
     done = subprocess.run(["sh", "-c", shell, gone, program, *words], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "is gone" in done.stderr
+    assert "is gone" in done.stderr or "does not exist" in done.stderr
 
 
 def test_arguments_that_are_no_text_reach_the_script(launches):

@@ -51,17 +51,17 @@ def test_every_option_of_torchrun_is_known():
         ("--nnodes 2 --rdzv-endpoint h:5 --node-rank 1", {**MANY, "node_rank": 1}),
         (
             "--nnodes 2 --rdzv-backend static --rdzv-endpoint h:5 --node-rank 1",
-            {**MANY, "node_rank": 1, "rdzv_is_host": False},
+            {**MANY, "node_rank": 1},
         ),
-        ("--nnodes 2 --node-rank 0 --master-addr h --master-port 5", {**MANY, "node_rank": 0, "rdzv_is_host": True}),
+        ("--nnodes 2 --node-rank 0 --master-addr h --master-port 5", {**MANY, "node_rank": 0}),
         ("--nnodes 2 --master-addr h", {**MANY, "rdzv_endpoint": "h:29500"}),
         ("--nnodes 2 --master-addr fe80::1", {**MANY, "rdzv_endpoint": "[fe80::1]:29500"}),
         ("--nnodes 2 --master-port 5", {**MANY, "rdzv_endpoint": "127.0.0.1:5"}),
         ("--nnodes 2 --rdzv-endpoint h:5 --master-addr x --master-port 9", MANY),
         ("--master-addr h", {}),
         (
-            "--rdzv-conf join_timeout=5,last_call_timeout=1,is_host=True",
-            {"join_timeout": 5.0, "last_call_timeout": 1.0, "rdzv_is_host": True},
+            "--rdzv-conf join_timeout=5,last_call_timeout=1,is_host=1",
+            {"join_timeout": 5.0, "last_call_timeout": 1.0},
         ),
         ("--rdzv-conf timeout=30", {"join_timeout": 30.0}),
         ("--rdzv-backend c10d --rdzv-conf timeout=30,store_type=tcp", {}),
@@ -152,6 +152,7 @@ def test_streams_that_go_to_a_file_have_one():
     [
         ("--monitor-interval 5", "--monitor-interval has no effect: the launcher sees the end of a worker at once"),
         ("--event-log-handler console", "--event-log-handler has no effect"),
+        ("--rdzv-conf is_host=1", "--rdzv-conf is_host has no effect: the node that the endpoint names hosts"),
         ("--rdzv-conf read_timeout=3", "--rdzv-conf read_timeout has no effect"),
         ("--rdzv-backend c10d --node-rank 1", "--node-rank has no effect with --rdzv-backend c10d"),
         ("--rdzv-backend c10d --master-addr h", "--master-addr and --master-port have no effect"),
@@ -213,7 +214,6 @@ def test_variables_have_the_meaning_of_their_options():
         nproc=4,
         node_rank=1,
         rdzv_endpoint="job-master-0:23456",
-        rdzv_is_host=False,
         max_restarts=3,
         virtual_local_rank=True,
     )

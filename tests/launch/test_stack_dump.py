@@ -161,7 +161,7 @@ def test_each_worker_tells_where_it_is_or_why_it_does_not(start):
     }
     assert all(s.threads[0].is_main and s.threads[0].frames[0].source for s in snapshots if s.threads)
     text = summarize(snapshots).text()
-    assert "rank 0     in the script's own code" in text
+    assert "ranks 0, 7  in the script's own code" in text
     assert "sleep: time.sleep(1000)" in text
 
 

@@ -27,8 +27,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from minetorch_doctor.software import count_names
 from minetorch_launch.devices import find_driver
-from minetorch_launch.doctor.software import tally
 
 __all__ = [
     "OURS",
@@ -231,7 +231,7 @@ def machine() -> dict[str, str]:
     from importlib.metadata import version
 
     driver = find_driver()
-    gpus = f", {tally(driver.gpus)}" if driver is not None and driver.gpus else ""
+    gpus = f", {count_names(driver.gpus)}" if driver is not None and driver.gpus else ""
     model = platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

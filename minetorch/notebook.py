@@ -16,10 +16,16 @@ from typing import Any, Literal, TypeVar
 from minetorch.calling import Call
 from minetorch.errors import ConfigurationError, StoppedEarly, WorkersFailedError
 from minetorch.inline import NOTEBOOK_VARIABLE, Listener, cell_view, is_kernel
-from minetorch_launch import Function, LaunchOptions, UsageError, WorkerFailedError
+from minetorch_launch import (
+    Function,
+    LaunchError,
+    LaunchOptions,
+    StoppedEarlyError,
+    StoppedError,
+    UsageError,
+    WorkerFailedError,
+)
 from minetorch_launch import launch as launch_workers
-from minetorch_launch.errors import LaunchError, StoppedEarlyError, StoppedError
-from minetorch_launch.forkserver import environment, without_main
 
 Result = TypeVar("Result")
 
@@ -73,8 +79,8 @@ def launch(
     call = Call(fn, args, _cells(), all_ranks=returns == "all")
     try:
         options = LaunchOptions(nproc=nproc, device=device, max_restarts=max_restarts, grace=grace_s, preload=_PRELOAD)
-        with _shown() as streams, without_main():
-            returned = launch_workers(Function(call), options, streams=streams).returned
+        with _shown() as (stream, variables):
+            returned = launch_workers(Function(call), options, streams=(stream, stream), env=variables).returned
     except UsageError as error:
         raise ConfigurationError(str(error)) from None
     except StoppedError as error:
@@ -105,8 +111,8 @@ def _cells() -> dict[str, Any]:
 
 
 @contextmanager
-def _shown() -> Iterator[tuple[int, int]]:
-    """Show what the workers write and tell; gives the descriptors for what they write."""
+def _shown() -> Iterator[tuple[int, dict[str, str]]]:
+    """Show the output and the messages of the workers: gives the descriptor and the variables that these need."""
     read_end, write_end = os.pipe()
     # A copy of this context: the kernel would take what another thread prints for the newest cell's.
     run = contextvars.copy_context().run
@@ -114,13 +120,13 @@ def _shown() -> Iterator[tuple[int, int]]:
     printing.start()
     try:
         if not is_kernel():
-            yield write_end, write_end
+            yield write_end, {}
             return
         view = cell_view()
         view.here()
         try:
-            with Listener(view) as listener, environment({NOTEBOOK_VARIABLE: listener.place}):
-                yield write_end, write_end
+            with Listener(view) as listener:
+                yield write_end, {NOTEBOOK_VARIABLE: listener.place}
         finally:
             view.close()
     finally:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minetorch.errors import CollectiveError, ConfigurationError, RemoteError, in_brief
-from minetorch_launch.gloo import let_threads_finish
+from minetorch.gloo_threads import let_threads_finish
 
 T = TypeVar("T")
 

@@ -1,135 +1,105 @@
-"""The command line's words -> what they ask for. Torchrun's spellings of the same are understood, too."""
+"""The command line's words -> what they ask for; torchrun's spellings are understood, too.
+
+The words are read here, and not by argparse, which interprets ``--`` and prefixes of options in the script's own
+arguments as well.
+"""
 
 from __future__ import annotations
 
-import argparse
-import difflib
+import dataclasses
 import signal
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minetorch_launch import checks, torchrun
-from minetorch_launch.errors import UsageError, in_brief, in_one_line
-from minetorch_launch.plan import DEVICES, SHOWS, START_METHODS, LaunchOptions
-from minetorch_launch.target import Module, Script
+from minetorch_launch import torchrun
+from minetorch_launch.errors import UsageError, one_line, short_repr
+from minetorch_launch.options import (
+    DEVICES,
+    NUMA_MODES,
+    PREFIXES,
+    RESTART_POLICIES,
+    SHOWS,
+    START_METHODS,
+    LaunchOptions,
+)
+from minetorch_launch.target import Command, Module, Script
+from minetorch_launch.validators import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Request", "help_text", "parse", "read"]
-
-_USAGE = (
-    "minetorch-launch [OPTIONS] SCRIPT [ARGS]...\n"
-    "       minetorch-launch [OPTIONS] -m MODULE [ARGS]...\n"
-    "       minetorch-launch doctor [OPTIONS]"
-)
-_DESCRIPTION = (
-    "Start one worker process per device, keep them together, and explain what went wrong. "
-    "`minetorch-launch doctor` looks whether this machine is fit for it."
-)
-_EPILOG = (
-    "Exit code: that of the worker that failed first (128 + n if signal n ended it), 75 if the workers stopped early "
-    "with all work saved, 124 if they hung, 2 for a usage error, 130 after Ctrl-C."
-)
+__all__ = ["OPTIONS", "Option", "Request", "Wants", "help_text", "read"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """A command line, read."""
+class Option(NamedTuple):
+    """One option of ours; what it sets has the same name as a field of `LaunchOptions`, or of `Wants`."""
 
-    own: tuple[str, ...]
-    """The launcher's own options, torchrun's spellings put into ours."""
+    name: str
+    metavar: str
+    """What its value is; empty for a flag. With ``=`` in front the value may be left out."""
 
-    rest: tuple[str, ...]
-    """What follows them, as given: the target and its arguments."""
+    convert: Callable[[str, str], object]
+    """From the option's name and the word given to the value."""
 
-    target: Script | Module | None
-    options: LaunchOptions
-    wants: argparse.Namespace
-    """What is asked for beside a launch: ``help``, ``version``, ``dry_run``, ``sbatch``, ``slurm``."""
-
-    ignored: tuple[str, ...] = ()
-    """Torchrun's options that were left out, in words for the user."""
+    help: str
 
 
-def read(argv: Sequence[str]) -> Request:
-    """What a command line asks for, and of what.
-
-    Raises:
-        UsageError: with one line that says what to type instead.
-    """
-    words = torchrun.translate(argv, _valued_options())
-    target: Script | Module | None = None
-    if words.rest:
-        target = (Module if words.is_module else Script)(words.rest[0], words.rest[1:])
-    given = _parser().parse_args(words.own)
-    if given.slurm and given.sbatch is None:
-        raise UsageError("--slurm is for sbatch: type --sbatch as well, or leave it out")
-    rest = ("-m", *words.rest) if words.is_module else words.rest
-    return Request(words.own, rest, target, _options(given), given, words.ignored)
+def _text(_: str, text: str) -> str:
+    return text
 
 
-def parse(argv: Sequence[str]) -> tuple[LaunchOptions, Script | Module | None]:
-    """The launch that a command line asks for.
-
-    Raises:
-        UsageError: with one line that says what to type instead.
-    """
-    request = read(argv)
-    return request.options, request.target
+def _flag(_: str, __: str) -> bool:
+    return True
 
 
-def help_text() -> str:
-    """What ``--help`` prints."""
-    return _parser().format_help()
+def _nproc(option: str, text: str) -> int | str | None:
+    return None if text == "auto" else text if text == "cores" else _whole_number(option, text, " or auto")
 
 
-def _valued_options() -> frozenset[str]:
-    actions = _parser()._actions
-    return frozenset(name for action in actions if action.nargs not in (0, "?") for name in action.option_strings)
+def _whole_number(option: str, text: str, alternative: str = "") -> int:
+    try:
+        return int(text)
+    except ValueError:
+        problem = f"{option} {short_repr(text)} is not a whole number"
+        raise UsageError(f"{problem}: type e.g. {option} 2{alternative}") from None
 
 
-def _options(given: argparse.Namespace) -> LaunchOptions:
-    return LaunchOptions(
-        nproc=None if given.nproc == "auto" else _whole("--nproc", given.nproc, " or auto"),
-        device=given.device,
-        max_restarts=_whole("--max-restarts", given.max_restarts),
-        log_dir=None if given.log_dir is None else _folder("--log-dir", given.log_dir),
-        threads=None if given.threads is None else _whole("--threads", given.threads),
-        start_method=given.start_method,
-        preload=tuple(given.preload),
-        grace=_seconds("--grace", given.grace),
-        notice_signals=None if given.notice_signals is None else _signal_names(given.notice_signals),
-        show=given.show,
-        hang_timeout=None if given.hang_timeout == "auto" else _seconds("--hang-timeout", given.hang_timeout),
-        nodes=_nodes(given.nodes),
-        rdzv=given.rdzv,
-        node_rank=None if given.node_rank is None else _whole("--node-rank", given.node_rank),
-        run_id=given.run_id,
-        notice_before=None if given.notice_before is None else _seconds("--notice-before", given.notice_before),
-        join_timeout=_seconds("--join-timeout", given.join_timeout),
-    )
+def _whole_numbers(option: str, text: str) -> tuple[int, ...] | None:
+    return tuple(_whole_number(option, word) for word in text.split(",")) or None
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{option} {short_repr(text)} is not a number of seconds: type e.g. {option} 30") from None
+
+
+def _hang_timeout(option: str, text: str) -> float | None:
+    return None if text == "auto" else _seconds(option, text)
 
 
 def _folder(option: str, text: str) -> Path:
-    checks.name(option, text)
+    check_name(option, text)
     return Path(text)
 
 
-def _nodes(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    least, colon, most = text.partition(":")
+def _names(_: str, text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _nodes(option: str, text: str) -> tuple[int, int]:
+    minimum, colon, maximum = text.partition(":")
     try:
-        return int(least), int(most) if colon else int(least)
+        return int(minimum), int(maximum) if colon else int(minimum)
     except ValueError:
-        raise UsageError(
-            f"--nodes {in_brief(text)} is no number of nodes: type e.g. --nodes 4, or --nodes 2:4"
-        ) from None
+        problem = f"{option} {short_repr(text)} is not a number of nodes"
+        raise UsageError(f"{problem}: type e.g. {option} 4, or {option} 2:4") from None
 
 
-def _signal_names(text: str) -> tuple[str, ...]:
+def _signals(_: str, text: str) -> tuple[str, ...]:
     return tuple(_signal_name(word.strip()) for word in text.split(",") if word.strip())
 
 
@@ -140,63 +110,246 @@ def _signal_name(word: str) -> str:
     return "SIG" + word.upper().removeprefix("SIG")
 
 
-def _whole(option: str, text: str, else_: str = "") -> int:
+def _boolean(option: str, text: str) -> bool:
+    if text not in ("0", "1", "true", "false", "t", "f", "yes", "no", "y", "n"):
+        raise UsageError(f"{option} {short_repr(text)} is neither true nor false: type one of them")
+    return text[0] in "1ty"
+
+
+OPTIONS: Mapping[str, tuple[Option, ...]] = {
+    "Common options": (
+        Option(
+            "--nproc",
+            "N|auto|cores",
+            _nproc,
+            "workers; auto: one per visible GPU, else 1 (default); cores: else one per core",
+        ),
+        Option("--device", "|".join(DEVICES), _text, "device of the workers (default: auto)"),
+        Option("--max-restarts", "N", _whole_number, "restarts of all workers after a failure (default: 0)"),
+        Option("--restart-policy", "|".join(RESTART_POLICIES), _text, "auto: restart if it can help (default)"),
+        Option("--log-dir", "DIR", _folder, "write DIR/rank_N.log for each worker, and DIR/failure.json on failure"),
+        Option("--show", "|".join(SHOWS), _text, "lines that appear on the console (default: all)"),
+        Option(
+            "--prefix",
+            "|".join(PREFIXES),
+            _text,
+            "the rank before each line (default: auto: not for one worker in a pipe)",
+        ),
+        Option(
+            "--threads",
+            "N",
+            _whole_number,
+            "OMP_NUM_THREADS of a worker (default: yours, else an equal share of the cores)",
+        ),
+        Option(
+            "--hang-timeout", "SECONDS", _hang_timeout, "time without a step that makes a hang (default: 300 or more)"
+        ),
+        Option("--grace", "SECONDS", _seconds, "time from the stop signal to SIGKILL (default: 30)"),
+        Option(
+            "--preempt-signals", "SIG,...", _signals, "warn workers of a preemption (default: USR2, in SLURM also TERM)"
+        ),
+        Option("--preload", "MODULE", _names, "import once for all workers; repeatable"),
+        Option("--start-method", "|".join(START_METHODS), _text, "default: forkserver"),
+        Option("--dry-run", "", _flag, "print the plan and start nothing"),
+        Option("--version", "", _flag, "print the version"),
+        Option("--help", "", _flag, "print this"),
+    ),
+    "Many nodes (the same command on each)": (
+        Option("--nodes", "N|MIN:MAX", _nodes, "machines of this job (default: 1, in SLURM the job's)"),
+        Option("--rdzv-endpoint", "HOST[:PORT]", _text, "where the nodes meet: one of them, the same for all"),
+        Option("--rdzv-id", "ID", _text, "name that this job's launchers share (default: from the command)"),
+        Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by host name)"),
+        Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600)"),
+        Option(
+            "--local-addr", "ADDRESS", _text, "this machine's address for the others (default: found by the endpoint)"
+        ),
+    ),
+    "SLURM": (
+        Option("--sbatch", "=FILE", _text, "submit this as a batch job, or write its script to FILE"),
+        Option("--sbatch-options", "OPTIONS", _text, "sbatch's options for --sbatch, in one word"),
+        Option(
+            "--preempt-before", "SECONDS", _seconds, "preemption warning before the job's end (default: 120 or a tenth)"
+        ),
+    ),
+    "Also torchrun's (docs/torchrun.md lists all; each works as PET_NAME, too)": (
+        Option("--no-python", "", _flag, "run a program that is not Python"),
+        Option(
+            "--redirects", "STREAMS", _text, "into the log file only: 3 (stdout and stderr), or 0:1,1:2 by local rank"
+        ),
+        Option("--tee", "STREAMS", _text, "into the log file and to the console"),
+        Option("--local-ranks-filter", "N,...", _whole_numbers, "local ranks whose lines appear on the console"),
+        Option("--numa-binding", "|".join(NUMA_MODES), _text, "bind each worker to the CPUs near its GPU"),
+        Option("--virtual-local-rank", "", _flag, "each worker sees its own GPU only, as number 0"),
+        Option("--role", "NAME", _text, "ROLE_NAME of the workers (default: default)"),
+    ),
+}
+
+_USAGE = """\
+usage: minetorch-launch [OPTIONS] SCRIPT [ARGS]...
+       minetorch-launch [OPTIONS] -m MODULE [ARGS]...
+
+Start one worker process per device, keep them together, and explain what went wrong.
+torchrun's options are understood. `minetorch-doctor` checks whether this machine is ready.
+"""
+_EPILOG = """
+Exit code: that of the worker that failed first (128 + n for signal n), 75 if the workers stopped early with all work
+saved, 124 if they hung, 2 for a usage error, 130 after Ctrl-C.
+"""
+
+_SHORT = {"-m": "--module", "-t": "--tee", "-r": "--redirects", "-h": "--help"}
+_HIDDEN = {"--rdzv-is-host": _boolean, "--last-call-timeout": _seconds}  # torchrun.translate sets these
+_OWN = {option.name: option for options in OPTIONS.values() for option in options}
+_FLAGS = {*torchrun.FLAGS, *(name for name, option in _OWN.items() if not option.metavar)}
+_NAMES = {*_OWN, *torchrun.FLAGS, *torchrun.VALUED}
+_SAME = torchrun.SAME | {own: theirs for theirs, own in torchrun.SAME.items()}
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a command line asks for beside a launch."""
+
+    help: bool = False
+    version: bool = False
+    dry_run: bool = False
+    sbatch: str | None = None
+    """None: no batch job; "": submit one; else the file to write."""
+
+    sbatch_options: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, read."""
+
+    own: tuple[str, ...]
+    """The launcher's options, ours and torchrun's, in one word each; read again, they mean the same."""
+
+    rest: tuple[str, ...]
+    """What follows them: the target and its arguments, after ``-m`` for a module."""
+
+    target: Script | Module | Command | None
+    options: LaunchOptions
+    wants: Wants
+    notes: tuple[str, ...] = ()
+    """Lines for the user about options without effect."""
+
+
+def read(argv: Sequence[str], environ: Mapping[str, str]) -> Request:
+    """What a command line asks for.
+
+    Args:
+        argv: the words after the command's name.
+        environ: for the ``PET_*`` variables; an option on the command line wins over its variable.
+
+    Raises:
+        UsageError: with one line that says what to type.
+    """
+    given, own, words = _split(argv)
+    variables = torchrun.read_environ(given, environ)
     try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"{option} {in_brief(text)} is not a whole number: type e.g. {option} 2{else_}") from None
+        values, notes = torchrun.translate(given | variables)
+        wants = _wants(values)
+        options = LaunchOptions(**_fields(LaunchOptions, values))
+    except UsageError as error:
+        blamed = [name for name in variables if name in str(error) or torchrun.SAME.get(name, " ") in str(error)]
+        if not blamed:
+            raise
+        names = ", ".join("PET_" + name[2:].upper().replace("-", "_") for name in blamed)
+        raise UsageError(f"{error} ({names} is set)") from None
+    target = _target(given | variables, words)
+    rest = ("-m", *words) if isinstance(target, Module) else words
+    return Request(tuple(own), rest, target, options, wants, notes)
 
 
-def _seconds(option: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"{option} {in_brief(text)} is not a number of seconds: type e.g. {option} 30") from None
+def help_text() -> str:
+    """What ``--help`` prints."""
+    lines = [_USAGE]
+    for title, options in OPTIONS.items():
+        lines.append(f"{title}:")
+        for name, metavar, _, text in options:
+            left = f"  {name}[{metavar}]" if metavar.startswith("=") else f"  {name} {metavar}".rstrip()
+            lines += textwrap.wrap(text, 118, initial_indent=f"{left:<40}", subsequent_indent=" " * 40)
+        lines.append("")
+    return "\n".join(lines) + _EPILOG.removeprefix("\n")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise one line instead of printing the whole usage."""
-        message = in_one_line(message)
-        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
-        if not message.startswith("unrecognized"):
-            raise UsageError(f"{message}: type minetorch-launch --help for the options")
-        known = [name for action in self._actions for name in action.option_strings]
-        close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.75)
-        hint = f"did you mean {close[0]}?" if close else "type minetorch-launch --help for the options"
-        raise UsageError(f"unknown option {unknown}: {hint} (a script's own options go after the script)")
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
+    """The options by name, the options as words, and what follows them."""
+    given: dict[str, str] = {}
+    own: list[str] = []
+    words = list(argv)
+    while words and words[0].startswith("-") and words[0] != "-":
+        word = words.pop(0)
+        if word == "--":
+            break
+        name, value = _name_and_value(word)
+        if name in _FLAGS:
+            if name == "--module" and value:  # -mMODULE, as with python
+                words.insert(0, value)
+                value = None
+            if value is not None:
+                raise UsageError(f"{name} takes no value: leave {short_repr(value)} out")
+        elif value is None and name != "--sbatch":
+            if not words:
+                raise UsageError(f"{name} needs a value: type minetorch-launch --help for the options")
+            value = words.pop(0)
+        given.pop(_SAME.get(name, ""), None)
+        repeated = f"{given[name]}," if name == "--preload" and name in given else ""
+        given[name] = repeated + (value or "")
+        if name != "--module":
+            own.append(name if value is None else f"{name}={value}")
+    return given, own, tuple(words)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="minetorch-launch",
-        usage=_USAGE,
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--nproc", default="auto", metavar="N|auto", help="workers; auto: one per visible GPU, else 1 (default)")
-    add("--device", default="auto", metavar="|".join(DEVICES), help="what to compute on (default: auto)")
-    add("--max-restarts", default="0", metavar="N", help="restarts of all workers after a failure (default: 0)")
-    add("--log-dir", metavar="DIR", help="write DIR/rank_N.log for each worker, DIR/failure.json on failure")
-    add("--threads", metavar="N", help="OMP_NUM_THREADS of a worker (default: yours, else usable cores shared out)")
-    add("--start-method", default="forkserver", metavar="|".join(START_METHODS), help="default: forkserver")
-    add("--preload", action="append", default=[], metavar="MODULE", help="import once for all workers; repeatable")
-    add("--grace", default="30", metavar="SECONDS", help="from telling a worker to end to killing it (default: 30)")
-    add("--notice-signals", metavar="SIG,...", help="tell workers to stop soon (default: USR2, in SLURM TERM, too)")
-    add("--hang-timeout", default="auto", metavar="SECONDS", help="without a step: a hang (default: 300 or more)")
-    add("--show", default="all", metavar="|".join(SHOWS), help="whose lines appear on the console (default: all)")
-    add("--nodes", metavar="N|MIN:MAX", help="machines of this job (default: 1, in SLURM the job's)")
-    add("--rdzv", metavar="HOST[:PORT]", help="where the machines meet: one of them, the same for all")
-    add("--node-rank", metavar="N", help="this machine's place in the order of ranks (default: by host name)")
-    add("--run-id", metavar="ID", help="what this job's launchers have in common (default: from the command)")
-    add("--join-timeout", default="600", metavar="SECONDS", help="wait this long for machines (default: 600)")
-    add("--notice-before", metavar="SECONDS", help="notice before a SLURM job's end (default: 120 or a tenth)")
-    add("--sbatch", nargs="?", const="", metavar="=FILE", help="submit this as a SLURM batch job, or write its script")
-    add("--slurm", default="", metavar="OPTIONS", help="options of sbatch for --sbatch, in one word")
-    add("--dry-run", action="store_true", help="print the plan and start nothing")
-    add("--version", action="store_true", help="print the version")
-    add("-h", "--help", action="store_true", help="print this")
-    return parser
+def _name_and_value(word: str) -> tuple[str, str | None]:
+    """The long name of an option, and its value where both are one word."""
+    if not word.startswith("--"):
+        if word[:2] not in _SHORT:
+            raise UsageError(f"unknown option {one_line(word)}: {_hint(word)}")
+        return _SHORT[word[:2]], word[2:].removeprefix("=") or None
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    if name not in _NAMES:
+        # Abbreviations as argparse understands them, of torchrun's options: scripts have them.
+        meant = [full for full in (*torchrun.FLAGS, *torchrun.VALUED) if full.startswith(name) and len(name) > 2]
+        if len(meant) > 1:
+            raise UsageError(f"{one_line(name)} can mean {', '.join(meant)}: type one of them")
+        if not meant:
+            raise UsageError(f"unknown option {one_line(name)}: {_hint(name)}")
+        name = meant[0]
+    return name, value if equals else None
+
+
+def _hint(name: str) -> str:
+    import difflib  # for this message only
+
+    close = difflib.get_close_matches(name, sorted(_NAMES), n=1, cutoff=0.75)
+    hint = f"did you mean {close[0]}?" if close else "type minetorch-launch --help for the options"
+    return f"{hint} (a script's own options go after the script)"
+
+
+def _target(given: Mapping[str, str], words: tuple[str, ...]) -> Script | Module | Command | None:
+    module, no_python = "--module" in given, "--no-python" in given
+    if module and (not words or not words[0]):
+        raise UsageError("-m needs a module: type -m MODULE [ARGS]...")
+    if not words:
+        return None
+    if "--run-path" in given:
+        return Script(words[0], words[1:])
+    if module and no_python:
+        raise UsageError("-m is for a Python module, and --no-python for a program that is not Python: drop one")
+    kind = Command if no_python else Module if module else Script
+    return kind(words[0], words[1:])
+
+
+def _wants(given: Mapping[str, str]) -> Wants:
+    if "--sbatch-options" in given and "--sbatch" not in given:
+        raise UsageError("--sbatch-options is for a batch job: type --sbatch as well, or leave it out")
+    return Wants(**_fields(Wants, given))
+
+
+def _fields(kind: type[Wants] | type[LaunchOptions], given: Mapping[str, str]) -> dict[str, Any]:
+    """The values of the fields of ``kind`` that are given."""
+    names = {"--" + field.name.replace("_", "-"): field.name for field in dataclasses.fields(kind)}
+    converters: dict[str, Callable[[str, str], object]] = {**_HIDDEN, **{name: _OWN[name].convert for name in _OWN}}
+    return {names[name]: converters[name](name, given[name]) for name in given if name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import os
 import signal
@@ -10,58 +9,48 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch import arguments
-from minetorch_launch.errors import StartError, StoppedEarlyError, StoppedError, UsageError, WorkerFailedError
+from minetorch_launch.errors import LaunchError, UsageError
+from minetorch_launch.validators import check_platform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["main"]
+    from minetorch_launch.options import LaunchOptions
+    from minetorch_launch.slurm.environment import SlurmJob
+    from minetorch_launch.target import Target
+
+__all__ = ["main", "run_here"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv`` and return its exit code.
-
-    Without ``argv``, the process's own is run, and the process ended at once when its job is done: Python
-    would spend 0.3 s on taking apart the torch that the launcher had to import.
-    """
-    if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
+    """Run the command line ``argv``, the process's own by default, and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # paths and arguments need not be text
-    code = _exit_code(sys.argv[1:] if argv is None else list(argv))
-    if argv is None and "torch" in sys.modules:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
-
-
-def _exit_code(argv: list[str]) -> int:
     try:
-        return _run(argv)
+        check_platform()
+        return _run(sys.argv[1:] if argv is None else list(argv))
     except UsageError as error:
-        sys.stderr.write(f"minetorch-launch: error: {error}\n")
+        _say(f"minetorch-launch: error: {error}")
         return error.exit_code
-    except (StartError, StoppedError, StoppedEarlyError) as error:
-        sys.stderr.write(f"minetorch-launch: {error}\n")
-        return error.exit_code
-    except WorkerFailedError as error:
-        sys.stderr.write(f"{error}\n")
+    except LaunchError as error:
+        _say(f"minetorch-launch: {str(error).removeprefix('minetorch-launch: ')}")
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
 def _run(argv: list[str]) -> int:
-    if argv[:1] == ["doctor"] and not Path("doctor").exists():
-        from minetorch_launch import doctor
+    if argv[:1] == ["doctor"]:
+        from minetorch_doctor import command
 
-        return doctor.main(argv[1:])
+        return command.main(argv[1:])
     try:
         Path.cwd()
     except OSError:
-        raise UsageError("the folder that you are in is gone: cd to one that is there") from None
-    request = arguments.read(argv)
+        raise UsageError("the working folder does not exist any more: cd to one that exists") from None
+    from minetorch_launch import arguments
+
+    request = arguments.read(argv, os.environ)
     wants, options, target = request.wants, request.options, request.target
     if wants.help:
         sys.stdout.write(arguments.help_text())
@@ -71,7 +60,7 @@ def _run(argv: list[str]) -> int:
 
         sys.stdout.write(f"minetorch-launch {version('minetorch')}\n")
         return 0
-    for line in request.ignored:
+    for line in request.notes:
         _say(f"minetorch-launch: {line}")
     if target is None:
         raise UsageError("there is nothing to run: type minetorch-launch [OPTIONS] SCRIPT [ARGS]...")
@@ -79,17 +68,38 @@ def _run(argv: list[str]) -> int:
         from minetorch_launch.slurm import sbatch
 
         return sbatch.run(request, say=_say)
-    # Who numbers the nodes starts the launchers on them, too.
+    # Launchers whose nodes are numbered already were started by something else.
     if "SLURM_JOB_ID" in os.environ and options.node_rank is None:
-        from minetorch_launch.slurm import batch
+        from minetorch_launch.slurm import srun
 
-        return batch.run_in_job(argv, target, options, dry_run=wants.dry_run, say=_say)
-    from minetorch_launch import launcher  # after the answers above: it needs what they do without
-
+        return srun.run_in_job(argv, target, options, dry_run=wants.dry_run, say=_say)
     if wants.dry_run:
-        sys.stdout.write(launcher.plan_launch(target, options).text() + "\n")
+        from minetorch_launch.launcher import plan_launch
+
+        sys.stdout.write(plan_launch(target, options).text() + "\n")
         return 0
-    launcher.launch(target, options, own_process=True)
+    return run_here(target, options)
+
+
+def run_here(target: Target, options: LaunchOptions, job: SlurmJob | None = None) -> int:
+    """Carry out a launch in this process, and return the exit code.
+
+    Raises:
+        LaunchError: as `minetorch_launch.launch`.
+    """
+    import asyncio
+
+    from minetorch_launch import launcher
+    from minetorch_launch.errors import StoppedEarlyError
+    from minetorch_launch.failures.report import WorkerFailedError
+    from minetorch_launch.worker.task import make_task
+
+    plan = launcher.plan_launch(target, options, job)
+    outcome = asyncio.run(launcher.run(launcher.Launch(plan, make_task(target, own_process=True), job)))
+    if outcome.failure is not None:
+        raise WorkerFailedError(outcome.failure, shown_elsewhere=outcome.shown_elsewhere)
+    if outcome.stopped_early:
+        raise StoppedEarlyError
     return 0
 
 

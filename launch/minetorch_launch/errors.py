@@ -49,7 +49,15 @@ class StartError(LaunchError):
 
 
 class JoinError(StartError):
-    """The nodes did not come together; the message says which host and address, in what phase and what to check."""
+    """The nodes did not come together; the message says which host and address, in what phase and what to check.
+
+    Attributes:
+        job_can_be_requeued: whether the same job may succeed when a batch system starts it again.
+    """
+
+    def __init__(self, message: str, *, job_can_be_requeued: bool = False) -> None:
+        super().__init__(message)
+        self.job_can_be_requeued = job_can_be_requeued
 
 
 class NoProgressError(StartError):
@@ -97,4 +105,4 @@ def one_line(text: str) -> str:
     return _SHORT.repr(text)[1:-1]
 
 
-in_brief, in_one_line = short_repr, one_line  # until nothing imports the old names any more
+short_repr, one_line = short_repr, one_line  # until nothing imports the old names any more

@@ -1,28 +1,4 @@
-"""Decides a whole launch before anything is started: options + machine -> :class:`LaunchPlan`.
-
-Variables that a worker finds in its environment:
-
-=============================  ==========================================================================
-RANK, LOCAL_RANK, WORLD_SIZE,  as torchrun sets them; a worker's GPU is ``cuda:LOCAL_RANK``
-LOCAL_WORLD_SIZE, GROUP_RANK,
-MASTER_ADDR, MASTER_PORT,
-TORCHELASTIC_*, ...
-MINETORCH_DEVICE               ``cpu`` or ``cuda``: the kind of device this launch was planned for
-MINETORCH_ATTEMPT              which start of all workers this is, from 1; unlike TORCHELASTIC_RESTART_COUNT it also
-                               counts those for a machine that went or came
-MINETORCH_LAST_STEP,           after a failure: the step that a Trainer had reached, and when it failed, as Unix time in
-MINETORCH_LAST_TIME            seconds
-MINETORCH_HEARTBEAT_FD         descriptor of the memory in which a Trainer says how far it is (see watch.py)
-MINETORCH_CONSOLE_COLUMNS      columns left on a line of the launcher's terminal; unset if it has none.
-                               Whoever finds it may draw a progress bar with carriage returns
-OMP_NUM_THREADS                threads per worker: ``--threads``, else the user's own, else a fair share
-CUDA_VISIBLE_DEVICES           empty on ``cpu``, else left as it is
-ACCELERATE_USE_CPU             ``true`` on ``cpu``, else left as it is
-=============================  ==========================================================================
-
-On one node a worker's RANK is its LOCAL_RANK. On many the ranks follow the order of the nodes, and all of
-RANK, WORLD_SIZE, GROUP_RANK, MASTER_ADDR and MASTER_PORT are known only when the nodes have met.
-"""
+"""Decides a whole launch before anything is started: options + machine -> :class:`LaunchPlan`."""
 
 from __future__ import annotations
 
@@ -30,137 +6,40 @@ import shlex
 import signal
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from minetorch_launch import checks
 from minetorch_launch.errors import UsageError
-from minetorch_launch.joining import Endpoint, parse_endpoint
+from minetorch_launch.numa import bind_workers
+from minetorch_launch.validators import Endpoint, parse_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
-    from minetorch_launch.slurm.job import Deadline
+    from minetorch_launch.devices import HostInfo
+    from minetorch_launch.numa import Topology
+    from minetorch_launch.options import LaunchOptions
     from minetorch_launch.target import Target
-    from minetorch_launch.topology import Node
 
-__all__ = ["DEVICES", "SHOWS", "START_METHODS", "LaunchOptions", "LaunchPlan", "WorkerPlan", "make_plan"]
+__all__ = ["Deadline", "LaunchPlan", "WorkerPlan", "make_plan"]
 
-DeviceKind = Literal["cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda", "xpu"]
 StartMethod = Literal["forkserver", "spawn"]
-
-DEVICES = ("auto", "cpu", "cuda")
-START_METHODS = ("forkserver", "spawn")
-SHOWS = ("all", "0", "failed")
-
-# Those that a launcher may be told to pass on; the others have a meaning of their own to it or to Python.
-_NOTICES = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGHUP", "SIGINT", "SIGCONT", "SIGALRM", "SIGXCPU", "SIGPWR")
-
-# Torch hands each worker two descriptors for every worker, and multiprocessing passes on 256 at most.
-_FORK_SERVERS_MOST = 125
-
-_WORKERS_MOST = 10_000
+Stream = Literal["out", "err"]
 
 
 @dataclass(frozen=True)
-class LaunchOptions:
-    """What the caller asks for.
+class Deadline:
+    """The end of a batch job, and when to warn the workers of it, in seconds of the Unix clock."""
 
-    Raises:
-        UsageError: at construction, for a value that can never work.
-    """
+    at: float
+    margin: float
+    """Seconds between the preemption warning and the end."""
 
-    nproc: int | None = None
-    """Workers on this machine; None: one for each visible GPU, or a single one without."""
-
-    device: str = "auto"
-    """What the workers compute on: ``auto`` (GPUs if there are any), ``cpu`` or ``cuda``."""
-
-    max_restarts: int = 0
-    """How many times a failure starts all workers anew before it ends the launch."""
-
-    log_dir: Path | None = None
-    """Folder for ``rank_N.log`` (both streams of one worker) and, after a failure, ``failure.json``."""
-
-    threads: int | None = None
-    """OMP_NUM_THREADS of each worker; None: the user's own setting, else usable cores shared out."""
-
-    start_method: str = "forkserver"
-    """``forkserver``: fork workers from a process that has imported torch once. ``spawn``: fresh ones."""
-
-    preload: tuple[str, ...] = ()
-    """Modules that the fork server imports before it forks, beside torch and what torch needs to train."""
-
-    grace: float = 30.0
-    """Seconds that a worker has to end by itself, once told to stop, before it is killed."""
-
-    notice_signals: tuple[str, ...] | None = None
-    """Signals to the launcher that tell the workers "stop soon", without ending the launch; None: SIGUSR2, and
-    SIGTERM within SLURM. A worker that would die of such a signal gets it only where it is a stop signal."""
-
-    show: str = "all"
-    """Whose lines appear on the console: ``all``, ``0`` (rank 0's) or ``failed`` (a failed rank's last ones)."""
-
-    hang_timeout: float | None = None
-    """Seconds without a step of any worker that make a hang; None: derived from the steps seen, at least 300."""
-
-    nodes: tuple[int, int] | None = None
-    """The least and the most machines of this job; None: this one, or all of a SLURM job's. With fewer than the most
-    it runs on with those it has."""
-
-    rdzv: str | None = None
-    """``HOST[:PORT]`` at which the machines meet: one of them, the same for all."""
-
-    node_rank: int | None = None
-    """This machine's place in the order of ranks; None: the rendezvous host first, then by host name."""
-
-    run_id: str | None = None
-    """What this job's launchers have in common and no other's; None: derived from the command."""
-
-    notice_before: float | None = None
-    """Seconds before the end of a SLURM job at which the workers get their notice; None: 120, at most a tenth of it."""
-
-    join_timeout: float = 600.0
-    """Seconds to wait for the least number of machines, at the start and after one is lost."""
-
-    def __post_init__(self) -> None:
-        instead = "or auto, for one worker per visible GPU"
-        checks.whole("--nproc", self.nproc, 1, instead, most=_WORKERS_MOST)
-        instead = "or leave it out to share the usable cores out"
-        checks.whole("--threads", self.threads, 1, instead, most=_WORKERS_MOST)
-        checks.whole("--max-restarts", self.max_restarts, 0, "0 ends the launch at the first failure", optional=False)
-        checks.whole("--node-rank", self.node_rank, 0, "this node's place in the order of ranks")
-        checks.seconds("--grace", self.grace, "the seconds a worker has to end by itself", optional=False)
-        checks.seconds("--notice-before", self.notice_before, "the seconds before the end of the job")
-        meaning = "the seconds without a step that make a hang"
-        checks.seconds("--hang-timeout", self.hang_timeout, meaning, above_zero=True, may_be_endless=True)
-        meaning = "the seconds to wait for the other nodes"
-        checks.seconds("--join-timeout", self.join_timeout, meaning, above_zero=True, optional=False)
-        checks.one_of("--device", self.device, DEVICES)
-        checks.one_of("--start-method", self.start_method, START_METHODS)
-        checks.one_of("--show", self.show, SHOWS)
-        checks.path("--log-dir", self.log_dir)
-        checks.name("--rdzv", self.rdzv)
-        checks.name("--run-id", self.run_id)
-        checks.names("--preload", self.preload)
-        checks.names("--notice-signals", self.notice_signals or ())
-        for name in self.notice_signals or ():
-            checks.one_of("--notice-signals", name, _NOTICES)
-        self._check_nodes()
-        if self.preload and self.start_method == "spawn":
-            raise UsageError("--preload is for the fork server, which --start-method spawn does without: drop one")
-
-    def _check_nodes(self) -> None:
-        checks.pair("--nodes", self.nodes)
-        least, most = self.nodes or (1, 1)
-        if not 1 <= least <= most:
-            raise UsageError(f"--nodes {least}:{most} is no range: type e.g. --nodes 4, or --nodes 2:4 for 2 to 4")
-        if self.nodes == (1, 1) and self.rdzv is not None:
-            raise UsageError(f"--rdzv {self.rdzv} is for many nodes: type --nodes N as well, or drop it")
-        if self.nodes is not None and self.node_rank is not None and self.node_rank >= most:
-            raise UsageError(f"--node-rank {self.node_rank} with {_range(self.nodes)} nodes: type 0 to {most - 1}")
-        if self.rdzv is not None:
-            parse_endpoint(self.rdzv)
+    @property
+    def warning_at(self) -> float:
+        """When the workers get the preemption warning."""
+        return self.at - self.margin
 
 
 @dataclass(frozen=True)
@@ -169,7 +48,13 @@ class WorkerPlan:
 
     local_rank: int
     device: str
-    """``cpu`` or ``cuda:N``."""
+    """``cpu``, or its GPU: ``cuda:N`` or ``xpu:N``."""
+
+    cpus: frozenset[int] | None = None
+    """CPUs that it is bound to; None: all that the launcher may use."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of this worker alone."""
 
 
 @dataclass(frozen=True)
@@ -177,150 +62,165 @@ class LaunchPlan:
     """A launch with every choice made; carrying it out needs nothing else."""
 
     target: Target
-    node: Node
+    host: HostInfo
     device: DeviceKind
     threads: int
     max_restarts: int
+    restart_policy: str
     start_method: StartMethod
     preload: tuple[str, ...]
     grace: float
-    notices: tuple[signal.Signals, ...]
+    preempt_signals: tuple[signal.Signals, ...]
     show: str
+    prefix: str
     hang_timeout: float | None
     nodes: tuple[int, int]
-    rdzv: Endpoint | None
+    rdzv_endpoint: Endpoint | None
+    """Where the nodes meet; None on one node."""
+
+    rdzv_id: str
+    rdzv_is_host: bool | None
     node_rank: int | None
-    run_id: str
     join_timeout: float
+    last_call_timeout: float
+    local_addr: str | None
+    """This node's own address, if the user has given one; on one node: where the workers' store listens, else the
+    loopback address."""
+
+    master_port: int | None
+    """Port of the workers' store, if the user has given one: only on one node; None: any free one."""
+
+    role: str
     deadline: Deadline | None
     log_dir: Path | None
+    redirects: str
+    tee: str
+    local_ranks_filter: tuple[int, ...] | None
+    virtual_local_rank: bool
+    async_error_handling: str
+    """TORCH_NCCL_ASYNC_ERROR_HANDLING of the workers: the user's, else 1 as with torchrun."""
+
     workers: tuple[WorkerPlan, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables that all workers share, beside torchrun's (the module's table says what each means)."""
+    """Variables that all workers share; :mod:`minetorch_launch.environment` adds those of the round."""
 
     @property
     def many_nodes(self) -> bool:
-        """Whether this is one of several machines."""
+        """Whether this machine is one of several."""
         return self.nodes[1] > 1
 
     def log_file(self, rank: int) -> Path | None:
         """Where the lines of global rank ``rank`` are kept."""
         return self.log_dir / f"rank_{rank}.log" if self.log_dir else None
 
+    def shows(self, local_rank: int, rank: int, stream: Stream) -> bool:
+        """Whether a line of that worker appears on the console when it comes."""
+        if self.show == "failed" or (self.show == "0" and rank != 0):
+            return False
+        if self.local_ranks_filter is not None and local_rank not in self.local_ranks_filter:
+            return False
+        return _names(self.tee, local_rank, stream) or not _names(self.redirects, local_rank, stream)
+
+    def has_prefix(self, world_size: int, is_terminal: bool) -> bool:
+        """Whether the rank stands before each line, given whether stdout is a terminal."""
+        return self.prefix == "always" or (self.prefix == "auto" and (world_size > 1 or is_terminal))
+
     def text(self) -> str:
         """The plan for a person to read: what ``--dry-run`` prints."""
-        world = len(self.workers)
-        start = "a fork server that imports " + ", ".join(("torch", *self.preload))
-        lines = [
-            f"command     {self.target}",
-            f"host        {self.node.host} ({self.node.cores} usable cores, {len(self.node.gpus)} visible GPUs)",
-            f"workers     {world} on {self.device}, {_count(self.threads, 'thread')} each",
-            f"start       {self.start_method}: {start if self.start_method == 'forkserver' else 'fresh processes'}",
-            f"nodes       {self._nodes_text()}",
-            f"restarts    at most {self.max_restarts}",
-            f"grace       {self.grace:g} s from being told to stop to being killed",
-            f"notice      {', '.join(signum.name for signum in self.notices) or 'none'}",
-            f"hang after  {_seconds_text(self.hang_timeout)}",
-            f"logs        {self.log_dir / 'rank_N.log' if self.log_dir else 'console only'}; shown: {self.show}",
-            "every rank  " + " ".join(f"{name}={shlex.quote(value)}" for name, value in self.env.items()),
-        ]
-        lines += [f"rank {self._rank_text(worker)}" for worker in self.workers]
-        return "\n".join(lines)
-
-    def _rank_text(self, worker: WorkerPlan) -> str:
-        local, world = worker.local_rank, len(self.workers)
-        if self.many_nodes:
-            return f"*+{local:<4} LOCAL_RANK={local} LOCAL_WORLD_SIZE={world} device={worker.device}"
-        return (
-            f"{local:<6} RANK={local} LOCAL_RANK={local} "
-            f"WORLD_SIZE={world} LOCAL_WORLD_SIZE={world} device={worker.device}"
-        )
-
-    def _nodes_text(self) -> str:
-        if self.rdzv is None:
-            return "this one"
-        place = f"; this one is number {self.node_rank}" if self.node_rank is not None else ""
-        return f"{_range(self.nodes)}, meeting at {self.rdzv} as {self.run_id}{place}"
+        return "\n".join(f"{name:<11} {value}" for name, value in _lines(self))
 
 
 def make_plan(
     target: Target,
     options: LaunchOptions,
-    node: Node,
+    host: HostInfo,
     environ: Mapping[str, str],
     *,
     columns: int | None = None,
     imports: tuple[str, ...] = (),
     deadline: Deadline | None = None,
     in_job: bool = False,
+    topology: Topology | None = None,
 ) -> LaunchPlan:
     """Make every choice of a launch. Pure: touches neither the machine nor the environment.
 
     Args:
         target: what each worker runs.
         options: what the caller asked for.
-        node: the machine, as found by :mod:`minetorch_launch.devices`.
+        host: the machine, as found by :mod:`minetorch_launch.devices`.
         environ: the launcher's own environment.
         columns: width of the launcher's terminal; None if its output goes elsewhere.
-        imports: modules that the target is likely to import: the fork server then does that once for all.
-        deadline: when the job is ended, if that is known.
-        in_job: this is part of a batch system's job, which says SIGTERM some time before it ends it.
+        imports: modules that the target is likely to import: the fork server then imports them once for all.
+        deadline: the end of the job, if that is known.
+        in_job: this is part of a batch system's job, which sends SIGTERM some time before it ends the job.
+        topology: of the CPUs; needed for ``numa_binding`` only.
 
     Raises:
         UsageError: when the machine cannot do what the options ask for.
     """
-    nodes = options.nodes or (1, 1)
-    if nodes[1] > 1 and options.rdzv is None:
-        raise UsageError(
-            f"--nodes {_range(nodes)} needs a place to meet: type --rdzv HOST[:PORT], one of the nodes, "
-            "the same on each (within SLURM it is found by itself)"
-        )
-    device = _choose_device(options, node)
-    nproc = options.nproc or (len(node.gpus) if device == "cuda" else 1)
-    if device == "cuda" and nproc > len(node.gpus):
-        raise UsageError(
-            f"--nproc {nproc} is more than the {_count(len(node.gpus), 'visible GPU')}: "
-            f"type --nproc {len(node.gpus)}, or --device cpu to do without"
-        )
-    if nproc > _FORK_SERVERS_MOST and options.start_method == "forkserver":
-        raise UsageError(
-            f"--nproc {nproc} is more than the {_FORK_SERVERS_MOST} workers of a fork server: "
-            "type --start-method spawn as well"
-        )
-    threads = _choose_threads(options.threads, environ, node.cores, nproc)
+    device = _choose_device(options, host)
+    nproc = _choose_nproc(options, host, device)
+    threads = _choose_threads(options.threads, environ, host.cores, nproc)
+    nodes, meeting, local_addr, master_port = _choose_endpoint(options)
+    forks = options.start_method == "forkserver"
     return LaunchPlan(
         target=target,
-        node=node,
+        host=host,
         device=device,
         threads=threads,
         max_restarts=options.max_restarts,
-        start_method="spawn" if options.start_method == "spawn" else "forkserver",
-        preload=(*(imports if options.start_method == "forkserver" else ()), *options.preload),
+        restart_policy=options.restart_policy,
+        start_method="forkserver" if forks else "spawn",
+        preload=(*imports, *options.preload) if forks else (),
         grace=options.grace,
-        notices=tuple(signal.Signals[name] for name in _notices(options, in_job)),
+        preempt_signals=tuple(signal.Signals[name] for name in _preempt_signals(options, in_job)),
         show=options.show,
+        prefix=options.prefix,
         hang_timeout=options.hang_timeout,
         nodes=nodes,
-        rdzv=parse_endpoint(options.rdzv) if options.rdzv is not None else None,
+        rdzv_endpoint=meeting,
+        rdzv_id=options.rdzv_id or _derived_id(target, options),
+        rdzv_is_host=options.rdzv_is_host,
         node_rank=options.node_rank,
-        run_id=options.run_id or _derived_run_id(target, options),
         join_timeout=options.join_timeout,
+        last_call_timeout=options.last_call_timeout,
+        local_addr=local_addr,
+        master_port=master_port,
+        role=options.role,
         deadline=deadline,
         log_dir=options.log_dir,
-        workers=tuple(
-            WorkerPlan(local_rank=rank, device=f"cuda:{rank}" if device == "cuda" else "cpu") for rank in range(nproc)
-        ),
-        env=_environment(device, threads, columns, _widest_label(node, nproc, nodes[1]))
+        redirects=options.redirects,
+        tee=options.tee,
+        local_ranks_filter=options.local_ranks_filter,
+        virtual_local_rank=options.virtual_local_rank,
+        async_error_handling=environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
+        workers=_plan_workers(options, host, device, nproc, environ, topology),
+        env=_shared_environment(device, threads, columns, _widest_label(options, host, nproc, nodes[1]))
         | (_own_threads(environ) if options.threads is None else {}),
     )
 
 
-def _choose_device(options: LaunchOptions, node: Node) -> DeviceKind:
-    if options.device == "cuda" and not node.gpus:
-        raise UsageError(f"--device cuda needs a GPU, but {node.no_gpu_because}: type --device cpu")
-    if options.device == "cpu" or not node.gpus:
+def _choose_device(options: LaunchOptions, host: HostInfo) -> DeviceKind:
+    wanted = options.device
+    if wanted == "cpu" or (wanted == "auto" and not host.gpus):
         return "cpu"
-    return "cuda"
+    if not host.gpus or wanted not in ("auto", host.gpu_kind):
+        reason = f"this machine has GPUs of kind {host.gpu_kind}" if host.gpus else host.no_gpu_reason
+        raise UsageError(f"--device {wanted} needs a GPU of that kind, but {reason}: type --device cpu")
+    return host.gpu_kind
+
+
+def _choose_nproc(options: LaunchOptions, host: HostInfo, device: DeviceKind) -> int:
+    if options.nproc is None:
+        return len(host.gpus) if device != "cpu" else 1
+    if options.nproc == "cores":
+        return len(host.gpus) if device != "cpu" else host.cores
+    if device != "cpu" and options.nproc > len(host.gpus):
+        raise UsageError(
+            f"--nproc {options.nproc} is more than the {_count(len(host.gpus), 'visible GPU')}: "
+            f"type --nproc {len(host.gpus)}, or --device cpu for workers without GPUs"
+        )
+    return options.nproc
 
 
 def _choose_threads(asked: int | None, environ: Mapping[str, str], cores: int, nproc: int) -> int:
@@ -337,12 +237,74 @@ def _own_threads(environ: Mapping[str, str]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": own} if first.isdecimal() and len(first) < 10 and int(first) > 0 else {}
 
 
-def _widest_label(node: Node, nproc: int, most_nodes: int) -> int:
-    """Columns that a line of the last rank loses to what stands before it."""
-    return len(f"[{node.short_name}:{nproc * most_nodes - 1}] " if most_nodes > 1 else f"[{nproc - 1}] ")
+def _choose_endpoint(options: LaunchOptions) -> tuple[tuple[int, int], Endpoint | None, str | None, int | None]:
+    """The number of nodes, where they meet, this node's address, and the port of the workers' store."""
+    nodes = options.nodes or (1, 1)
+    endpoint = parse_endpoint(options.rdzv_endpoint) if options.rdzv_endpoint is not None else None
+    if nodes[1] == 1:
+        if endpoint is None:
+            return nodes, None, options.local_addr, None
+        return nodes, None, options.local_addr or _unless_loopback(endpoint.host), endpoint.port or None
+    if endpoint is None:
+        raise UsageError(
+            f"--nodes {_range(nodes)} needs a rendezvous: type --rdzv-endpoint HOST[:PORT], one of the nodes, "
+            "the same on each (within SLURM it is found by itself)"
+        )
+    if endpoint.port == 0:
+        raise UsageError(f"--rdzv-endpoint {endpoint}: {_range(nodes)} nodes cannot know a free port: type its number")
+    return nodes, endpoint, options.local_addr, None
 
 
-def _environment(device: DeviceKind, threads: int, columns: int | None, label: int) -> dict[str, str]:
+def _unless_loopback(host: str) -> str | None:
+    return None if host in ("localhost", "::1") or host.startswith("127.") else host
+
+
+def _plan_workers(
+    options: LaunchOptions,
+    host: HostInfo,
+    device: DeviceKind,
+    nproc: int,
+    environ: Mapping[str, str],
+    topology: Topology | None,
+) -> tuple[WorkerPlan, ...]:
+    cpus: tuple[frozenset[int] | None, ...] = (None,) * nproc
+    if options.numa_binding is not None and topology is not None:
+        gpus = host.gpus if device != "cpu" else ()
+        cpus = bind_workers(options.numa_binding, topology, nproc, [gpu.numa_node for gpu in gpus])
+    return tuple(
+        WorkerPlan(
+            local_rank=rank,
+            device=_device_name(device, 0 if options.virtual_local_rank else rank),
+            cpus=cpus[rank],
+            env=_one_gpu(device, rank, environ) if options.virtual_local_rank else {},
+        )
+        for rank in range(nproc)
+    )
+
+
+def _device_name(device: DeviceKind, index: int) -> str:
+    return device if device == "cpu" else f"{device}:{index}"
+
+
+_MASKS = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+
+
+def _one_gpu(device: DeviceKind, local_rank: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """What shows a worker its own GPU only."""
+    if device == "cpu":
+        return {}
+    visible = environ.get(_MASKS[device])
+    return {_MASKS[device]: visible.split(",")[local_rank].strip() if visible else str(local_rank)}
+
+
+def _widest_label(options: LaunchOptions, host: HostInfo, nproc: int, max_nodes: int) -> int:
+    """Columns that a line of the last rank loses to its prefix."""
+    if options.prefix == "never":
+        return 0
+    return len(f"[{host.short_name}:{nproc * max_nodes - 1}] " if max_nodes > 1 else f"[{nproc - 1}] ")
+
+
+def _shared_environment(device: DeviceKind, threads: int, columns: int | None, label: int) -> dict[str, str]:
     env = {"MINETORCH_DEVICE": device, "OMP_NUM_THREADS": str(threads)}
     if device == "cpu":
         env |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
@@ -351,22 +313,78 @@ def _environment(device: DeviceKind, threads: int, columns: int | None, label: i
     return env
 
 
-def _notices(options: LaunchOptions, in_job: bool) -> tuple[str, ...]:
-    if options.notice_signals is not None:
-        return options.notice_signals
+def _preempt_signals(options: LaunchOptions, in_job: bool) -> tuple[str, ...]:
+    if options.preempt_signals is not None:
+        return options.preempt_signals
     return ("SIGUSR2", "SIGTERM") if in_job else ("SIGUSR2",)
 
 
-def _derived_run_id(target: Target, options: LaunchOptions) -> str:
+def _derived_id(target: Target, options: LaunchOptions) -> str:
     """The same on all nodes of one job, and another for another command: two jobs at one endpoint never merge."""
     return f"run-{zlib.crc32(f'{target} {options.nodes}'.encode(errors='surrogateescape')):08x}"
+
+
+def _names(streams: str, local_rank: int, stream: Stream) -> bool:
+    """Whether torchrun's notation ``streams`` names that stream of that worker."""
+    by_rank = dict(pair.split(":") for pair in streams.split(",")) if ":" in streams else None
+    number = int(streams if by_rank is None else by_rank.get(str(local_rank), "0"))
+    return bool(number & (1 if stream == "out" else 2))
+
+
+def _lines(plan: LaunchPlan) -> list[tuple[str, object]]:
+    host, world = plan.host, len(plan.workers)
+    start = "a fork server that imports " + ", ".join(("torch", *plan.preload))
+    logs = plan.log_dir / "rank_N.log" if plan.log_dir else "console only"
+    return [
+        ("command", plan.target),
+        ("host", f"{host.name} ({_count(host.cores, 'usable core')}, {_count(len(host.gpus), 'visible GPU')})"),
+        ("workers", f"{world} on {plan.device}, {_count(plan.threads, 'thread')} each"),
+        ("start", f"{plan.start_method}: {start if plan.start_method == 'forkserver' else 'fresh interpreters'}"),
+        ("nodes", _nodes_text(plan)),
+        ("restarts", f"at most {plan.max_restarts}" + (" (always)" if plan.restart_policy == "always" else "")),
+        ("grace", f"{plan.grace:g} s from the stop signal to SIGKILL"),
+        ("preemption", ", ".join(signum.name for signum in plan.preempt_signals) or "no signals"),
+        ("hang after", _hang_text(plan.hang_timeout)),
+        ("logs", f"{logs}; shown: {plan.show}"),
+        ("every rank", " ".join(f"{name}={shlex.quote(value)}" for name, value in plan.env.items())),
+        *(_rank_line(plan, worker) for worker in plan.workers),
+    ]
+
+
+def _rank_line(plan: LaunchPlan, worker: WorkerPlan) -> tuple[str, str]:
+    local, world = worker.local_rank, len(plan.workers)
+    shown = 0 if plan.virtual_local_rank else local
+    bound = f" cpus={_ranges(worker.cpus)}" if worker.cpus is not None else ""
+    own = "".join(f" {name}={shlex.quote(value)}" for name, value in worker.env.items())
+    rest = f"LOCAL_RANK={shown} LOCAL_WORLD_SIZE={world} device={worker.device}{bound}{own}"
+    if plan.many_nodes:
+        return f"rank *+{local}", rest
+    return f"rank {local}", f"RANK={local} WORLD_SIZE={world} {rest}"
+
+
+def _nodes_text(plan: LaunchPlan) -> str:
+    if plan.rdzv_endpoint is None:
+        return "this one" + (f", store at port {plan.master_port}" if plan.master_port else "")
+    place = f"; this one is number {plan.node_rank}" if plan.node_rank is not None else ""
+    return f"{_range(plan.nodes)}, rendezvous at {plan.rdzv_endpoint} as {plan.rdzv_id}{place}"
 
 
 def _range(nodes: tuple[int, int]) -> str:
     return f"{nodes[0]}" if nodes[0] == nodes[1] else f"{nodes[0]}:{nodes[1]}"
 
 
-def _seconds_text(hang_timeout: float | None) -> str:
+def _ranges(cpus: frozenset[int]) -> str:
+    """``0-2,4`` for 0, 1, 2 and 4."""
+    runs: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if runs and runs[-1][-1] == cpu - 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _hang_text(hang_timeout: float | None) -> str:
     if hang_timeout is None:
         return "at least 300 s without a step, more where steps take long"
     return f"{hang_timeout:g} s without a step"

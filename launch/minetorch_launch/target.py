@@ -1,35 +1,43 @@
-"""What a launch runs: a script, a module or a function."""
+"""What a launch runs: a script, a module, a function or a command."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import pkgutil
 import re
 import shlex
+import shutil
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Function", "Module", "Script", "Target", "check_target", "find_module", "likely_imports"]
+__all__ = ["Command", "Function", "Module", "Script", "Target", "check_target", "find_module", "likely_imports"]
 
 
 @dataclass(frozen=True)
 class Script:
-    """A Python file, run as ``python PATH ARGS…`` would."""
+    """A Python file, a zip application or a folder with ``__main__.py``, run as ``python PATH ARGS…`` would."""
 
     path: str
     args: tuple[str, ...] = ()
 
     @property
+    def is_application(self) -> bool:
+        """Whether it is a zip archive or a folder: something that modules can be imported from."""
+        return pkgutil.get_importer(self.path) is not None
+
+    @property
     def import_root(self) -> str:
-        """What ``sys.path[0]`` is while it runs: its folder, links resolved, as Python does it."""
-        return str(Path(self.path).resolve().parent)
+        """What ``sys.path[0]`` is while it runs, as Python has it: the application, or a file's real folder."""
+        return self.path if self.is_application else str(Path(self.path).resolve().parent)
 
     def __str__(self) -> str:
         return shlex.join(("python", self.path, *self.args))
@@ -68,7 +76,23 @@ class Function:
         return f"{self.call.__module__}.{self.call.__qualname__}()"
 
 
-Target: TypeAlias = Script | Module | Function
+@dataclass(frozen=True)
+class Command:
+    """A program that is not Python: executed in every worker's place, with the worker's environment."""
+
+    program: str
+    args: tuple[str, ...] = ()
+
+    @property
+    def import_root(self) -> None:
+        """It imports nothing."""
+        return
+
+    def __str__(self) -> str:
+        return shlex.join((self.program, *self.args))
+
+
+Target: TypeAlias = Script | Module | Function | Command
 
 _COMPILER = "torch._dynamo"
 _TRAINER = "minetorch.trainer"
@@ -82,9 +106,11 @@ def check_target(target: Target) -> None:
     """
     if isinstance(target, Script):
         _check_script(target.path)
+    elif isinstance(target, Command):
+        _check_program(target.program)
     elif isinstance(target, Module) and not find_module(target.name, target.import_root):
         raise UsageError(
-            f"no module named {in_brief(target.name)} in {target.import_root} or the installed packages: "
+            f"no module named {short_repr(target.name)} in {target.import_root} or the installed packages: "
             "give -m a name that `python -m` would run"
         )
 
@@ -95,15 +121,18 @@ def likely_imports(target: Target) -> tuple[str, ...]:
     All but a script that mentions nothing of the kind make an optimizer, at which torch imports its compiler: almost
     as much again as torch. One that imports minetorch makes a Trainer, most likely.
     """
-    if not isinstance(target, Script):
+    if isinstance(target, Command):
+        return ()
+    # A pipe can be read only once, and the workers need what is in it.
+    if not isinstance(target, Script) or not Path(target.path).is_file():
         return (_COMPILER,)
     with suppress(OSError):
         text = Path(target.path).read_bytes()
-        # A minetorch beside the script is another one than that which a fork server would find.
+        # A minetorch beside the script is not the one that a fork server would find.
         own = not Path(target.import_root, "minetorch").exists()
         trainer = own and re.search(rb"^\s*(from|import)\s+minetorch\b", text, re.MULTILINE)
         compiler = re.search(rb"optim|minetorch|accelerate|lightning|Trainer", text)
-        return (*((_COMPILER,) if compiler else ()), *((_TRAINER,) if trainer else ()))
+        return (*((_COMPILER,) if compiler or target.is_application else ()), *((_TRAINER,) if trainer else ()))
     return (_COMPILER,)
 
 
@@ -153,19 +182,28 @@ def _check_script(path: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"{in_brief(path)} is not the path of a script: {reason}; give that of a Python file"
+            f"{short_repr(path)} is not the path of a script: {reason}; give that of a Python file"
         ) from None
     if not there:
         hint = f"type -m {path}" if find_module(path, str(Path.cwd())) else "give the path of a Python file"
-        raise UsageError(f"there is no script {in_brief(path)} in {Path.cwd()}: {hint}")
+        raise UsageError(f"there is no script {short_repr(path)} in {Path.cwd()}: {hint}")
     if script.is_dir():
-        entry = script / "__main__.py"
-        instead = f"type {entry}" if entry.is_file() else "give the path of a Python file in it"
-        raise UsageError(f"{path!r} is a directory: {instead}")
+        if not (script / "__main__.py").is_file() and not (script / "__main__.pyc").is_file():
+            raise UsageError(f"{path!r} is a directory without __main__.py: give the path of a Python file in it")
+    elif not os.access(script, os.R_OK):
+        raise UsageError(f"the script {path!r} cannot be read: make it readable, e.g. chmod u+r")
+
+
+def _check_program(program: str) -> None:
     try:
-        with script.open("rb"):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"the script {path!r} cannot be read ({error.strerror}): make it readable, e.g. chmod u+r"
-        ) from None
+        found = shutil.which(program)
+    except ValueError:  # a name that no file can have
+        found = None
+    if found is not None:
+        return
+    try:
+        is_file = Path(program).is_file()
+        problem = "is not executable: type chmod +x for it" if is_file else "is neither a file nor a program in PATH"
+    except (OSError, ValueError):
+        problem = "is not the name of a program"
+    raise UsageError(f"--no-python: {short_repr(program)} {problem}")

@@ -1,119 +1,208 @@
-"""What a user of torchrun types out of habit, put into this launcher's words, or refused with those."""
+"""What torchrun's options and its ``PET_*`` variables mean here: pure functions from options to options.
+
+docs/torchrun.md has the table of all of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import UsageError
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
-__all__ = ["Words", "translate"]
+__all__ = ["FLAGS", "SAME", "VALUED", "read_environ", "translate"]
 
-_SAME = {
+SAME = {
     "--nproc-per-node": "--nproc",
     "--nnodes": "--nodes",
-    "--rdzv-endpoint": "--rdzv",
-    "--rdzv-id": "--run-id",
     "--shutdown-timeout": "--grace",
+    "--signals-to-handle": "--preempt-signals",
 }
-"""Torchrun's options that are ours under another name."""
+"""Torchrun's options that stand for one of ours: the last of the two that is given counts."""
 
-_NEEDLESS = {
-    "--standalone": "",  # always so on one node
-    "--rdzv-backend": "c10d",
-    "--monitor-interval": None,
-    "--role": None,
-    "--event-log-handler": None,
-}
-"""What has no effect here, with the one value that asks for what is so anyway: any for None, a flag for ""."""
+FLAGS = ("--standalone", "--module", "--no-python", "--run-path", "--virtual-local-rank")
+VALUED = (
+    *SAME,
+    *("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--rdzv-conf", "--max-restarts", "--monitor-interval"),
+    *("--start-method", "--event-log-handler", "--role", "--log-dir", "--redirects", "--tee", "--local-ranks-filter"),
+    *("--duplicate-stdout-filters", "--duplicate-stderr-filters", "--node-rank", "--master-addr", "--master-port"),
+    *("--local-addr", "--logs-specs", "--numa-binding"),
+)
+"""Every option of torchrun 2.13."""
 
-_SILENT = ("--standalone", "--rdzv-backend")
+_NOT_IN_ENVIRON = ("--logs-specs", "--numa-binding")
+_STATIC_PORT = "29500"
 
-_INSTEAD = {
-    "--tee": "lines always appear, each with its rank; type --log-dir DIR to keep them as well",
-    "-t": "lines always appear, each with its rank; type --log-dir DIR to keep them as well",
-    "--redirects": "type --log-dir DIR, and --show 0 or --show failed to see less",
-    "-r": "type --log-dir DIR, and --show 0 or --show failed to see less",
-    "--local-ranks-filter": "type --show 0",
-    "--rdzv-conf": "type --join-timeout SECONDS for its join_timeout; the rest is seen to",
-    "--no-python": "workers are Python processes: give a script, or -m MODULE",
-    "--run-path": "give the script's path; it runs as python runs it",
-    "--signals-to-handle": "type --notice-signals SIG,...",
-    "--master-addr": "type --rdzv HOST:PORT",
-    "--master-port": "type --rdzv HOST:PORT",
-    "--local-addr": "the address by which this machine reaches --rdzv is taken",
-    "--numa-binding": "start minetorch-launch under numactl to bind its workers",
-    "--virtual-local-rank": "each worker sees all GPUs and takes cuda:LOCAL_RANK",
-}
-"""What is done in another way here."""
+_STOP_SIGNALS = {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
+"""Torchrun's default; the launcher always handles these."""
+
+_CONF = ("join_timeout", "last_call_timeout", "timeout", "is_host", "store_type")
+_CONF_WITHOUT_EFFECT = (
+    "close_timeout",
+    "heartbeat_timeout",
+    "keep_alive_interval",
+    "keep_alive_max_attempt",
+    "read_timeout",
+)
 
 
-@dataclass(frozen=True)
-class Words:
-    """A command line, parted."""
-
-    own: tuple[str, ...]
-    """The launcher's options, in its own words."""
-
-    rest: tuple[str, ...]
-    """The target and its arguments, untouched."""
-
-    is_module: bool = False
-    ignored: tuple[str, ...] = ()
-    """Options that have no effect here, in words for the user."""
-
-
-def translate(argv: Sequence[str], valued: frozenset[str]) -> Words:
-    """Part the launcher's options from the target and its arguments, and put torchrun's into ours.
-
-    By hand, because argparse interprets ``--`` and prefixes of options in what follows the script as well.
-
-    Args:
-        argv: the command line.
-        valued: the launcher's options that take the next word as their value.
+def read_environ(given: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Options that ``PET_*`` variables set and the command line does not, under torchrun's names.
 
     Raises:
-        UsageError: an option of torchrun's that is done in another way here, or ``-m`` without a module.
+        UsageError: a flag's variable is not a whole number.
     """
-    own: list[str] = []
-    ignored: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if word == "--":
-            return Words(tuple(own), tuple(words), ignored=tuple(ignored))
-        if word in ("-m", "--module") or (word.startswith("-m") and not word.startswith("--")):
-            module = [word[2:], *words] if word not in ("-m", "--module") else words
-            if not module or not module[0]:
-                raise UsageError("-m needs a module: type -m MODULE [ARGS]...")
-            return Words(tuple(own), tuple(module), is_module=True, ignored=tuple(ignored))
-        if not word.startswith("-") or word == "-":
-            return Words(tuple(own), (word, *words), ignored=tuple(ignored))
-        name, equals, value = word.partition("=")
-        name = _ours(name)
-        if name in _NEEDLESS:
-            ignored += _leave_out(name, value if equals or _NEEDLESS[name] == "" else words.pop(0) if words else "")
+    found = {}
+    for name in (*FLAGS, *VALUED):
+        variable = "PET_" + name[2:].upper().replace("-", "_")
+        value = environ.get(variable)
+        if not value or name in given or SAME.get(name) in given or name in _NOT_IN_ENVIRON:
             continue
-        if name in valued and not equals and words:
-            value = words.pop(0)
-            equals = "="
-        own += ["--nproc=auto", "--device=cuda"] if (name, value) == ("--nproc", "gpu") else [name + equals + value]
-    return Words(tuple(own), (), ignored=tuple(ignored))
+        if name not in FLAGS:
+            found[name] = value
+        elif not value.strip().isdecimal():
+            raise UsageError(f"{variable}={short_repr(value)} is neither 0 nor 1: set it to one of them")
+        elif int(value) != 0:
+            found[name] = ""
+    return found
 
 
-def _ours(name: str) -> str:
-    """Our name of an option; torchrun takes ``_`` for ``-`` as well."""
-    dashed = "--" + name[2:].replace("_", "-") if name.startswith("--") else name
-    if dashed in _INSTEAD:
-        raise UsageError(f"{name} is torchrun's: {_INSTEAD[dashed]}")
-    return _SAME.get(dashed, dashed)
+def translate(given: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Put torchrun's options into ours.
+
+    Args:
+        given: value of each option by its long name, ours and torchrun's; "" for a flag.
+
+    Returns:
+        Options of ours (with ``--rdzv-is-host`` and ``--last-call-timeout``, which nobody can type), and lines for
+        the user about those without effect.
+
+    Raises:
+        UsageError: an option of torchrun's that cannot work here, with the reason.
+    """
+    own = dict(given)
+    notes: list[str] = []
+    _translate_workers(own)
+    _translate_rendezvous(own, notes)
+    _translate_output(own, notes)
+    _leave_out(own, notes)
+    return own, tuple(notes)
 
 
-def _leave_out(name: str, value: str) -> list[str]:
-    only = _NEEDLESS[name]
-    if only is not None and value != only:
-        raise UsageError(f"{name} {value} is torchrun's: there is {name} {only} only, which needs no option")
-    return [] if name in _SILENT else [f"{name} has no effect here"]
+def _translate_workers(own: dict[str, str]) -> None:
+    nproc = own.pop("--nproc-per-node", None)
+    if nproc in ("gpu", "xpu"):
+        own["--nproc"] = "auto"
+        own.setdefault("--device", "cuda" if nproc == "gpu" else "xpu")
+    elif nproc in ("auto", "cpu"):
+        own["--nproc"] = "cores"
+        own.setdefault("--device", nproc)
+    elif nproc is not None:
+        own["--nproc"] = nproc
+    if "--shutdown-timeout" in own:
+        own["--grace"] = own.pop("--shutdown-timeout")
+    if own.get("--start-method") == "fork":
+        own["--start-method"] = "forkserver"  # workers are forked there, too
+    words = own.pop("--signals-to-handle", "").split(",")
+    names = ["SIG" + word.strip().upper().removeprefix("SIG") for word in words if word.strip()]
+    if others := [name for name in names if name not in _STOP_SIGNALS]:
+        own["--preempt-signals"] = ",".join(others)
+
+
+def _translate_rendezvous(own: dict[str, str], notes: list[str]) -> None:
+    if "--nnodes" in own:
+        own["--nodes"] = own.pop("--nnodes")
+    nodes = own.get("--nodes", "1")
+    backend = own.pop("--rdzv-backend", "")
+    address, port = own.pop("--master-addr", ""), own.pop("--master-port", "")
+    conf = _parse_conf(own.pop("--rdzv-conf", ""))
+    if "--standalone" in own:
+        del own["--standalone"]
+        if nodes.partition(":")[0] != "1":
+            raise UsageError(f"--standalone is for one node, and --nnodes is {short_repr(nodes)}: drop one of the two")
+        for name in ("--rdzv-endpoint", "--rdzv-id", "--node-rank"):
+            own.pop(name, None)
+        own["--nodes"] = "1"
+        return
+    if backend not in ("", "static", "c10d"):
+        raise UsageError(
+            f"--rdzv-backend {short_repr(backend)}: the nodes meet at one of them here, without another service: "
+            "type --rdzv-backend c10d --rdzv-endpoint HOST[:PORT]"
+        )
+    if backend == "c10d":
+        _translate_c10d(own, notes, address or port)
+    else:
+        _translate_static(own, address, port, many=nodes != "1", explicit=bool(backend))
+    _translate_conf(own, conf, notes, backend)
+
+
+def _translate_static(own: dict[str, str], address: str, port: str, *, many: bool, explicit: bool) -> None:
+    """Torchrun's default: node 0 is at the master's address and hosts the rendezvous."""
+    if "--rdzv-endpoint" not in own and (port or (address and many)):
+        host = f"[{address}]" if address.count(":") > 1 and not address.startswith("[") else address or "127.0.0.1"
+        own["--rdzv-endpoint"] = f"{host}:{port or _STATIC_PORT}"
+        explicit = True
+    if explicit and many and "--node-rank" in own:
+        own["--rdzv-is-host"] = "true" if own["--node-rank"] == "0" else "false"
+
+
+def _translate_c10d(own: dict[str, str], notes: list[str], master: str) -> None:
+    if master:
+        notes.append("--master-addr and --master-port have no effect with --rdzv-backend c10d: it has --rdzv-endpoint")
+    if own.pop("--node-rank", "0") != "0":
+        notes.append("--node-rank has no effect with --rdzv-backend c10d, which orders the nodes by itself")
+
+
+def _parse_conf(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    conf = {key.strip(): value.strip() for key, _, value in pairs}
+    for key, value in conf.items():
+        if not value:
+            raise UsageError(f"--rdzv-conf {short_repr(key)} has no value: type KEY=VALUE,KEY=VALUE")
+    return conf
+
+
+def _translate_conf(own: dict[str, str], conf: dict[str, str], notes: list[str], backend: str) -> None:
+    timeout = conf.pop("join_timeout", None)
+    other = conf.pop("timeout", None)  # of the static rendezvous
+    timeout = timeout or (other if backend != "c10d" else None)
+    if timeout is not None:
+        own.setdefault("--join-timeout", timeout)
+    if "last_call_timeout" in conf:
+        own["--last-call-timeout"] = conf.pop("last_call_timeout")
+    if "is_host" in conf:
+        own["--rdzv-is-host"] = conf.pop("is_host").lower()
+    if conf.pop("store_type", "tcp").lower() != "tcp":
+        raise UsageError("--rdzv-conf store_type: the nodes meet over TCP here: leave it out")
+    for key in conf:
+        if key not in _CONF_WITHOUT_EFFECT:
+            known = ", ".join((*_CONF, *_CONF_WITHOUT_EFFECT))
+            raise UsageError(f"--rdzv-conf {short_repr(key)} is unknown: the keys are {known}")
+        notes.append(f"--rdzv-conf {key} has no effect: it is for torch's own rendezvous, which is not used")
+
+
+def _translate_output(own: dict[str, str], notes: list[str]) -> None:
+    for name in ("--duplicate-stdout-filters", "--duplicate-stderr-filters"):
+        if own.pop(name, ""):
+            raise UsageError(
+                f"{name} writes some lines to a second file; here every line of a rank is in DIR/rank_N.log: "
+                "type --log-dir DIR, and search there"
+            )
+    if own.pop("--logs-specs", "default") != "default":
+        raise UsageError("--logs-specs names a class that plugs into torchrun's own code for logs: type --log-dir DIR")
+    if own.keys() & {"--redirects", "--tee"} and "--log-dir" not in own:
+        folder = Path(tempfile.gettempdir(), f"minetorch-launch-{uuid.uuid4().hex[:12]}")  # as torchrun does
+        own["--log-dir"] = str(folder)
+        notes.append(f"the log files are in {folder}; --log-dir DIR chooses another folder")
+
+
+def _leave_out(own: dict[str, str], notes: list[str]) -> None:
+    if own.pop("--monitor-interval", None) is not None:
+        notes.append("--monitor-interval has no effect: the launcher sees the end of a worker at once")
+    if own.pop("--event-log-handler", "null") != "null":
+        notes.append("--event-log-handler has no effect: it is for events of torch's own agent, which is not used")

@@ -10,7 +10,6 @@ import pytest
 
 from minetorch_launch.arguments import _parser
 from minetorch_launch.cli import main
-from minetorch_launch.doctor import command as doctor
 from minetorch_launch.errors import UsageError
 from minetorch_launch.plan import LaunchOptions
 
@@ -56,14 +55,6 @@ BAD = {
 }
 """By option, what it may not be; `--nodes 2` because there is no `--rdzv`."""
 
-DOCTOR_BAD = {
-    "--storage": [""],
-    "--timeout": ["", "x", "0", "-1", "nan", "inf", "1e9", "9" * 5000],
-    "--json": FLAGS,
-    "-h": FLAGS,
-    "--help": FLAGS,
-}
-
 WRONG_KIND = {
     "nproc": ["2", 1.5, True],
     "device": [None, 3, ["cpu"]],
@@ -91,7 +82,6 @@ def cases(table):
 
 def test_each_option_has_a_bad_value_here():
     assert {action.option_strings[-1] for action in _parser()._actions} == BAD.keys()
-    assert {*doctor._VALUED, *doctor._FLAGS} == DOCTOR_BAD.keys()
     assert {field.name for field in dataclasses.fields(LaunchOptions)} == WRONG_KIND.keys()
 
 
@@ -124,13 +114,6 @@ def test_a_bad_value_is_one_line_and_nothing_is_done(option, value, folder, caps
 @pytest.mark.parametrize("option", [name for name, values in BAD.items() if values != FLAGS and name != "--sbatch"])
 def test_an_option_without_its_value_is_one_line(option, folder, capsys):
     assert option in refusal([option], folder, capsys)
-
-
-@pytest.mark.parametrize(("option", "value"), cases(DOCTOR_BAD))
-def test_so_it_is_with_the_doctor(option, value, folder, capsys):
-    err = refusal(["doctor", f"{option}={value}"], folder, capsys)
-    assert err.startswith("minetorch-launch doctor: error: ")
-    assert option in err
 
 
 @pytest.mark.parametrize(("name", "value"), cases(WRONG_KIND))

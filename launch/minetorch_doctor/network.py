@@ -1,0 +1,49 @@
+"""Whether this node can use the rendezvous endpoint, and whether the nodes can connect to one another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from minetorch_doctor.result import Result
+from minetorch_launch.errors import JoinError
+from minetorch_launch.joining import Endpoint, is_this_machine, listen, reach_now, resolve
+
+if TYPE_CHECKING:
+    from minetorch_doctor.selftest import WorkerReport
+
+__all__ = ["check_links", "check_rendezvous"]
+
+
+def check_rendezvous(endpoint: Endpoint, node_rank: int | None) -> Result:
+    """Open the port on the rendezvous host itself, connect to it from every other node."""
+    check, host, port = "rendezvous", endpoint.host, endpoint.port
+    try:
+        addresses = resolve(endpoint)
+    except JoinError as error:
+        return Result(check, "fail", str(error), f"let /etc/hosts or DNS know {host}, or type an IP address")
+    if is_this_machine(addresses) and not node_rank:
+        try:
+            listen(addresses[0], port).close()
+        except JoinError as error:
+            # Without a node rank, this may be the second node on this machine, and the first one has the port.
+            return Result(check, "fail" if node_rank == 0 else "warn", str(error), "give all nodes another port")
+        return Result(check, "pass", f"{endpoint} is this machine, and its port is free")
+    problem = reach_now(addresses[0], port)
+    if problem is None or "refused" in problem:
+        return Result(check, "pass", f"{endpoint} answers" + ("; no process listens there yet" if problem else ""))
+    advice = f"check that {host} is up, and that no firewall blocks TCP port {port}"
+    return Result(check, "fail", f"this node cannot reach {endpoint}: {problem}", advice)
+
+
+def check_links(report: WorkerReport) -> Result:
+    """Each node has tried to connect to each other node, at any free port, as gloo and NCCL do."""
+    nodes = ", ".join(report.nodes)
+    if not report.broken_links:
+        return Result("links", "pass", f"each of {len(report.nodes)} nodes reaches every other: {nodes}")
+    return Result(
+        "links",
+        "fail",
+        f"{'; '.join(report.broken_links)}. Nodes: {nodes}",
+        "open all TCP ports between the nodes (gloo and NCCL use any); where an address is in the wrong network, "
+        "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
+    )

@@ -1,0 +1,116 @@
+"""The environment variables of a worker: a pure function of the plan and of the round.
+
+=============================  ==========================================================================
+RANK, LOCAL_RANK, WORLD_SIZE,  as torchrun sets them; a worker's GPU is ``cuda:LOCAL_RANK``
+LOCAL_WORLD_SIZE, GROUP_RANK,
+MASTER_ADDR, MASTER_PORT,
+TORCHELASTIC_*, ...
+MINETORCH_DEVICE               ``cpu``, ``cuda`` or ``xpu``: the kind of device that this launch was planned for
+MINETORCH_LAUNCH_ID            the same in all workers of this launch and in no other launch
+MINETORCH_ATTEMPT              which start of all workers this is, from 1; unlike TORCHELASTIC_RESTART_COUNT it also
+                               counts restarts after a machine has left or joined
+MINETORCH_LAST_STEP,           after a failure: the step that a Trainer had reached, and when it failed, as Unix time
+MINETORCH_LAST_TIME            in seconds
+MINETORCH_HEARTBEAT_FD         descriptor of the memory to which a Trainer writes its progress (see heartbeat.py)
+MINETORCH_CONSOLE_COLUMNS      columns left on a line of the launcher's terminal; unset without a terminal.
+                               A script that finds it may draw a progress bar with carriage returns
+OMP_NUM_THREADS                threads per worker: ``--threads``, else the user's own, else an equal share
+CUDA_VISIBLE_DEVICES           empty on ``cpu``, one GPU with ``--virtual-local-rank``, else unchanged
+ACCELERATE_USE_CPU             ``true`` on ``cpu``, else unchanged
+=============================  ==========================================================================
+
+MINETORCH_HEARTBEAT_FD is set in the worker itself. On one node a worker's RANK is its LOCAL_RANK. On many nodes the
+ranks follow the order of the nodes, and RANK, WORLD_SIZE, GROUP_RANK, MASTER_ADDR and MASTER_PORT are known only after
+the nodes have met.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from minetorch_launch.plan import LaunchPlan
+
+__all__ = ["RoundView", "worker_environment"]
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """What a worker is told about the round that it belongs to."""
+
+    launch_id: str
+    """The same on all nodes of this launch, and different in each launch."""
+
+    node_rank: int
+    node_count: int
+    first_rank: int
+    """Global rank of this node's first worker."""
+
+    world_size: int
+    master_address: str
+    master_port: int
+    """Of the workers' store."""
+
+    attempt: int
+    """Which start of all workers this is, from 1."""
+
+    restarts: int = 0
+    """How many failures have restarted the workers so far."""
+
+
+def worker_environment(
+    plan: LaunchPlan,
+    view: RoundView,
+    local_rank: int,
+    *,
+    error_file: str,
+    last_step: int | None = None,
+    last_time: float | None = None,
+) -> dict[str, str]:
+    """All variables that the launcher sets for one worker, over those of its own environment.
+
+    Args:
+        plan: of the launch.
+        view: the round.
+        local_rank: which of this node's workers.
+        error_file: where torch's ``record`` writes an exception.
+        last_step: the step that a Trainer had reached before the failure.
+        last_time: when that failure was, as Unix time.
+    """
+    env = {
+        **_torchrun(plan, view, view.first_rank + local_rank, error_file),
+        **plan.env,
+        "LOCAL_RANK": "0" if plan.virtual_local_rank else str(local_rank),
+        "MINETORCH_LAUNCH_ID": view.launch_id,
+        "MINETORCH_ATTEMPT": str(view.attempt),
+        **plan.workers[local_rank].env,
+    }
+    if last_step is not None and last_time is not None:
+        env |= {"MINETORCH_LAST_STEP": str(last_step), "MINETORCH_LAST_TIME": repr(last_time)}
+    return env
+
+
+def _torchrun(plan: LaunchPlan, view: RoundView, rank: int, error_file: str) -> Mapping[str, str]:
+    local_world = str(len(plan.workers))
+    return {
+        "RANK": str(rank),
+        "GROUP_RANK": str(view.node_rank),
+        "ROLE_RANK": str(rank),
+        "ROLE_NAME": plan.role,
+        "LOCAL_WORLD_SIZE": local_world,
+        "WORLD_SIZE": str(view.world_size),
+        "GROUP_WORLD_SIZE": str(view.node_count),
+        "ROLE_WORLD_SIZE": str(view.world_size),
+        "MASTER_ADDR": view.master_address,
+        "MASTER_PORT": str(view.master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(view.restarts),
+        "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts),
+        "TORCHELASTIC_RUN_ID": plan.rdzv_id,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 must not bind the port: the launcher has
+        "TORCHELASTIC_ERROR_FILE": error_file,
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": plan.async_error_handling,
+    }

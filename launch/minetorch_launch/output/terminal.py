@@ -1,0 +1,157 @@
+"""Writes to the launcher's stdout and stderr without waiting for their readers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_PIECE = 1 << 16
+_CLEAR = b"\r\x1b[K"
+# Cyan, green, yellow, magenta, blue, then the bright ones. No red, which would look like an error.
+_COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
+
+
+def terminal_columns(fd: int) -> int | None:
+    """Return the width of the terminal behind ``fd``, None if there is no terminal."""
+    try:
+        return (os.get_terminal_size(fd).columns or 80) if os.isatty(fd) else None
+    except OSError:
+        return None
+
+
+def wants_colour(environ: Mapping[str, str]) -> bool:
+    """Whether a terminal may be coloured: see https://no-color.org; a dumb terminal cannot be."""
+    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def paint(label: bytes, rank: int) -> bytes:
+    """Return the label in the colour that ``rank`` has in every launch."""
+    return b"\x1b[%dm%s\x1b[0m" % (_COLOURS[rank % len(_COLOURS)], label)
+
+
+class Stream:
+    """An output stream of the launcher. Data that the reader does not take waits here.
+
+    Other programs share the terminal or pipe and its flags, so O_NONBLOCK is set on a descriptor of our own only. An
+    error (the reader has left, the disk is full) costs the data that waits, nothing else.
+
+    Args:
+        fd: the launcher's descriptor.
+        on_written: is called when data that waited is written.
+    """
+
+    def __init__(self, fd: int, on_written: Callable[[], None]) -> None:
+        self.is_terminal = terminal_columns(fd) is not None
+        self._on_written = on_written
+        self._waiting = bytearray()
+        self._live = b""
+        self._line_is_open = False
+        self._fd = -1
+        self._socket: socket.socket | None = None
+        self._poll: select.poll | None = None
+        with suppress(OSError):  # a closed descriptor: every write fails and is ignored
+            self._open(fd)
+
+    def _open(self, fd: int) -> None:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(fd))
+            self._fd = self._socket.fileno()
+        elif stat.S_ISREG(mode):
+            self._fd = os.dup(fd)  # always ready; all writers share its position in the file
+        else:
+            try:
+                self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            except OSError:  # it belongs to another user
+                self._fd, self._poll = os.dup(fd), select.poll()
+                self._poll.register(self._fd, select.POLLOUT)
+
+    @property
+    def waiting(self) -> int:
+        """The number of bytes that wait for the reader."""
+        return len(self._waiting)
+
+    def write(self, data: bytes) -> None:
+        """Write data, above the live line if there is one."""
+        self._line_is_open = not data.endswith(b"\n")
+        self._put(_CLEAR + data + _CLEAR + self._live if self._live else data)
+
+    def write_line(self, line: bytes) -> None:
+        """Write a line, below an unfinished one."""
+        self.write((b"\n" if self._line_is_open else b"") + line + b"\n")
+
+    def show_live(self, label: bytes, line: bytes, rank: int | None = None) -> None:
+        """Keep the unfinished ``line`` at the foot of the terminal, in the colour of ``rank``; an empty line ends it."""
+        shown = _fit(label + line, terminal_columns(self._fd) or 80) if line else b""
+        if rank is not None and shown.startswith(label):
+            shown = paint(label, rank) + shown[len(label) :]
+        if shown != self._live and not (shown and self._waiting):  # a slow terminal misses states
+            self._live = shown
+            self._put(_CLEAR + shown)
+
+    def close(self) -> None:
+        """Close the stream; data that waits is lost."""
+        self._forget()
+        if self._socket is not None:
+            self._socket.close()
+        elif self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def _put(self, data: bytes) -> None:
+        if not self._waiting:
+            data = self._write_now(data)
+            if data:
+                asyncio.get_running_loop().add_writer(self._fd, self._write_waiting)
+        self._waiting += data
+
+    def _write_waiting(self) -> None:
+        piece = bytes(self._waiting[:_PIECE])
+        rest = self._write_now(piece)
+        if len(rest) < len(piece):
+            del self._waiting[: len(piece) - len(rest)]
+            if not self._waiting:
+                asyncio.get_running_loop().remove_writer(self._fd)
+            self._on_written()
+
+    def _write_now(self, data: bytes) -> bytes:
+        """Write as much as the reader takes; return the rest."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._send(rest) :]
+        except BlockingIOError:
+            return bytes(rest)
+        except OSError:
+            self._forget()
+        return b""
+
+    def _send(self, data: memoryview) -> int:
+        if self._socket is not None:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        if self._poll is not None:
+            if not self._poll.poll(0):
+                raise BlockingIOError
+            data = data[: 256 if self.is_terminal else select.PIPE_BUF]  # what is ready has room for so much
+        return os.write(self._fd, data)
+
+    def _forget(self) -> None:
+        if self._waiting:
+            asyncio.get_running_loop().remove_writer(self._fd)
+            self._waiting.clear()
+
+
+def _fit(line: bytes, columns: int) -> bytes:
+    """Cut to one row, because a wrapped row cannot be cleared; leave a line with escape codes whole."""
+    text = line.decode(errors="replace")
+    if len(text) < columns or "\x1b" in text:
+        return line
+    return text[: columns - 1].encode()

@@ -1,0 +1,119 @@
+"""The fork server: one process that imports torch once, so that workers are forked instead of started.
+
+It never starts a thread or touches a device, which would not survive a fork. Its children take its threads' number,
+devices and search path from its environment. It ends when its socket to the launcher closes.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import multiprocessing.resource_tracker
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from minetorch_launch.processes.requests import receive, send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["HELD_SIGNALS", "main"]
+
+HELD_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGQUIT,
+)
+"""Blocked here, so that a worker gets one that comes early when its script is about to run."""
+
+
+def main(fd: int, preload: Sequence[str]) -> None:
+    """Import ``preload``, then serve the launcher at the other end of socket ``fd`` until it is gone."""
+    _start_tracker()
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)  # starting the tracker has unblocked some
+    gc.disable()  # looking for garbage takes an eighth of torch's import, and there is none
+    _import(preload)
+    gc.freeze()  # what workers share is nothing for their collectors, which would copy it by looking
+    signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+    wakeup, wakeup_write = os.pipe()
+    os.set_blocking(wakeup, False)
+    os.set_blocking(wakeup_write, False)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    control = socket.socket(fileno=fd)
+    send(control, {"event": "ready"})
+    while True:
+        ready, _, _ = select.select([control.fileno(), wakeup], [], [])
+        if wakeup in ready:
+            with suppress(BlockingIOError):
+                os.read(wakeup, 4096)
+        _reap(control)
+        if control.fileno() in ready:
+            received = receive(control)
+            if received is None:
+                os._exit(0)
+            _answer(control, *received, inherited=(wakeup, wakeup_write))
+
+
+def _start_tracker() -> None:
+    """Start the process that removes the semaphores and shared memory of scripts that are killed, for all workers."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # its warnings would follow the failure report, which comes last
+    multiprocessing.resource_tracker.ensure_running()
+    os.environ.pop("PYTHONWARNINGS") if before is None else os.environ.update(PYTHONWARNINGS=before)
+
+
+def _import(modules: Sequence[str]) -> None:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:  # the script's own import says it better
+            sys.stderr.write(f"minetorch-launch: the fork server cannot import {name}: {error}\n")
+
+
+def _reap(control: socket.socket) -> None:
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with suppress(OSError):
+                send(control, {"event": "exit", "pid": ended[0], "status": ended[1], "time": time.time()})
+
+
+def _answer(control: socket.socket, request: dict[str, Any], fds: list[int], *, inherited: tuple[int, int]) -> None:
+    with warnings.catch_warnings():
+        # Python warns of a fork beside threads; a library that a user preloads may have started some.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in inherited:
+            os.close(fd)
+        control.close()
+        _run(request, fds)
+    for fd in fds:
+        os.close(fd)
+    pidfd = os.pidfd_open(pid)
+    with suppress(OSError):
+        send(control, {"event": "reply", "id": request["id"], "pid": pid}, [pidfd])
+    os.close(pidfd)
+
+
+def _run(request: dict[str, Any], fds: list[int]) -> NoReturn:
+    """Be a worker, or a store."""
+    if request["op"] == "store":
+        from minetorch_launch.processes import store_process
+
+        store_process.main(*fds)
+        os._exit(0)
+    from minetorch_launch.worker import main
+
+    main.run(fds, forked=True)

@@ -1,0 +1,187 @@
+"""The orphan reaper: starts the processes of a launch, and outlives the launcher just long enough to end them.
+
+``kill -9`` gives the launcher no time to stop anything. This process is the ancestor of all that a launch starts, and
+the parent of whatever loses its own (``PR_SET_CHILD_SUBREAPER``), daemons with a session of their own included. When
+its socket to the launcher closes, it kills every descendant.
+
+It runs as ``python -I -S``, in a session of its own, so that neither Ctrl-C nor a kill of the launcher's process group
+reaches it, and imports as little as possible.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import select
+import signal
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from minetorch_launch.processes.requests import receive, send
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_FIRST_FREE_DESCRIPTOR = 256
+_KILL_SECONDS = 5.0
+_TRACKER_SECONDS = 2.0
+_POLL_SECONDS = 0.005
+
+
+def main(fd: int, folder: str) -> None:
+    """Serve the launcher at the other end of socket ``fd`` until it is gone, then remove ``folder``."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # SLURM signals every process of a job step, in any session. A handler, not "ignore", which children would inherit.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _do_nothing)
+    signal.signal(signal.SIGCHLD, _do_nothing)
+    wakeup, wakeup_write = os.pipe()
+    os.set_blocking(wakeup, False)
+    os.set_blocking(wakeup_write, False)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    control = socket.socket(fileno=fd)
+    _serve(control, wakeup)
+    kill_descendants(keep=())
+    end = time.monotonic() + _TRACKER_SECONDS
+    while _descendants() and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+    import shutil  # only now: it would double this process's start and memory
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _do_nothing(signum: int, frame: object) -> None: ...
+
+
+def _serve(control: socket.socket, wakeup: int) -> None:
+    while True:
+        ready, _, _ = select.select([control.fileno(), wakeup], [], [])
+        if wakeup in ready:
+            with suppress(BlockingIOError):
+                os.read(wakeup, 4096)
+        _reap(control)
+        if control.fileno() in ready:
+            received = receive(control)
+            if received is None:
+                return
+            _answer(control, *received)
+
+
+def _reap(control: socket.socket) -> None:
+    """Report the children that have ended; the launcher picks those that it has started."""
+    with suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with suppress(OSError):
+                send(control, {"event": "exit", "pid": ended[0], "status": ended[1], "time": time.time()})
+
+
+def _answer(control: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+    if request["op"] == "start":
+        try:
+            pid = _start(request, fds)
+        except OSError as error:
+            send(control, {"event": "reply", "id": request["id"], "error": error.strerror})
+            return
+        finally:
+            for fd in fds:
+                os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        send(control, {"event": "reply", "id": request["id"], "pid": pid}, [pidfd])
+        os.close(pidfd)
+    else:
+        kill_descendants(keep=request["keep"])
+        _reap(control)
+        send(control, {"event": "reply", "id": request["id"]})
+
+
+def _start(request: dict[str, Any], fds: list[int]) -> int:
+    """Start a program whose descriptors 0, 1, 2, … are ``fds``."""
+    failure, failure_write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _exec(request, fds, failure_write)
+    os.close(failure_write)
+    with open(failure, "rb") as pipe:
+        number = pipe.read()
+    if number:
+        os.waitpid(pid, 0)
+        raise OSError(int(number), os.strerror(int(number)))
+    return pid
+
+
+def _exec(request: dict[str, Any], fds: list[int], failure: int) -> NoReturn:
+    try:
+        os.setsid()
+        if request["dies_with_reaper"]:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program expects the default
+            signal.signal(signum, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, request["signal_mask"])
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR) for fd in fds]
+        failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR)
+        for number, fd in enumerate(moved):
+            os.dup2(fd, number)
+        argv = request["argv"]
+        env = {**os.environ, **request["env"]}
+        os.execvpe(argv[0], argv, {name: value for name, value in env.items() if value is not None})
+    except OSError as error:
+        os.write(failure, str(error.errno).encode())
+    finally:
+        os._exit(127)
+
+
+def kill_descendants(keep: Collection[int]) -> None:
+    """Kill every process below this one but ``keep``, and wait until they are gone.
+
+    Python's resource trackers are left: they remove what others leave of semaphores and shared memory, and end then.
+    """
+    end = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < end:
+        living = {pid for pid in _descendants().keys() - set(keep) if not _is_tracker(pid)}
+        if not living:
+            return
+        for pid in living:
+            with suppress(OSError):
+                _kill(pid)
+        time.sleep(_POLL_SECONDS)
+
+
+def _kill(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        # The number may have passed to another process since it was looked up; from here on it cannot.
+        if pid in _descendants():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+
+
+def _is_tracker(pid: int) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+        return b"multiprocessing.resource_tracker" in cmdline.read()
+    return False
+
+
+def _descendants() -> dict[int, int]:
+    """Every living process below this one, with its parent."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - no need for Paths, nor for importing pathlib
+        if entry.isdecimal():
+            with suppress(OSError), open(f"/proc/{entry}/stat", "rb") as stat:
+                state, parent = stat.read().rpartition(b")")[2].split()[:2]
+                if state not in (b"Z", b"X"):
+                    parents[int(entry)] = int(parent)
+    found: dict[int, int] = {}
+    above = {os.getpid()}
+    while more := {pid: parent for pid, parent in parents.items() if parent in above and pid not in found}:
+        found |= more
+        above = set(more)
+    return found

@@ -1,0 +1,46 @@
+"""Messages between the launcher and the processes that start others for it: JSON and file descriptors."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["receive", "send", "socketpair"]
+
+_MAX_DESCRIPTORS = 250  # the kernel's limit is 253 a message
+
+
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets that keep messages apart, and tell when the other end is gone."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(connection: socket.socket, message: dict[str, Any], fds: Iterable[int] = ()) -> None:
+    """Send a message of any size with copies of ``fds``."""
+    # A datagram holds some 200 KB, and a command line may be longer.
+    body = os.memfd_create("minetorch-message", os.MFD_CLOEXEC)
+    try:
+        with open(body, "wb", closefd=False) as file:
+            file.write(json.dumps(message).encode())
+        socket.send_fds(connection, [b"."], [body, *fds])
+    finally:
+        os.close(body)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """The next message and its descriptors, which the caller closes; None when the other end is gone."""
+    try:
+        data, fds, _, _ = socket.recv_fds(connection, 1, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return None
+    if not data:
+        return None
+    body, *rest = fds
+    with open(body, "rb") as file:
+        file.seek(0)
+        return json.load(file), rest

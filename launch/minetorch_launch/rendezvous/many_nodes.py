@@ -1,0 +1,336 @@
+"""The rendezvous of a job on several nodes: finds the node that leads, or leads; and moves when the leader is lost.
+
+One node hosts the store, and leads. At first that is the node that the endpoint names. When it is lost, the next
+living participant in node order hosts a new store, at the standby port that every node keeps open from the start. A
+host of such a store that stays without enough nodes goes back to the endpoint when a launcher answers there: a link
+was cut for some time, or that node was started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from minetorch_launch.errors import JoinError, UsageError
+from minetorch_launch.rendezvous.endpoints import (
+    Endpoint,
+    address_towards,
+    is_this_machine,
+    listen,
+    reach,
+    what_to_check,
+)
+from minetorch_launch.rendezvous.follower import Follower
+from minetorch_launch.rendezvous.host import Host
+from minetorch_launch.rendezvous.messages import PROTOCOL, parse
+from minetorch_launch.rendezvous.participant import Participant, sort_key
+from minetorch_launch.rendezvous.round import LeaderLostError
+from minetorch_launch.rendezvous.store_client import StoreClient, StoreLostError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Collection
+
+    from minetorch_launch.rendezvous.membership import Membership, Roster, Settings
+    from minetorch_launch.rendezvous.round import Round
+    from minetorch_launch.rendezvous.store_client import StartStoreProcess
+
+__all__ = ["ManyNodes"]
+
+_SAY_EVERY_SECONDS = 30.0
+_RETURN_EVERY_SECONDS = 2.0
+
+
+class _UnreachableError(Exception):
+    """The endpoint cannot be reached yet; a later attempt may succeed."""
+
+
+class ManyNodes:
+    """A rendezvous of several nodes. Make one with :meth:`open`.
+
+    Attributes:
+        address: this node's own, as the other nodes see it.
+    """
+
+    def __init__(self, settings: Settings, start_store_process: StartStoreProcess) -> None:
+        self.address = ""
+        self._settings, self._start_store_process = settings, start_store_process
+        self._node_id, self._launch_id = uuid4().hex[:12], uuid4().hex[:12]
+        self._attempts = 0
+        self._standby: socket.socket | None = None
+        self._membership: Membership | None = None
+        self._is_endpoint = False  # whether the endpoint names this node
+        self._is_away = False  # whether this node hosts a store elsewhere
+        self._roster: Roster | None = None  # of the last round that this node knows of
+        self._gone: set[str] = set()  # nodes of that round that do not lead any more
+
+    @classmethod
+    async def open(cls, settings: Settings, start_store_process: StartStoreProcess) -> ManyNodes:
+        """Connect to the node that the endpoint names, or host the store if this is that node.
+
+        Raises:
+            JoinError: neither is possible.
+            UsageError: the endpoint has no port.
+        """
+        if settings.endpoint.port == 0:
+            raise UsageError(f"--rdzv-endpoint {settings.endpoint}: several nodes need a port that is not 0")
+        if not settings.version:
+            from importlib.metadata import version
+
+            settings = replace(settings, version=version("minetorch"))
+        rendezvous = cls(settings, start_store_process)
+        await rendezvous._open_endpoint(time.monotonic() + settings.join_timeout)
+        return rendezvous
+
+    async def join(self, *, failures: int, workers_port: int) -> Round:
+        """Take part in the next round; find another leader when the last one is lost.
+
+        Raises:
+            JoinError: the nodes did not come together.
+        """
+        end = time.monotonic() + self._settings.join_timeout
+        while True:
+            if self._membership is None or self._membership.lost is not None:
+                await self._find_leader(end)
+            assert self._membership is not None
+            try:
+                round_ = await self._take_part(self._membership, self._participant(failures, workers_port))
+            except LeaderLostError as error:
+                self._settings.say(f"minetorch-launch: the rendezvous was lost while the nodes joined: {error}")
+                continue
+            self._attempts, self._launch_id = round_.number, round_.launch_id
+            self._gone.clear()
+            return round_
+
+    async def close(self) -> None:
+        """Leave the job."""
+        if self._membership is not None:
+            await self._membership.close()
+        if self._standby is not None:
+            self._standby.close()
+
+    def _participant(self, failures: int, workers_port: int) -> Participant:
+        host, rank = self._settings.host, self._settings.node_rank
+        if self._standby is None:
+            self._standby = listen(self.address, 0)
+        return Participant(
+            order=sort_key(rank, self._is_endpoint, host, self.address, os.getpid()),
+            host=host,
+            address=self.address,
+            pid=os.getpid(),
+            nproc=self._settings.nproc,
+            standby_port=self._standby.getsockname()[1],
+            workers_port=workers_port,
+            failures=failures,
+            attempts=self._attempts,
+            launch_id=self._launch_id,
+            node_id=self._node_id,
+            version=self._settings.version,
+        )
+
+    async def _take_part(self, membership: Membership, me: Participant) -> Round:
+        """Join the next round, unless a launcher answers at the endpoint while too few nodes are here."""
+        joining = asyncio.create_task(membership.join(me, self._settings.join_timeout))
+        tasks: set[asyncio.Task[Any]] = {joining}
+        if self._is_away and isinstance(membership, Host):
+            tasks.add(asyncio.create_task(self._look_for_launcher(membership)))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if joining.done():
+                return joining.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        membership.lose(f"a launcher answers at {self._settings.endpoint} again, and too few nodes have come here")
+        self._roster = None
+        raise LeaderLostError(membership.lost)
+
+    async def _look_for_launcher(self, host: Host) -> None:
+        """Wait until a launcher of this job answers at the endpoint while too few nodes are here."""
+        while True:
+            await asyncio.sleep(_RETURN_EVERY_SECONDS)
+            if host.has_enough:
+                continue
+            store = await StoreClient.start(self._start_store_process)
+            try:
+                await self._greet(
+                    store, await self._reach_any(await self._resolve(store)), self._settings.endpoint.port
+                )
+            except (JoinError, _UnreachableError):
+                continue
+            else:
+                return
+            finally:
+                store.close()
+
+    # After the leader is lost.
+
+    async def _find_leader(self, end: float) -> None:
+        """Go to the next living node in order; if there is none, to the endpoint."""
+        candidates = self._candidates()
+        is_participant = any(each.node_id == self._node_id for each in candidates)
+        while candidates:
+            candidate = candidates[0]
+            if candidate.node_id == self._node_id:
+                return await self._host_elsewhere({each.node_id for each in candidates})
+            store = await StoreClient.start(self._start_store_process)
+            with suppress(JoinError, _UnreachableError):
+                return await self._follow(
+                    store, candidate.address, candidate.standby_port, is_participant=is_participant
+                )
+            # It is lost as well, or it still sees the leader that this node has lost.
+            self._gone.add(candidate.node_id)
+            candidates.pop(0)
+        self._roster = None
+        return await self._open_endpoint(end)
+
+    def _candidates(self) -> list[Participant]:
+        lost, self._membership = self._membership, None
+        if lost is not None:
+            lost.abandon()
+            self._roster = lost.roster or self._roster
+            self._gone.add(lost.leader)
+        participants = self._roster.participants if self._roster is not None else ()
+        return [each for each in participants if each.node_id not in self._gone]
+
+    async def _host_elsewhere(self, expected: Collection[str]) -> None:
+        assert self._standby is not None
+        endpoint = Endpoint(*self._standby.getsockname()[:2])
+        self._settings.say(
+            f"minetorch-launch: the leader is lost; {self._settings.host} hosts the rendezvous now. A node that comes "
+            f"back joins with --rdzv-endpoint {endpoint}"
+        )
+        listener, self._standby = self._standby, None
+        await self._host(await StoreClient.start(self._start_store_process), listener, expected)
+        self._is_away = True
+
+    # At the endpoint.
+
+    async def _open_endpoint(self, end: float) -> None:
+        """Host the store if the endpoint names this node, else wait until a launcher answers there."""
+        endpoint = self._settings.endpoint
+        began = said = time.monotonic()
+        store = await StoreClient.start(self._start_store_process)
+        while True:
+            try:
+                return await self._try_endpoint(store)
+            except _UnreachableError as error:
+                problem = str(error)
+            except BaseException:
+                store.close()
+                raise
+            now = time.monotonic()
+            if now > end:
+                store.close()
+                raise JoinError(
+                    f"{self._settings.host} could not connect to the rendezvous at {endpoint} within {now - began:.3g} "
+                    f"s (last: {problem}): {what_to_check(problem, endpoint)}",
+                    job_can_be_requeued=True,
+                )
+            if now - said > _SAY_EVERY_SECONDS:
+                said = now
+                self._settings.say(
+                    f"minetorch-launch: waiting for the rendezvous at {endpoint} for {now - began:.0f} s: {problem}"
+                )
+            if store.lost is not None:
+                store = await StoreClient.start(self._start_store_process)
+            await asyncio.sleep(min(0.1 + (now - began) / 20, 1.0))
+
+    async def _try_endpoint(self, store: StoreClient) -> None:
+        addresses = await self._resolve(store)
+        listener = await self._listen_at_endpoint(addresses)
+        if listener is not None:
+            self.address, self._is_endpoint = listener.getsockname()[0], True
+            await self._host(store, listener)
+        else:
+            port = self._settings.endpoint.port
+            address = await self._reach_any(addresses)
+            self.address = self._settings.local_addr or address_towards(address, port)
+            await self._follow(store, address, port, is_participant=False)
+        self._is_away = False
+
+    async def _resolve(self, store: StoreClient) -> list[str]:
+        endpoint = self._settings.endpoint
+        try:
+            return await store.resolve(endpoint.host, endpoint.port)
+        except (OSError, StoreLostError) as error:
+            raise _UnreachableError(f"cannot find the address of {endpoint.host!r}: {error}") from None
+
+    async def _listen_at_endpoint(self, addresses: list[str]) -> socket.socket | None:
+        """A listening socket at the endpoint, if that is this machine and the first launcher on it."""
+        own = next((address for address in addresses if is_this_machine(address)), None)
+        if own is None or self._settings.node_rank not in (None, 0):
+            return None
+        try:
+            return listen(own, self._settings.endpoint.port)
+        except JoinError:
+            if await reach(own, self._settings.endpoint.port) is not None:
+                raise
+            return None  # another launcher of this job, or an earlier one
+
+    async def _reach_any(self, addresses: list[str]) -> str:
+        problem = "it has no address"
+        for address in addresses:
+            problem_here = await reach(address, self._settings.endpoint.port)
+            if problem_here is None:
+                return address
+            problem = problem_here
+        raise _UnreachableError(problem)
+
+    # The store.
+
+    async def _host(self, store: StoreClient, listener: socket.socket, expected: Collection[str] = ()) -> None:
+        host = Host(store, self._settings, self._node_id, expected)
+        try:
+            await store.serve(listener)
+            await host.start()
+        except StoreLostError as error:
+            host.abandon()
+            raise JoinError(f"{self._settings.host} cannot host the rendezvous: {error}") from None
+        self._membership = host
+
+    async def _follow(self, store: StoreClient, address: str, port: int, *, is_participant: bool) -> None:
+        leader = await self._greet(store, address, port)
+        follower = Follower(store, self._settings, self._node_id, leader, is_participant=is_participant)
+        try:
+            await follower.start()
+        except StoreLostError as error:
+            follower.abandon()
+            raise _UnreachableError(f"the launcher at {address} ended: {error}") from None
+        self._membership = follower
+
+    async def _greet(self, store: StoreClient, address: str, port: int) -> str:
+        """Connect, and check that a launcher of this job and of this version is there; the leader's id."""
+        here, there, lost = self._settings, Endpoint(address, port), self._settings.timing.lost
+        try:
+            await store.connect(address, port, min(2 * lost, max(here.join_timeout, 1.0)))
+            hello = parse(await asyncio.wait_for(store.wait("hello"), lost))
+        except (StoreLostError, asyncio.TimeoutError) as error:
+            store.close()
+            if await reach(address, port) is not None:
+                raise _UnreachableError(f"the launcher at {there} ended") from None
+            hello = error
+        if not isinstance(hello, dict):
+            raise JoinError(
+                f"{here.host} reached {there}, but no launcher of this job listens there ({hello or 'no reply'}): "
+                "check --rdzv-endpoint, and that all nodes run the same version of Minetorch"
+            )
+        if (hello.get("version"), hello.get("protocol")) != (here.version, PROTOCOL):
+            raise JoinError(
+                f"{here.host} runs Minetorch {here.version} (protocol {PROTOCOL}), and the leader at {there} runs "
+                f"Minetorch {hello.get('version')} (protocol {hello.get('protocol')}): install the same version on all "
+                "nodes"
+            )
+        if hello.get("rdzv_id") != here.rdzv_id:
+            raise JoinError(
+                f"{here.host} belongs to the job {here.rdzv_id}, but the launcher at {there} serves the job "
+                f"{hello.get('rdzv_id')}: start the same command on all nodes, or give each job its own --rdzv-id and "
+                "--rdzv-endpoint"
+            )
+        return str(hello.get("leader"))

@@ -1,0 +1,172 @@
+"""One round: the nodes that run one worker group, and the ways between them and their leader."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from minetorch_launch.rendezvous.messages import Order, Report
+    from minetorch_launch.rendezvous.participant import Participant
+
+__all__ = ["LeaderLostError", "Mailbox", "Rendezvous", "Round"]
+
+T = TypeVar("T")
+
+
+class LeaderLostError(Exception):
+    """The leader of the round does not answer. Join again: the next node in order becomes the leader."""
+
+
+class Mailbox(Generic[T]):
+    """A queue for one reader, which can be closed with an error that the reader gets after the last item."""
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._error: Exception | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, item: T) -> None:
+        """Add an item."""
+        self._items.append(item)
+        self._changed.set()
+
+    def fail(self, error: Exception) -> None:
+        """Raise ``error`` in :meth:`get` from now on, after the items that are there. The first error counts."""
+        self._error = self._error or error
+        self._changed.set()
+
+    async def get(self) -> T:
+        """Wait for the next item and remove it."""
+        while not self._items:
+            if self._error is not None:
+                raise self._error
+            self._changed.clear()
+            await self._changed.wait()
+        return self._items.popleft()
+
+
+class Round:
+    """The nodes that run one worker group.
+
+    Attributes:
+        number: which start of all workers this is, from 1; the same on every node.
+        failures: failures counted so far in this launch (the highest count of all participants).
+        launch_id: unique id of the launch.
+        participants: all nodes, by node rank.
+        node_rank: this node's.
+        leads: whether this node is the leader.
+        status: this node's own, JSON data; the leader gets it within about a second.
+        lost: on the leader, the ranks of the nodes that are lost.
+        world_size: number of workers of all nodes.
+        ranks: global ranks of this node's workers.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        participants: tuple[Participant, ...],
+        node_rank: int,
+        *,
+        leads: bool,
+        deliver: Callable[[Report], None] | None = None,
+        publish: Callable[[Order], Awaitable[None]] | None = None,
+    ) -> None:
+        """Make a round.
+
+        Args:
+            number: see above.
+            participants: see above.
+            node_rank: see above.
+            leads: see above.
+            deliver: takes a report to the leader; None if this node leads.
+            publish: takes an order to the other nodes; None if there are none.
+        """
+        self.number, self.participants, self.node_rank, self.leads = number, participants, node_rank, leads
+        self.failures = max(each.failures for each in participants)
+        self.launch_id = max(participants, key=lambda each: each.attempts).launch_id
+        self.world_size = sum(each.nproc for each in participants)
+        first = sum(each.nproc for each in participants[:node_rank])
+        self.ranks = range(first, first + participants[node_rank].nproc)
+        self.status: dict[str, Any] | None = None
+        self.lost: frozenset[int] = frozenset()
+        self.others: dict[int, dict[str, Any]] = {}
+        self.orders: Mailbox[Order] = Mailbox()
+        self.reports: Mailbox[Report] = Mailbox()
+        self._deliver, self._publish = deliver or self.reports.put, publish
+
+    @property
+    def master_address(self) -> str:
+        """Address of the workers' store."""
+        return self.participants[0].address
+
+    @property
+    def master_port(self) -> int:
+        """Port of the workers' store."""
+        return self.participants[0].workers_port
+
+    @property
+    def statuses(self) -> dict[int, dict[str, Any]]:
+        """On the leader, the last status of every node, by node rank."""
+        own = {} if self.status is None else {self.node_rank: self.status}
+        return self.others | own
+
+    def report(self, report: Report) -> None:
+        """Send ``report`` to the leader. Never blocks; the report is delivered as long as the leader lives."""
+        self._deliver(report)
+
+    async def next_order(self) -> Order:
+        """Wait for the leader's next order, which is the same on every node.
+
+        Raises:
+            LeaderLostError: the leader does not answer.
+        """
+        return await self.orders.get()
+
+    async def next_report(self) -> Report:
+        """On the leader: wait for the next report of any node.
+
+        Raises:
+            LeaderLostError: this node's own store is lost.
+        """
+        return await self.reports.get()
+
+    async def send_order(self, order: Order) -> None:
+        """On the leader: send ``order`` to every node, this one included.
+
+        Raises:
+            LeaderLostError: this node's own store is lost.
+        """
+        if self._publish is not None:
+            await self._publish(order)
+        self.orders.put(order)
+
+    def fail(self, reason: str) -> None:
+        """Make every wait of this round raise LeaderLostError."""
+        self.orders.fail(LeaderLostError(reason))
+        self.reports.fail(LeaderLostError(reason))
+
+
+class Rendezvous(Protocol):
+    """Where the launchers of a job join, round after round. The agent needs no more than this of it."""
+
+    @property
+    def address(self) -> str:
+        """This node's own address, as the other nodes see it."""
+
+    async def join(self, *, failures: int, workers_port: int) -> Round:
+        """Wait for the next round and take part in it.
+
+        Args:
+            failures: failures that this node has counted in this launch.
+            workers_port: port on which this node hosts the workers' store, should it be the first.
+
+        Raises:
+            JoinError: the nodes did not come together.
+        """
+
+    async def close(self) -> None:
+        """Leave the job. The leader waits, not for long, until the others have received the last order."""

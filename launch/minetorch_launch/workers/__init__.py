@@ -1,0 +1,1 @@
+"""The worker processes of one attempt, as the launcher sees them."""

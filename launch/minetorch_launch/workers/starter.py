@@ -1,0 +1,223 @@
+"""Starts the worker group of a round: forked from the fork server, as fresh interpreters, or as any other program."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minetorch_launch.environment import worker_environment
+from minetorch_launch.errors import StartError
+from minetorch_launch.hangs.shared_memory import SharedMemory
+from minetorch_launch.processes.spawner import ForkServer, interpreter_flags, with_package
+from minetorch_launch.target import Command
+from minetorch_launch.worker.main import Assignment
+from minetorch_launch.workers.group import WorkerGroup
+from minetorch_launch.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from minetorch_launch.environment import RoundView
+    from minetorch_launch.output.relay import Relay
+    from minetorch_launch.plan import LaunchPlan
+    from minetorch_launch.processes.spawner import Process, Reaper
+    from minetorch_launch.worker.task import Task
+
+__all__ = ["WorkerStarter"]
+
+_FORK_SERVER_ENV = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""A preloaded module that asks whether there is a GPU must not start CUDA, which does not survive a fork."""
+
+
+class WorkerStarter:
+    """Starts worker groups, and stores.
+
+    Args:
+        plan: the launch.
+        task: what the workers run.
+        signal_mask: the signals that the script begins with blocked.
+        reaper: starts programs.
+        relay: takes the workers' output.
+        streams: stdout and stderr of the fork server.
+        folder: for the error files of torch's ``record``.
+    """
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        task: Task,
+        *,
+        signal_mask: Iterable[int],
+        reaper: Reaper,
+        relay: Relay,
+        streams: tuple[int, int],
+        folder: Path,
+    ) -> None:
+        self._plan, self._task = plan, task
+        self._signal_mask = tuple(map(int, signal_mask))
+        self._reaper, self._relay, self._streams, self._folder = reaper, relay, streams, folder
+        self._fork_server: ForkServer | None = None
+        self._stores: set[Process] = set()
+        self._preparing = asyncio.Lock()
+        self.first_rank = 0
+        """Global rank of this node's first worker."""
+
+    async def prepare(self) -> None:
+        """Start the fork server if there is to be one, again if it has died; it goes on importing by itself."""
+        forks = self._plan.start_method == "forkserver" and not isinstance(self._plan.target, Command)
+        async with self._preparing:
+            if forks and (self._fork_server is None or not self._fork_server.is_alive):
+                self._fork_server = await ForkServer.start(
+                    self._reaper,
+                    self._plan.preload,
+                    import_root=self._plan.target.import_root,
+                    env={**self._plan.env, **_FORK_SERVER_ENV},
+                    streams=self._streams,
+                )
+
+    async def start_store(self) -> tuple[Process, socket.socket]:
+        """Start a store process; returns it with the launcher's end of its socket.
+
+        Raises:
+            StartError: it cannot be started.
+        """
+        await self.prepare()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            if self._fork_server is not None:
+                await self._fork_server.ready()
+                process = await self._fork_server.fork({"op": "store"}, [theirs.fileno()])
+            else:
+                code = "from minetorch_launch.processes.store_process import main; main(3)"
+                with open(os.devnull, "rb") as null:
+                    process = await self._reaper.run(
+                        [sys.executable, *interpreter_flags(), "-c", with_package(code)],
+                        [null.fileno(), *self._streams, theirs.fileno()],
+                    )
+        self._stores = {store for store in self._stores if store.exit_code is None} | {process}
+        return process, ours
+
+    async def start(self, view: RoundView, last: tuple[int, float] | None) -> WorkerGroup:
+        """Start the workers of a round.
+
+        Args:
+            view: the round.
+            last: after a failure, the step that was reached and its time.
+
+        Raises:
+            StartError: they cannot be started.
+        """
+        await self.prepare()
+        if self._fork_server is not None:
+            await self._fork_server.ready()
+        group = WorkerGroup(self._plan, self._relay.say)
+        self.first_rank = view.first_rank
+        ranks = [view.first_rank + local_rank for local_rank in range(len(self._plan.workers))]
+        self._relay.begin(ranks)
+        try:
+            started = await asyncio.gather(
+                *(self._start_one(group, view, local_rank, last) for local_rank in range(len(ranks))),
+                return_exceptions=True,
+            )
+        except asyncio.CancelledError:
+            await self.end_descendants()
+            raise
+        for failure in started:
+            if isinstance(failure, BaseException):
+                await self.end_descendants()
+                raise failure
+        return group
+
+    async def _start_one(
+        self, group: WorkerGroup, view: RoundView, local_rank: int, last: tuple[int, float] | None
+    ) -> None:
+        rank = view.first_rank + local_rank
+        error_file = self._folder / str(view.attempt) / str(local_rank) / "error.json"
+        error_file.parent.mkdir(parents=True)
+        env: dict[str, str | None] = {
+            # What is in the fork server's environment for its own sake must not reach the script.
+            **{name: os.environ.get(name) for name in _FORK_SERVER_ENV},
+            **worker_environment(
+                self._plan,
+                view,
+                local_rank,
+                error_file=str(error_file),
+                last_step=last[0] if last else None,
+                last_time=last[1] if last else None,
+            ),
+        }
+        line = f"minetorch-launch: {time.strftime('%F %T')} {self._plan.target} as rank {rank} of {view.world_size}"
+        self._relay.log(rank, line)  # a log file may hold many starts
+        with ExitStack() as stack:
+            out, out_write = self._pipe(stack)
+            err, err_write = self._pipe(stack)
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            memory = SharedMemory.make()
+            result = os.memfd_create("minetorch-result", os.MFD_CLOEXEC)
+            stdin = self._stdin(stack, view)
+            self._relay.attach(rank, "out", out)
+            self._relay.attach(rank, "err", err)
+            is_command = isinstance(self._plan.target, Command)
+            worker = Worker(rank, local_rank, link=ours, memory=memory, result=result, on_change=group.note_change)
+            fds = [stdin, out_write, err_write, theirs.fileno(), *memory.fds, result]
+            assignment = Assignment(self._task, env, self._signal_mask, self._plan.workers[local_rank].cpus)
+            if is_command:
+                process = await self._run_command(fds[:3], env)
+            else:
+                process = await self._run_python([*fds, _memory_file(stack, pickle.dumps(assignment))])
+        worker.process = process
+        process.on_end = group.note_change
+        group.workers.append(worker)
+        group.workers.sort(key=lambda each: each.rank)
+
+    def _pipe(self, stack: ExitStack) -> tuple[int, int]:
+        read, write = os.pipe()
+        stack.callback(os.close, write)
+        return read, write
+
+    def _stdin(self, stack: ExitStack, view: RoundView) -> int:
+        """The launcher's stdin goes to a worker that is alone; several would take each other's lines."""
+        if view.world_size == 1:
+            return 0
+        return stack.enter_context(open(os.devnull, "rb")).fileno()
+
+    async def _run_python(self, fds: list[int]) -> Process:
+        if self._fork_server is not None:
+            return await self._fork_server.fork({"op": "worker"}, fds)
+        code = with_package("from minetorch_launch.worker.main import main; main()")
+        return await self._reaper.run([sys.executable, *interpreter_flags(), "-c", code], fds)
+
+    async def _run_command(self, fds: list[int], env: dict[str, str | None]) -> Process:
+        target = self._plan.target
+        assert isinstance(target, Command)
+        try:
+            return await self._reaper.run([target.program, *target.args], fds, env=env)
+        except StartError as error:
+            raise StartError(
+                f"cannot start {target.program!r} ({error}): give the path of an executable file"
+            ) from None
+
+    async def end_descendants(self) -> None:
+        """Kill what the workers have left running, daemons included."""
+        keep = [store.pid for store in self._stores]
+        if self._fork_server is not None and self._fork_server.is_alive:
+            keep.append(self._fork_server.process.pid)
+        await self._reaper.kill_descendants(keep=keep)
+
+
+def _memory_file(stack: ExitStack, data: bytes) -> int:
+    """A file in memory with ``data``, at its beginning."""
+    fd = os.memfd_create("minetorch-task", os.MFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -159,7 +159,7 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--rdzv-endpoint", "HOST[:PORT]", _text, "where the nodes meet: one of them, the same for all"),
         Option("--rdzv-id", "ID", _text, "name that this job's launchers share (default: from the command)"),
         Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by host name)"),
-        Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600)"),
+        Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600, in SLURM 60)"),
         Option(
             "--local-addr", "ADDRESS", _text, "this machine's address for the others (default: found by the endpoint)"
         ),

@@ -110,12 +110,6 @@ def _signal_name(word: str) -> str:
     return "SIG" + word.upper().removeprefix("SIG")
 
 
-def _boolean(option: str, text: str) -> bool:
-    if text not in ("0", "1", "true", "false", "t", "f", "yes", "no", "y", "n"):
-        raise UsageError(f"{option} {short_repr(text)} is neither true nor false: type one of them")
-    return text[0] in "1ty"
-
-
 OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "Common options": (
         Option(
@@ -160,6 +154,7 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--rdzv-id", "ID", _text, "name that this job's launchers share (default: from the command)"),
         Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by host name)"),
         Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600, in SLURM 60)"),
+        Option("--last-call-timeout", "SECONDS", _seconds, "time to wait for more nodes than MIN (default: 10)"),
         Option(
             "--local-addr", "ADDRESS", _text, "this machine's address for the others (default: found by the endpoint)"
         ),
@@ -197,7 +192,6 @@ saved, 124 if they hung, 2 for a usage error, 130 after Ctrl-C.
 """
 
 _SHORT = {"-m": "--module", "-t": "--tee", "-r": "--redirects", "-h": "--help"}
-_HIDDEN = {"--rdzv-is-host": _boolean, "--last-call-timeout": _seconds}  # torchrun.translate sets these
 _OWN = {option.name: option for options in OPTIONS.values() for option in options}
 _FLAGS = {*torchrun.FLAGS, *(name for name, option in _OWN.items() if not option.metavar)}
 _NAMES = {*_OWN, *torchrun.FLAGS, *torchrun.VALUED}
@@ -351,5 +345,4 @@ def _wants(given: Mapping[str, str]) -> Wants:
 def _fields(kind: type[Wants] | type[LaunchOptions], given: Mapping[str, str]) -> dict[str, Any]:
     """The values of the fields of ``kind`` that are given."""
     names = {"--" + field.name.replace("_", "-"): field.name for field in dataclasses.fields(kind)}
-    converters: dict[str, Callable[[str, str], object]] = {**_HIDDEN, **{name: _OWN[name].convert for name in _OWN}}
-    return {names[name]: converters[name](name, given[name]) for name in given if name in names}
+    return {names[name]: _OWN[name].convert(name, given[name]) for name in given if name in names}

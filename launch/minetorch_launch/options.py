@@ -109,9 +109,6 @@ class LaunchOptions:
     rdzv_id: str | None = None
     """The name that the launchers of this job share, and no other's; None: derived from the command."""
 
-    rdzv_is_host: bool | None = None
-    """Whether this node hosts the rendezvous; None: if the endpoint's host is this machine."""
-
     node_rank: int | None = None
     """This machine's place in the order of ranks; None: the rendezvous host first, then by host name."""
 
@@ -176,7 +173,7 @@ class LaunchOptions:
 
     def _check_seconds(self) -> None:
         check = validators.check_seconds
-        check("--rdzv-conf last_call_timeout", self.last_call_timeout, "the seconds to wait for more", optional=False)
+        check("--last-call-timeout", self.last_call_timeout, "the seconds to wait for more", optional=False)
         check("--grace", self.grace, "the seconds a worker has to end by itself", optional=False)
         check("--preempt-before", self.preempt_before, "the seconds before the end of the job")
         hang = "the seconds without a step that make a hang"

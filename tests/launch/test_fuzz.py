@@ -10,16 +10,16 @@ from contextlib import suppress
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minetorch_launch.arguments import _parser, read
 from minetorch_launch.channel import Channel, parse_message
 from minetorch_launch.console import Console
 from minetorch_launch.console.collapse import Collapse
 from minetorch_launch.console.lines import Lines
+from minetorch_launch.devices import HostInfo
 from minetorch_launch.errors import UsageError
 from minetorch_launch.guard import Guard
 from minetorch_launch.hangs.watch import HEARTBEAT_BYTES, PHASES, Heartbeat, first_heartbeat
-from minetorch_launch.joining import parse_endpoint
-from minetorch_launch.plan import LaunchOptions, make_plan
+from minetorch_launch.options import LaunchOptions
+from minetorch_launch.plan import make_plan
 from minetorch_launch.slurm.job import (
     BATCH_VARIABLE,
     BatchWord,
@@ -32,14 +32,9 @@ from minetorch_launch.slurm.job import (
     parse_duration,
     srun_command,
 )
-from minetorch_launch.topology import Device, Node
-from minetorch_launch.torchrun import _INSTEAD, _NEEDLESS, _SAME
+from minetorch_launch.target import Script
 
 fuzzed = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
-
-OWN = sorted(name for action in _parser()._actions for name in action.option_strings)
-TORCHRUNS = sorted({*_SAME, *_NEEDLESS, *_INSTEAD})
-NODES = [Node("here", 8), Node("here.example.org", 1, gpus=(Device(0, "GPU-a"), Device(1, "GPU-b")))]
 
 HUGE = "9" * 5000
 numbers = st.one_of(
@@ -48,52 +43,17 @@ numbers = st.one_of(
     st.sampled_from(["", "auto", "gpu", "2:4", "1:", ":", "inf", "-inf", "nan", "1e400", "²", "٣", "0x10", HUGE]),
 )
 anything = st.text(st.characters(blacklist_characters="\0"), max_size=12)
-values = st.one_of(numbers, anything, st.sampled_from(["cpu", "cuda", "spawn", "h:5", "[::1]:7", "usr1,12", "c10d"]))
+values = st.one_of(
+    numbers,
+    anything,
+    st.sampled_from(["cpu", "cuda", "spawn", "h:5", "[::1]:7", "usr1,12", "c10d", "0:1,1:2", "a=b,c"]),
+)
 
 
 def check(error):
     """A refusal fits on a screen; one with line breaks would have them from what was given."""
     assert len(str(error).splitlines()) == 1, str(error)
     assert len(str(error)) < 2000
-
-
-words = st.one_of(
-    st.sampled_from(OWN + TORCHRUNS + ["-m", "--", "--module", "-", "train.py"]),
-    st.tuples(st.sampled_from(OWN + TORCHRUNS), values).map("=".join),
-    values,
-)
-
-
-@fuzzed
-@given(st.lists(words, max_size=8), st.sampled_from(NODES))
-@example(["--grace", "inf", "x.py"], NODES[0])
-@example(["--nproc", HUGE, "x.py"], NODES[0])
-@example([f"--dry-run={HUGE}", "x.py"], NODES[0])
-@example([f"--no\nsuch{HUGE}", "x.py"], NODES[0])
-@example(["--notice-signals", HUGE, "x.py"], NODES[0])
-@example(["--start-method", "spawn", "--nproc", "999999999999", "x.py"], NODES[0])
-def test_a_command_line_is_understood_or_refused_in_one_line(line, node):
-    try:
-        request = read(line)
-        if request.target is not None:
-            plan = make_plan(request.target, request.options, node, {"OMP_NUM_THREADS": "²"})
-            assert plan.text()
-            assert math.isfinite(plan.grace)
-    except UsageError as error:
-        check(error)
-
-
-@fuzzed
-@given(st.sampled_from(sorted(_SAME)), st.booleans(), numbers)
-def test_torchruns_name_of_an_option_is_the_same_as_ours(name, underscored, value):
-    def outcome(*line):
-        try:
-            return read([*line, "train.py", name])
-        except UsageError as error:
-            return str(error)
-
-    theirs = "--" + name[2:].replace("-", "_") if underscored else name
-    assert outcome(theirs, value) == outcome(f"{theirs}={value}") == outcome(_SAME[name], value)
 
 
 def compressed(numbers, width):
@@ -206,7 +166,7 @@ def test_slurms_variables_make_a_job_or_are_refused(environ, own_step, asked):
 
 
 def make_plan_of(options):
-    return make_plan(read(["train.py"]).target, options, NODES[0], {})
+    return make_plan(Script("train.py"), options, HostInfo("here", 8), {})
 
 
 @fuzzed
@@ -218,17 +178,6 @@ def test_the_batch_steps_word_is_one_or_refused(text):
         assert BatchWord.from_text(word.text()) == word
         assert word.workers >= 1
         assert isinstance(word.times, Times)
-
-
-@fuzzed
-@given(st.text("ab.:[]12345 é\n", max_size=12) | anything)
-@example(f"h:{HUGE}")
-def test_a_place_to_meet_is_one_or_refused(text):
-    with suppress(UsageError):
-        endpoint = parse_endpoint(text)
-        assert endpoint.host
-        assert 0 < endpoint.port < 65536
-        assert parse_endpoint(str(endpoint)) == endpoint
 
 
 @fuzzed

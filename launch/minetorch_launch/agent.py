@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -158,11 +159,12 @@ class Agent:
         rendezvous = await self._unless_stopped(self._open_rendezvous())
         try:
             self._store = WorkersStore(rendezvous.address, self._plan.master_port or 0, self._starter.start_store)
-            while True:
-                joining = rendezvous.join(failures=self._failures, workers_port=self._store.port)
-                outcome = await self._run_round(await self._unless_stopped(joining))
-                if outcome is not None:
-                    return outcome
+            with closing(self._store):
+                while True:
+                    joining = rendezvous.join(failures=self._failures, workers_port=self._store.port)
+                    outcome = await self._run_round(await self._unless_stopped(joining))
+                    if outcome is not None:
+                        return outcome
         finally:
             await rendezvous.close()
 

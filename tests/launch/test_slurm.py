@@ -361,7 +361,13 @@ def test_srun_starts_one_launcher_on_each_node_with_all_that_the_job_has_there()
     command = srun_command(job_of(BATCH), LaunchOptions(), ["python", "a b"])
     assert command[0] == "srun"
     assert command[-2:] == ["python", "a b"]
-    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=6", "--job-name=step"} < {*command}
+    assert {
+        "--nodes=2",
+        "--ntasks=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=6",
+        f"--job-name=minetorch-{os.getpid()}",
+    } < {*command}
     assert "--cpu-bind=none" in command
     alike = srun_command(job_of(BATCH | {"SLURM_JOB_CPUS_PER_NODE": "8(x2)"}), LaunchOptions(), ["x"])
     assert "--cpus-per-task=8" in alike
@@ -438,7 +444,7 @@ def test_times_come_from_the_environment_first(answers):
     [
         ("1:00|1-0:00:00", JobTimes(1060, 86400)),
         ("UNLIMITED|UNLIMITED", JobTimes()),
-        ("INVALID|10:00", JobTimes(None, 600)),
+        ("N/A|10:00", JobTimes(None, 600)),
     ],
 )
 def test_times_from_squeue(answers, left, times):
@@ -485,7 +491,7 @@ def test_no_requeue_without_scontrol(answers):
     answers()
     lines = []
     cli_tools.requeue(job_of(BATCH), lines.append)
-    assert "no scontrol here; where there is, type `scontrol requeue 77`" in lines[0]
+    assert "no scontrol here; where there is one, type `scontrol requeue 77`" in lines[0]
 
 
 FIRST = {"SLURMD_NODENAME": "gpu07", "SLURM_NODEID": "0"}

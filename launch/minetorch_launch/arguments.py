@@ -137,7 +137,7 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--rdzv-endpoint", "HOST[:PORT]", _text, "where the nodes meet: one of them, the same for all"),
         Option("--rdzv-id", "ID", _text, "name that this job's launchers share (default: from the command)"),
         Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by name)"),
-        Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600)"),
+        Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600, in SLURM 60)"),
         Option("--last-call-timeout", "SECONDS", _seconds, "time to wait for more nodes than MIN (default: 10)"),
         Option("--local-addr", "ADDRESS", _text, "this machine's address for the others (default: as routed)"),
     ),

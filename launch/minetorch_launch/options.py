@@ -112,8 +112,9 @@ class LaunchOptions:
     node_rank: int | None = None
     """This machine's place in the order of ranks; None: the rendezvous host first, then by host name."""
 
-    join_timeout: float = 600.0
-    """Seconds to wait for the minimum of machines, at the start and after one is lost."""
+    join_timeout: float | None = None
+    """Seconds to wait for the minimum of machines, at the start and after one is lost; None: 600, or 60 where a SLURM
+    job's launchers are all started at once."""
 
     last_call_timeout: float = 10.0
     """Seconds without another arrival after which the first round begins with fewer than the maximum of machines."""
@@ -177,7 +178,7 @@ class LaunchOptions:
         check("--preempt-before", self.preempt_before, "the seconds before the end of the job")
         hang = "the seconds without a step that make a hang"
         check("--hang-timeout", self.hang_timeout, hang, above_zero=True, may_be_infinite=True)
-        check("--join-timeout", self.join_timeout, "the seconds to wait for the nodes", above_zero=True, optional=False)
+        check("--join-timeout", self.join_timeout, "the seconds to wait for the nodes", above_zero=True)
 
     def _check_streams(self) -> None:
         validators.check_streams("--redirects", self.redirects)

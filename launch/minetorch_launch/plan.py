@@ -27,6 +27,8 @@ DeviceKind = Literal["cpu", "cuda", "xpu"]
 StartMethod = Literal["forkserver", "spawn"]
 Stream = Literal["out", "err"]
 
+_JOIN_SECONDS = 600.0
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -180,7 +182,7 @@ def make_plan(
         rdzv_endpoint=meeting,
         rdzv_id=options.rdzv_id or _derived_id(target, options),
         node_rank=options.node_rank,
-        join_timeout=options.join_timeout,
+        join_timeout=_JOIN_SECONDS if options.join_timeout is None else options.join_timeout,
         last_call_timeout=options.last_call_timeout,
         local_addr=local_addr,
         master_port=master_port,

@@ -89,7 +89,7 @@ class Stream:
         self.write((b"" if self._last == b"\n" else b"\n") + line + b"\n")
 
     def show_live(self, label: bytes, line: bytes, rank: int | None = None) -> None:
-        """Keep the unfinished ``line`` at the foot of the terminal, in the colour of ``rank``; an empty line ends it."""
+        """Keep the unfinished ``line`` at the foot of the terminal, in the colour of ``rank``; an empty one ends it."""
         shown = _fit(label + line, terminal_columns(self._fd) or 80) if line else b""
         if rank is not None and shown.startswith(label):
             shown = paint(label, rank) + shown[len(label) :]

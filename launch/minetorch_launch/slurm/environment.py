@@ -17,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,7 @@ class BatchHandoff:
         except (ValueError, TypeError, KeyError, RecursionError):
             handoff = None
         if handoff is None or not handoff._is_valid():
-            raise UsageError(f"{BATCH_VARIABLE}={in_brief(text)} is not a value that the launcher sets: unset it")
+            raise UsageError(f"{BATCH_VARIABLE}={short_repr(text)} is not a value that the launcher sets: unset it")
         return handoff
 
     def _is_valid(self) -> bool:
@@ -194,7 +194,7 @@ def expand_hosts(text: str) -> tuple[str, ...]:
     """
     entries = re.findall(r"(?:[^\[\],\s]|\[[^\[\]\s]*\])+", text)
     if not entries or ",".join(entries) != text.strip():
-        raise UsageError(f"SLURM's node list {in_brief(text)} is not valid: it must be like n[003-007,9],m1")
+        raise UsageError(f"SLURM's node list {short_repr(text)} is not valid: it must be like n[003-007,9],m1")
     hosts: list[str] = []
     for entry in entries:  # such as rack[1-2]n[01-02]-ib
         parts = re.split(r"\[([^\]]*)\]", entry)
@@ -214,7 +214,7 @@ def expand_counts(text: str) -> tuple[int, ...]:
     for entry in filter(None, text.split(",")):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,6})\))?", entry)
         if match is None or len(counts) + int(match[2] or 1) > _MAX_NODES:
-            raise UsageError(f"SLURM's list of numbers {in_brief(text)} is not valid: it must be like 2(x3),1")
+            raise UsageError(f"SLURM's list of numbers {short_repr(text)} is not valid: it must be like 2(x3),1")
         counts += [int(match[1])] * int(match[2] or 1)
     return tuple(counts)
 
@@ -240,7 +240,7 @@ def _expand_ranges(ranges: str, text: str) -> list[str]:
     for piece in ranges.split(","):
         match = re.fullmatch(rf"([0-9]{{1,{_MAX_DIGITS}}})(?:-([0-9]{{1,{_MAX_DIGITS}}}))?", piece)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            problem = f"SLURM's node list {in_brief(text)} has the invalid range {in_brief(piece)}"
+            problem = f"SLURM's node list {short_repr(text)} has the invalid range {short_repr(piece)}"
             raise UsageError(f"{problem}: it must be like 003-007")
         first, last = match[1], match[2] or match[1]
         _check_node_count(len(numbers) + int(last) - int(first) + 1, text)
@@ -250,7 +250,7 @@ def _expand_ranges(ranges: str, text: str) -> list[str]:
 
 def _check_node_count(count: int, text: str) -> None:
     if count > _MAX_NODES:
-        raise UsageError(f"SLURM's node list {in_brief(text)} is not valid: it has more than {_MAX_NODES} hosts")
+        raise UsageError(f"SLURM's node list {short_repr(text)} is not valid: it has more than {_MAX_NODES} hosts")
 
 
 def _is_number(text: str) -> bool:
@@ -290,5 +290,5 @@ def _integer(environ: Mapping[str, str], name: str) -> int | None:
     if not text:
         return None
     if not _is_number(text):
-        raise UsageError(f"{name}={in_brief(text)} must be a whole number, 0 or more: SLURM sets it, so unset it")
+        raise UsageError(f"{name}={short_repr(text)} must be a whole number, 0 or more: SLURM sets it, so unset it")
     return int(text)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minetorch_launch.joining import parse_endpoint
+from minetorch_launch.slurm.commands import find_job
+
 from minetorch_doctor import machine, network, selftest, software, storage
 from minetorch_doctor.result import Result
 from minetorch_launch.devices import find_driver, find_node, torch_cuda_build
-from minetorch_launch.joining import parse_endpoint
-from minetorch_launch.slurm.commands import find_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -10,12 +10,13 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from minetorch_launch.slurm.commands import find_job
+
 from minetorch_doctor.checks import DoctorOptions, run_checks
 from minetorch_doctor.result import all_ok, as_json, as_row, summary
 from minetorch_launch import arguments
 from minetorch_launch.errors import LaunchError, UsageError, short_repr
 from minetorch_launch.slurm import batch
-from minetorch_launch.slurm.commands import find_job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

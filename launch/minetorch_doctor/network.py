@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minetorch_launch.joining import Endpoint, is_this_machine, listen, reach_now, resolve
+
 from minetorch_doctor.result import Result
 from minetorch_launch.errors import JoinError
-from minetorch_launch.joining import Endpoint, is_this_machine, listen, reach_now, resolve
 
 if TYPE_CHECKING:
     from minetorch_doctor.selftest import WorkerReport

@@ -37,7 +37,9 @@ class Script:
     @property
     def import_root(self) -> str:
         """What ``sys.path[0]`` is while it runs, as Python has it: the application, or a file's real folder."""
-        return self.path if self.is_application else str(Path(self.path).resolve().parent)
+        if self.is_application:
+            return os.path.join(os.getcwd(), self.path)  # noqa: PTH109, PTH118 - "./app/" stays as it is
+        return str(Path(self.path).resolve().parent)
 
     def __str__(self) -> str:
         return shlex.join(("python", self.path, *self.args))
@@ -195,15 +197,7 @@ def _check_script(path: str) -> None:
 
 
 def _check_program(program: str) -> None:
-    try:
-        found = shutil.which(program)
-    except ValueError:  # a name that no file can have
-        found = None
-    if found is not None:
-        return
-    try:
-        is_file = Path(program).is_file()
+    if shutil.which(program) is None:
+        is_file = os.path.isfile(program)  # noqa: PTH113 - takes names that no file can have
         problem = "is not executable: type chmod +x for it" if is_file else "is neither a file nor a program in PATH"
-    except (OSError, ValueError):
-        problem = "is not the name of a program"
-    raise UsageError(f"--no-python: {short_repr(program)} {problem}")
+        raise UsageError(f"--no-python: {short_repr(program)} {problem}")

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from minetorch_launch.joining import Endpoint
 
 from minetorch_doctor import command, machine, network, selftest, selftest_worker, software, storage
 from minetorch_doctor.checks import DoctorOptions, run_checks
 from minetorch_doctor.result import Result, all_ok, as_json, as_row, summary
 from minetorch_launch.devices import Driver
-from minetorch_launch.joining import Endpoint
 from minetorch_launch.plan import LaunchOptions
 
 DOCTOR = (sys.executable, "-m", "minetorch_doctor")

@@ -62,7 +62,8 @@ def test_ranks_at_the_same_place_stand_together():
     summary = summarize([snapshot(1, NEXT), *(snapshot(rank, ALL_REDUCE) for rank in (3, 0, 2))])
     assert summary.text("no step for 312 s").splitlines()[:3] == [
         "minetorch-launch: no step for 312 s; stack summary of 4 ranks:",
-        "  ranks 0, 2, 3  in all_reduce (torch.distributed)          at train.py:88 in train_step: dist.all_reduce(loss)",
+        "  ranks 0, 2, 3  in all_reduce (torch.distributed)          "
+        "at train.py:88 in train_step: dist.all_reduce(loss)",
         "  rank 1         in __next__ (torch.utils.data.dataloader)  at data.py:41 in batches: batch = next(it)",
     ]
     assert summary.odd_ranks == (1,)

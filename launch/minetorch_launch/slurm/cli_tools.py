@@ -8,7 +8,6 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,20 +81,13 @@ def show_job(job: SlurmJob) -> dict[str, str]:
     return _fields(ask("scontrol", "--oneliner", "show", "job", job.id))
 
 
-def find_times(job: SlurmJob, now: float | None = None) -> JobTimes:
-    """The job's time limit: from the environment, else from ``squeue``, else from ``scontrol``."""
+def find_times(job: SlurmJob, now: float) -> JobTimes:
+    """The job's time limit: from the environment, else from ``squeue``."""
     if job.times.end is not None or job.batch is not None:
         return job.times
-    now = time.time() if now is None else now
-    answer = (ask("squeue", "--noheader", f"--jobs={job.id}", "--format=%L|%l") or "").strip()
-    if "|" in answer:
-        left, limit = map(parse_duration, answer.split("|")[:2])
-        return JobTimes(None if left is None else now + left, limit)
-    shown = show_job(job)
-    with suppress(KeyError, ValueError):
-        end = datetime.fromisoformat(shown["EndTime"]).timestamp()
-        return JobTimes(end, parse_duration(shown.get("TimeLimit", "")))
-    return JobTimes()
+    left, _, limit = (ask("squeue", "--noheader", f"--jobs={job.id}", "--format=%L|%l") or "").partition("|")
+    seconds = parse_duration(left)
+    return JobTimes(None if seconds is None else int(now) + seconds, parse_duration(limit))
 
 
 def find_deadline(job: SlurmJob, preempt_before: float | None) -> Deadline | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import re
 import zlib
@@ -40,10 +39,10 @@ _MAX_DIGITS = 18
 class JobTimes:
     """The time limit of a job in seconds; None for what is unknown or unlimited."""
 
-    end: float | None = None
+    end: int | None = None
     """When SLURM ends the job, in seconds of the Unix clock."""
 
-    limit: float | None = None
+    limit: int | None = None
     """From the job's start to its end."""
 
 
@@ -54,14 +53,15 @@ class BatchHandoff:
     workers: int = 1
     """Workers per node without GPUs: the tasks per node that the user asked SLURM for."""
 
-    address: str | None = None
+    address: str = ""
     """Where the other nodes reach the first one."""
 
     times: JobTimes = JobTimes()
 
     def text(self) -> str:
         """The value of `BATCH_VARIABLE`."""
-        return json.dumps(dataclasses.asdict(self))
+        values = (self.workers, self.address, self.times.end, self.times.limit)
+        return ",".join("" if value is None else str(value) for value in values)
 
     @classmethod
     def from_text(cls, text: str) -> BatchHandoff:
@@ -70,63 +70,31 @@ class BatchHandoff:
         Raises:
             UsageError: it is something else.
         """
-        try:
-            values = json.loads(text)
-            handoff = cls(**{**values, "times": JobTimes(**values["times"])})
-        except (ValueError, TypeError, KeyError, RecursionError):
-            handoff = None
-        if handoff is None or not handoff._is_valid():
+        match = re.fullmatch(r"([1-9][0-9]{0,4}),([^,\s]*),([0-9]{0,18}),([0-9]{0,18})", text)
+        if match is None:
             raise UsageError(f"{BATCH_VARIABLE}={short_repr(text)} is not a value that the launcher sets: unset it")
-        return handoff
-
-    def _is_valid(self) -> bool:
-        times = (self.times.end, self.times.limit)
-        return (
-            type(self.workers) is int
-            and 0 < self.workers <= _MAX_NODES
-            and isinstance(self.address, str | None)
-            and all(time is None or (isinstance(time, int | float) and math.isfinite(time)) for time in times)
-        )
+        end, limit = (int(number) if number else None for number in (match[3], match[4]))
+        return cls(int(match[1]), match[2], JobTimes(end, limit))
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job, and where in it this process runs.
-
-    =================  =============================================================================
-    field              from
-    =================  =============================================================================
-    ``id``             SLURM_ARRAY_JOB_ID "_" SLURM_ARRAY_TASK_ID in an array, else SLURM_JOB_ID
-    ``kind``           SLURM_STEP_ID, and SLURMD_NODENAME, which an ``salloc`` shell lacks
-    ``step``           SLURM_STEP_ID of a task
-    ``restarts``       SLURM_RESTART_COUNT; unset in the first run
-    ``hosts``          SLURM_STEP_NODELIST of a task, else SLURM_JOB_NODELIST
-    ``node``           index of SLURMD_NODENAME among the hosts, else SLURM_NODEID, else 0
-    ``tasks_here``     SLURM_STEP_TASKS_PER_NODE of a task; 1 elsewhere
-    ``gpus``           SLURM_GPUS_ON_NODE
-    ``gpus_per_task``  SLURM_GPUS_PER_TASK: "1", "a100:1"; empty unless the user asked for it
-    ``cpus``           SLURM_CPUS_PER_TASK of a task, else SLURM_CPUS_ON_NODE: what one launcher may use
-    ``cpus_per_node``  SLURM_JOB_CPUS_PER_NODE, by node
-    ``workers``        SLURM_NTASKS_PER_NODE, or an equal share of SLURM_NTASKS; of a task: from the batch step
-    ``times``          SLURM_JOB_START_TIME, SLURM_JOB_END_TIME: not set before SLURM 23.02
-    ``batch``          MINETORCH_SLURM_BATCH of a task
-    =================  =============================================================================
-    """
+    """A job, and where in it this process runs. `from_env` says which variable gives which field."""
 
     id: str
     kind: StepKind
-    hosts: tuple[str, ...]
-    step: int | None = None
+    hosts: tuple[str, ...]  # of the step, for a task; else of the job
+    step: int | None = None  # for a task
     restarts: int = 0
-    node: int = 0
-    tasks_here: int = 1
-    gpus: int | None = None
-    gpus_per_task: str = ""
-    cpus: int | None = None
+    node: int = 0  # index of this process's host
+    tasks_here: int = 1  # of the step, on this node
+    gpus: int | None = None  # of this node
+    gpus_per_task: str = ""  # "1" or "a100:1"; empty unless the user asked for it
+    cpus: int | None = None  # that one launcher may use on this node
     cpus_per_node: tuple[int, ...] = ()
-    workers: int = 1
+    workers: int = 1  # per node without GPUs
     times: JobTimes = JobTimes()
-    batch: BatchHandoff | None = None
+    batch: BatchHandoff | None = None  # if a launcher in the batch step has started this one
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str], own_step: str | None = None) -> SlurmJob | None:
@@ -155,7 +123,7 @@ class SlurmJob:
             kind=kind,
             hosts=hosts,
             step=step,
-            restarts=_integer(environ, "SLURM_RESTART_COUNT") or 0,
+            restarts=_integer(environ, "SLURM_RESTART_COUNT") or 0,  # unset in the first run
             node=node,
             tasks_here=tasks[node] if node < len(tasks) else 1,
             gpus=_integer(environ, "SLURM_GPUS_ON_NODE"),
@@ -219,30 +187,27 @@ def expand_counts(text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def parse_duration(text: str) -> float | None:
+def parse_duration(text: str) -> int | None:
     """Seconds of SLURM's ``days-hours:minutes:seconds``; None for UNLIMITED, INVALID and the like."""
     days, dash, clock = text.strip().rpartition("-")
     parts = clock.split(":")
     if not all(map(_is_number, (*parts, *([days] if dash else [])))) or len(parts) > 3:
         return None
     numbers = [int(part) for part in parts]
-    if dash:
-        hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    elif len(numbers) == 1:
-        hours, minutes, seconds = 0, numbers[0], 0
-    else:
-        hours, minutes, seconds = (0, *numbers)[-3:]
-    return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds)
+    if not dash and len(numbers) < 3:
+        numbers = [0, *numbers]  # minutes, or minutes and seconds
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
 def _expand_ranges(ranges: str, text: str) -> list[str]:
     numbers: list[str] = []
     for piece in ranges.split(","):
-        match = re.fullmatch(rf"([0-9]{{1,{_MAX_DIGITS}}})(?:-([0-9]{{1,{_MAX_DIGITS}}}))?", piece)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
+        first, dash, last = piece.partition("-")
+        last = last if dash else first
+        if not _is_number(first) or not _is_number(last) or int(last) < int(first):
             problem = f"SLURM's node list {short_repr(text)} has the invalid range {short_repr(piece)}"
             raise UsageError(f"{problem}: it must be like 003-007")
-        first, last = match[1], match[2] or match[1]
         _check_node_count(len(numbers) + int(last) - int(first) + 1, text)
         numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return numbers
@@ -254,14 +219,14 @@ def _check_node_count(count: int, text: str) -> None:
 
 
 def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) <= _MAX_DIGITS
+    return text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS
 
 
 def _find_step(environ: Mapping[str, str], own_step: str | None) -> tuple[int | None, StepKind]:
     name = own_step.rpartition(".")[2] if own_step else environ.get("SLURM_STEP_ID", "")
-    if name == "interactive" or name == str(_INTERACTIVE_STEP):
+    if name in ("interactive", str(_INTERACTIVE_STEP)):
         return None, "interactive"
-    if own_step is None and not name:
+    if own_step is None and not name:  # salloc's shell lacks a node name
         return None, "batch" if "SLURMD_NODENAME" in environ else "interactive"
     if name == str(_BATCH_STEP) or not _is_number(name):
         return None, "batch"
@@ -281,6 +246,7 @@ def _tasks_per_node(environ: Mapping[str, str], nodes: int) -> int:
 
 
 def _read_times(environ: Mapping[str, str]) -> JobTimes:
+    """SLURM sets these variables since 23.02."""
     start, end = _integer(environ, "SLURM_JOB_START_TIME"), _integer(environ, "SLURM_JOB_END_TIME")
     return JobTimes(end, end - start if start and end else None)
 

@@ -19,40 +19,24 @@ if TYPE_CHECKING:
 
     from minetorch_launch.arguments import Request
     from minetorch_launch.options import LaunchOptions
-    from minetorch_launch.target import Command, Module, Script
 
 __all__ = ["batch_script", "run"]
 
 _OURS = {"--sbatch", "--sbatch-options", "--dry-run"}
 
 # Other names of the options that the batch script sets: an option of the user's takes the place of ours.
-_SYNONYMS = {
-    "-J": "--job-name",
-    "-N": "--nodes",
-    "-c": "--cpus-per-task",
-    "-o": "--output",
-    "-D": "--chdir",
-    "-a": "--array",
-    "--gpus": "--gpus-per-node",
-    "-G": "--gpus-per-node",
-    "--gres": "--gpus-per-node",
-    "--gpus-per-task": "--gpus-per-node",
-    "--no-requeue": "--requeue",
-}
+_SHORT = {"-J": "--job-name", "-N": "--nodes", "-c": "--cpus-per-task", "-o": "--output", "-D": "--chdir"}
+_SYNONYMS = _SHORT | dict.fromkeys(("-G", "--gpus", "--gres", "--gpus-per-task"), "--gpus-per-node")
+_SYNONYMS |= {"-a": "--array", "--no-requeue": "--requeue"}
 
 
 def run(request: Request, *, say: Callable[[str], None]) -> int:
-    """Write the batch script, submit it, or print it with ``--dry-run``.
-
-    Args:
-        request: the command line, which names a target.
-        say: shows a line to the user.
+    """Submit the batch script of a command line that names a target, or write it, or print it with ``--dry-run``.
 
     Raises:
         UsageError: an option cannot work, the file cannot be written, or there is no sbatch here.
         StartError: sbatch refused the job.
     """
-    assert request.target is not None
     wants = request.wants
     try:
         words = shlex.split(wants.sbatch_options)
@@ -60,10 +44,12 @@ def run(request: Request, *, say: Callable[[str], None]) -> int:
         example = "type e.g. --sbatch-options='--partition=gpu --time=4:00:00'"
         raise UsageError(f"--sbatch-options {wants.sbatch_options!r}: {error}; {example}") from None
     own = [word for word in request.own if word.split("=")[0] not in _OURS]
+    rest = request.rest
+    name = rest[1] if rest[0] == "-m" else Path(rest[0]).stem
     # Two dashes keep a script whose name begins with a dash from being read as an option.
-    dashes = ["--"] if request.rest[0].startswith("-") and request.rest[0] != "-m" else []
-    launcher = [*LAUNCHER, *own, *dashes, *request.rest]
-    text = batch_script(request.options, request.target, launcher, sbatch_options=words, folder=str(Path.cwd()))
+    dashes = ["--"] if rest[0].startswith("-") and rest[0] != "-m" else []
+    launcher = [*LAUNCHER, *own, *dashes, *rest]
+    text = batch_script(request.options, launcher, name=name, sbatch_options=words, folder=str(Path.cwd()))
     if wants.dry_run:
         sys.stdout.flush()
         sys.stdout.buffer.write(os.fsencode(text))
@@ -76,20 +62,15 @@ def run(request: Request, *, say: Callable[[str], None]) -> int:
 
 def batch_script(
     options: LaunchOptions,
-    target: Script | Module | Command,
     launcher: Sequence[str],
     *,
+    name: str,
     sbatch_options: Sequence[str],
     folder: str,
 ) -> str:
-    """The text of a batch script that runs ``launcher``. Pure.
+    """The text of a batch script that runs ``launcher`` in ``folder``. Pure.
 
-    Args:
-        options: of the launch: nodes, workers, threads and device become what the job asks SLURM for.
-        target: names the job.
-        launcher: the command, options included.
-        sbatch_options: the user's own; each takes the place of ours of the same name.
-        folder: where the job runs.
+    The options of the launch become what the job asks SLURM for; each of ``sbatch_options`` replaces ours of its name.
 
     Raises:
         UsageError: something has a line break, which a batch script's options cannot hold.
@@ -97,7 +78,7 @@ def batch_script(
     given = {_long_name(word) for word in sbatch_options if word.startswith("-")}
     nproc = options.nproc if isinstance(options.nproc, int) else None
     ours = {
-        "--job-name": Path(str(target).split()[0]).stem,
+        "--job-name": name,
         "--chdir": folder,
         "--nodes": "-".join(map(str, sorted(set(options.nodes or (1,))))),
         "--ntasks-per-node": "1",

@@ -25,7 +25,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import EXIT_STOPPED_EARLY, JoinError, StartError, StoppedEarlyError
+from minetorch_launch.errors import JoinError, StartError, StoppedEarlyError
+from minetorch_launch.exit_codes import EXIT_STOPPED_EARLY, shell_code
 from minetorch_launch.slurm import cli_tools
 from minetorch_launch.slurm.environment import BATCH_VARIABLE, BatchHandoff
 from minetorch_launch.slurm.options import choose_nodes
@@ -119,13 +120,6 @@ def run_on_nodes(
 ) -> int:
     """Start ``command`` on each node, wait for its end, and requeue the job if its work was stopped early.
 
-    Args:
-        job: seen from the batch script or an interactive shell.
-        options: the user's; of ``nodes``, the maximum.
-        command: of each node's launcher.
-        environ: this process's environment.
-        say: shows a line to the user.
-
     Returns:
         The exit code: the highest of all launchers, as srun gives it.
 
@@ -135,12 +129,11 @@ def run_on_nodes(
     """
     words = srun_command(job, options, command)
     is_local = choose_nodes(options, len(job.hosts))[1] == 1 or options.rdzv_endpoint is not None
-    address = None if is_local else cli_tools.find_address(job.hosts[0])
-    handoff = BatchHandoff(workers=job.workers, address=address, times=cli_tools.find_times(job))
-    step = _Step(job, words, srun_environ(environ, handoff), say)
-    code = step.run()
-    # A stop signal to this process means that the job is not wanted any more, unless its time is up.
-    is_wanted = step.stopped_by is None or cli_tools.is_out_of_time(cli_tools.show_job(job))
+    address = "" if is_local else cli_tools.find_address(job.hosts[0])
+    handoff = BatchHandoff(job.workers, address, cli_tools.find_times(job, time.time()))
+    code, stopped_by = _run_step(job, words, srun_environ(environ, handoff), say)
+    # A stop signal to this process means that the user does not want the job any more, or that its time is up.
+    is_wanted = stopped_by is None or cli_tools.is_out_of_time(cli_tools.show_job(job))
     if code == EXIT_STOPPED_EARLY and is_wanted:
         cli_tools.requeue(job, say)
     return code
@@ -184,68 +177,62 @@ def _requeue_incomplete(job: SlurmJob, say: Callable[[str], None]) -> None:
     cli_tools.requeue(job, say)
 
 
-class _Step:
-    """One ``srun``, from its start to its end.
+def _run_step(
+    job: SlurmJob, command: Sequence[str], environ: Mapping[str, str], say: Callable[[str], None]
+) -> tuple[int, signal.Signals | None]:
+    """Run srun, and pass signals on until it ends.
 
-    Attributes:
-        stopped_by: the first stop signal that came to this process.
+    Returns:
+        Its exit code as a shell gives it, and the first stop signal that came to this process.
     """
+    stopped_by: signal.Signals | None = None
+    taken = [signum for signum in _PASSED_BY_SRUN | _PASSED_BY_SCANCEL | _NOT_PASSED if _is_taken(signum)]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [*taken, signal.SIGCHLD])
+    try:
+        process = _start_srun(command, environ, before)
+        while process.poll() is None:
+            # With a timeout, since SIGCHLD never comes where a parent has set it to "ignore".
+            came = signal.sigtimedwait([*taken, signal.SIGCHLD], _WAKE_SECONDS)
+            if came is None or came.si_signo == signal.SIGCHLD or process.poll() is not None:
+                continue
+            signum = signal.Signals(came.si_signo)
+            if signum in _PASSED_BY_SRUN:
+                process.send_signal(signum)
+            elif signum in _NOT_PASSED:
+                say("minetorch-launch: for a stack summary, send SIGQUIT to the launcher on one of the nodes")
+            else:
+                stopped_by = stopped_by or signum
+                if cli_tools.show_job(job).get("JobState", "RUNNING") == "RUNNING":
+                    _signal_tasks(job, signum, process)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return shell_code(process.returncode), stopped_by
 
-    def __init__(
-        self, job: SlurmJob, command: Sequence[str], environ: Mapping[str, str], say: Callable[[str], None]
-    ) -> None:
-        self._job, self._command, self._environ, self._say = job, command, environ, say
-        self.stopped_by: signal.Signals | None = None
 
-    def run(self) -> int:
-        """Start it, pass signals on until it ends, and return its exit code as a shell gives it."""
-        taken = [signum for signum in _PASSED_BY_SRUN | _PASSED_BY_SCANCEL | _NOT_PASSED if _is_taken(signum)]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [*taken, signal.SIGCHLD])
-        try:
-            process = self._start(before)
-            while process.poll() is None:
-                # With a timeout, since SIGCHLD never comes where a parent has set it to "ignore".
-                came = signal.sigtimedwait([*taken, signal.SIGCHLD], _WAKE_SECONDS)
-                if came is not None and came.si_signo != signal.SIGCHLD and process.poll() is None:
-                    self._pass_on(signal.Signals(came.si_signo), process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return process.returncode if process.returncode >= 0 else 128 - process.returncode
+def _start_srun(
+    command: Sequence[str], environ: Mapping[str, str], mask: set[signal.Signals | int]
+) -> subprocess.Popen[bytes]:
+    libc = ctypes.CDLL(None)
 
-    def _start(self, mask: set[signal.Signals | int]) -> subprocess.Popen[bytes]:
-        libc = ctypes.CDLL(None)
+    def prepare() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # srun then ends its tasks
 
-        def prepare() -> None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # srun then ends its tasks
+    try:
+        # In a session of its own: a terminal's Ctrl-C comes to this process alone; srun would ask for a second one.
+        return subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=prepare
+        )
+    except OSError as error:
+        raise StartError(f"cannot start srun ({error.strerror}): check SLURM's installation on this node") from None
 
-        try:
-            return subprocess.Popen(
-                self._command,
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C comes to us alone; srun would ask for a second one
-                preexec_fn=prepare,
-            )
-        except OSError as error:
-            raise StartError(f"cannot start srun ({error.strerror}): check SLURM's installation on this node") from None
 
-    def _pass_on(self, signum: signal.Signals, process: subprocess.Popen[bytes]) -> None:
-        if signum in _PASSED_BY_SRUN:
-            process.send_signal(signum)
-        elif signum in _NOT_PASSED:
-            self._say("minetorch-launch: for a stack summary, send SIGQUIT to the launcher on one of the nodes")
-        else:
-            self.stopped_by = self.stopped_by or signum
-            if cli_tools.show_job(self._job).get("JobState", "RUNNING") == "RUNNING":
-                self._signal_tasks(signum, process)
-
-    def _signal_tasks(self, signum: signal.Signals, process: subprocess.Popen[bytes]) -> None:
-        """Signal the step's tasks; if that is not possible, have srun end them."""
-        steps = cli_tools.ask("squeue", "--noheader", "--steps", f"--jobs={self._job.id}", "--format=%i|%j") or ""
-        ours = [line.split("|")[0].strip() for line in steps.splitlines() if line.endswith(f"|{_step_name()}")]
-        if not ours or cli_tools.ask("scancel", f"--signal={signum.name[3:]}", ours[0]) is None:
-            process.terminate()
+def _signal_tasks(job: SlurmJob, signum: signal.Signals, process: subprocess.Popen[bytes]) -> None:
+    """Signal the step's tasks; if that is not possible, have srun end them."""
+    steps = cli_tools.ask("squeue", "--noheader", "--steps", f"--jobs={job.id}", "--format=%i|%j") or ""
+    ours = [line.split("|")[0].strip() for line in steps.splitlines() if line.endswith(f"|{_step_name()}")]
+    if not ours or cli_tools.ask("scancel", f"--signal={signum.name[3:]}", ours[0]) is None:
+        process.terminate()
 
 
 def _step_name() -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,7 +66,7 @@ def _whole_number(option: str, text: str, alternative: str = "") -> int:
 
 
 def _whole_numbers(option: str, text: str) -> tuple[int, ...] | None:
-    return tuple(_whole_number(option, word) for word in text.split(",")) or None
+    return tuple(_whole_number(option, word) for word in text.split(",")) if text else None
 
 
 def _seconds(option: str, text: str) -> float:
@@ -113,37 +112,22 @@ def _signal_name(word: str) -> str:
 OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "Common options": (
         Option(
-            "--nproc",
-            "N|auto|cores",
-            _nproc,
-            "workers; auto: one per visible GPU, else 1 (default); cores: else one per core",
+            "--nproc", "N|auto|cores", _nproc, "workers; auto (default): one per GPU, else 1; cores: else one per core"
         ),
         Option("--device", "|".join(DEVICES), _text, "device of the workers (default: auto)"),
         Option("--max-restarts", "N", _whole_number, "restarts of all workers after a failure (default: 0)"),
         Option("--restart-policy", "|".join(RESTART_POLICIES), _text, "auto: restart if it can help (default)"),
-        Option("--log-dir", "DIR", _folder, "write DIR/rank_N.log for each worker, and DIR/failure.json on failure"),
+        Option("--log-dir", "DIR", _folder, "write DIR/rank_N.log for each worker, DIR/failure.json on failure"),
         Option("--show", "|".join(SHOWS), _text, "lines that appear on the console (default: all)"),
+        Option("--prefix", "|".join(PREFIXES), _text, "the rank before each line (auto: not for one worker in a pipe)"),
         Option(
-            "--prefix",
-            "|".join(PREFIXES),
-            _text,
-            "the rank before each line (default: auto: not for one worker in a pipe)",
+            "--threads", "N", _whole_number, "OMP_NUM_THREADS of a worker (default: yours, else a share of the cores)"
         ),
-        Option(
-            "--threads",
-            "N",
-            _whole_number,
-            "OMP_NUM_THREADS of a worker (default: yours, else an equal share of the cores)",
-        ),
-        Option(
-            "--hang-timeout", "SECONDS", _hang_timeout, "time without a step that makes a hang (default: 300 or more)"
-        ),
+        Option("--hang-timeout", "SECONDS", _hang_timeout, "no step for so long is a hang (default: 300 or more)"),
         Option("--grace", "SECONDS", _seconds, "time from the stop signal to SIGKILL (default: 30)"),
-        Option(
-            "--preempt-signals", "SIG,...", _signals, "warn workers of a preemption (default: USR2, in SLURM also TERM)"
-        ),
+        Option("--preempt-signals", "SIG,...", _signals, "warn of a preemption (default: USR2, in SLURM also TERM)"),
         Option("--preload", "MODULE", _names, "import once for all workers; repeatable"),
-        Option("--start-method", "|".join(START_METHODS), _text, "default: forkserver"),
+        Option("--start-method", "|".join(START_METHODS), _text, "how workers are started (default: forkserver)"),
         Option("--dry-run", "", _flag, "print the plan and start nothing"),
         Option("--version", "", _flag, "print the version"),
         Option("--help", "", _flag, "print this"),
@@ -152,28 +136,22 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--nodes", "N|MIN:MAX", _nodes, "machines of this job (default: 1, in SLURM the job's)"),
         Option("--rdzv-endpoint", "HOST[:PORT]", _text, "where the nodes meet: one of them, the same for all"),
         Option("--rdzv-id", "ID", _text, "name that this job's launchers share (default: from the command)"),
-        Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by host name)"),
+        Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by name)"),
         Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600, in SLURM 60)"),
         Option("--last-call-timeout", "SECONDS", _seconds, "time to wait for more nodes than MIN (default: 10)"),
-        Option(
-            "--local-addr", "ADDRESS", _text, "this machine's address for the others (default: found by the endpoint)"
-        ),
+        Option("--local-addr", "ADDRESS", _text, "this machine's address for the others (default: as routed)"),
     ),
     "SLURM": (
         Option("--sbatch", "=FILE", _text, "submit this as a batch job, or write its script to FILE"),
         Option("--sbatch-options", "OPTIONS", _text, "sbatch's options for --sbatch, in one word"),
-        Option(
-            "--preempt-before", "SECONDS", _seconds, "preemption warning before the job's end (default: 120 or a tenth)"
-        ),
+        Option("--preempt-before", "SECONDS", _seconds, "warning before the job's end (default: 120 or a tenth)"),
     ),
-    "Also torchrun's (docs/torchrun.md lists all; each works as PET_NAME, too)": (
+    "Also torchrun's (docs/torchrun.md has all; PET_NODE_RANK=1 is --node-rank 1, and so on)": (
         Option("--no-python", "", _flag, "run a program that is not Python"),
-        Option(
-            "--redirects", "STREAMS", _text, "into the log file only: 3 (stdout and stderr), or 0:1,1:2 by local rank"
-        ),
-        Option("--tee", "STREAMS", _text, "into the log file and to the console"),
+        Option("--redirects", "STREAMS", _text, "log file only: 3 (stdout and stderr), or 0:1,1:2 by local rank"),
+        Option("--tee", "STREAMS", _text, "log file and console"),
         Option("--local-ranks-filter", "N,...", _whole_numbers, "local ranks whose lines appear on the console"),
-        Option("--numa-binding", "|".join(NUMA_MODES), _text, "bind each worker to the CPUs near its GPU"),
+        Option("--numa-binding", "MODE", _text, f"bind each worker to the CPUs near its GPU: {', '.join(NUMA_MODES)}"),
         Option("--virtual-local-rank", "", _flag, "each worker sees its own GPU only, as number 0"),
         Option("--role", "NAME", _text, "ROLE_NAME of the workers (default: default)"),
     ),
@@ -186,7 +164,7 @@ usage: minetorch-launch [OPTIONS] SCRIPT [ARGS]...
 Start one worker process per device, keep them together, and explain what went wrong.
 torchrun's options are understood. `minetorch-doctor` checks whether this machine is ready.
 """
-_EPILOG = """
+_EPILOG = """\
 Exit code: that of the worker that failed first (128 + n for signal n), 75 if the workers stopped early with all work
 saved, 124 if they hung, 2 for a usage error, 130 after Ctrl-C.
 """
@@ -261,10 +239,10 @@ def help_text() -> str:
     for title, options in OPTIONS.items():
         lines.append(f"{title}:")
         for name, metavar, _, text in options:
-            left = f"  {name}[{metavar}]" if metavar.startswith("=") else f"  {name} {metavar}".rstrip()
-            lines += textwrap.wrap(text, 118, initial_indent=f"{left:<40}", subsequent_indent=" " * 40)
+            left = f"  {name}[{metavar}]" if metavar.startswith("=") else f"  {name} {metavar}"
+            lines.append(f"{left:<38} {text}".rstrip())
         lines.append("")
-    return "\n".join(lines) + _EPILOG.removeprefix("\n")
+    return "\n".join([*lines, _EPILOG])
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str], tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Nodes for the tests of the rendezvous: several in one process, each with a store process of its own."""
+"""Nodes for the tests of the rendezvous: several in one process, each with store processes of its own."""
 
 import asyncio
 import os
@@ -7,14 +7,19 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+
+from minetorch_launch.rendezvous.many_nodes import ManyNodes
+from minetorch_launch.rendezvous.membership import Settings, Timing
+from minetorch_launch.validators import Endpoint
 
 # Forks store processes from one that has imported torch, as the launcher's fork server does.
-FORK_SERVER = """
+_FORK_SERVER = """
 import gc, os, signal, socket, sys
 from minetorch_launch.processes import store_process
 gc.freeze()
-control = socket.socket(fileno=int(sys.argv[1]))
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+control = socket.socket(fileno=int(sys.argv[1]))
 while True:
     data, fds, _, _ = socket.recv_fds(control, 1, 1)
     if not data:
@@ -22,11 +27,12 @@ while True:
     pid = os.fork()
     if pid == 0:
         control.close()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         store_process.main(fds[0])
     os.close(fds[0])
     control.sendall(b"%10d" % pid)
 """
+
+QUICK = Timing(pulse=0.1, lost=2.0, first_quiet=0.5, later_quiet=0.3)
 
 
 class StoreProcesses:
@@ -35,27 +41,93 @@ class StoreProcesses:
     def __init__(self):
         self._control, theirs = socket.socketpair()
         with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, "-c", FORK_SERVER, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
+            command = [sys.executable, "-c", _FORK_SERVER, str(theirs.fileno())]
+            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         self.pids = []
 
-    async def start(self):
+    def start(self):
+        """A store process's pid, and this process's end of its socket."""
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self._control, [b"x"], [theirs.fileno()])
         self.pids.append(int(self._control.recv(10, socket.MSG_WAITALL)))
-        return ours
+        return self.pids[-1], ours
+
+    def gone_within(self, seconds):
+        end = time.monotonic() + seconds
+        while any(map(is_alive, self.pids)) and time.monotonic() < end:
+            time.sleep(0.01)
+        return not any(map(is_alive, self.pids))
+
+    def kill_all(self):
+        """Kill what is left; whether that was nothing."""
+        left = [pid for pid in self.pids if is_alive(pid)]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        self.pids.clear()
+        return not left
 
     def close(self):
         self._control.close()
         self._server.wait(10)
-        end = time.monotonic() + 5
-        while (left := [pid for pid in self.pids if is_alive(pid)]) and time.monotonic() < end:
-            time.sleep(0.01)
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        assert not left, f"store processes left running: {left}"
+
+
+class Node:
+    """One node of a job.
+
+    Attributes:
+        said: the lines that its user has seen.
+        pids: of its store processes.
+    """
+
+    def __init__(self, processes, port, rank, nodes=(2, 2), **settings):
+        self.said, self.pids = [], []
+        self._processes = processes
+        self.settings = Settings(
+            **{
+                "endpoint": Endpoint("127.0.0.1", port),
+                "rdzv_id": "job",
+                "nodes": nodes,
+                "host": f"node{rank}",
+                "nproc": 2,
+                "node_rank": rank,
+                "join_timeout": 20.0,
+                "version": "1.0",
+                "say": self.said.append,
+                "timing": QUICK,
+                **settings,
+            }
+        )
+        self.rendezvous = None
+
+    async def _start_store(self):
+        pid, ours = self._processes.start()
+        self.pids.append(pid)
+        return ours
+
+    async def open(self):
+        self.rendezvous = await ManyNodes.open(self.settings, self._start_store)
+        return self
+
+    async def join(self, failures=0):
+        if self.rendezvous is None:
+            await self.open()
+        return await self.rendezvous.join(failures=failures, workers_port=1000 + (self.settings.node_rank or 0))
+
+    async def die(self):
+        """End as a machine does that loses its power: nobody gets a farewell."""
+        self.signal(signal.SIGKILL)
+        await asyncio.sleep(0.05)
+        await self.close()
+
+    def signal(self, signum):
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    async def close(self):
+        if self.rendezvous is not None:
+            await self.rendezvous.close()
 
 
 def is_alive(pid):

@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from torch.distributed import HashStore
-
 from minetorch_launch.engine.council import Council, Member, StoreLostError
+from torch.distributed import HashStore
 
 
 class OnceSilent:

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from minetorch_launch.engine.council import StoreLostError, guarded
+from minetorch_launch.joining import Endpoint, parse_endpoint
 from torch.distributed import TCPStore
 
 from minetorch_launch import joining
-from minetorch_launch.engine.council import StoreLostError, guarded
 from minetorch_launch.errors import JoinError, UsageError
-from minetorch_launch.joining import Endpoint, parse_endpoint
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,9 @@ import uuid
 from contextlib import suppress
 
 import pytest
+from minetorch_launch.engine.council import LOST_SECONDS, StoreLostError, guarded
 from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
-
-from minetorch_launch.engine.council import LOST_SECONDS, StoreLostError, guarded
 
 # Adds up ones for as many rounds as it is told.
 COUNTS = """

@@ -1,5 +1,7 @@
 """What a user of torchrun types, or has in PET_* variables: with its meaning, or refused with a true reason."""
 
+from pathlib import Path
+
 import pytest
 import torch.distributed.run
 
@@ -248,3 +250,9 @@ def test_each_variable_of_torchruns_is_read(monkeypatch):
     defaults = vars(parser.parse_args(["t.py"]))
     theirs = {name for name in names.values() if defaults[name[2:].replace("-", "_")] in ("1", 1, True, ["1"])}
     assert torchrun.read_environ({}, dict.fromkeys(names, "1")).keys() == theirs
+
+
+def test_the_docs_list_every_option():
+    text = Path(__file__).parents[2].joinpath("docs/torchrun.md").read_text()
+    for name in (*torchrun.FLAGS, *torchrun.VALUED):
+        assert name in text, name

@@ -5,10 +5,9 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from torch.distributed import HashStore
-
 from minetorch_launch.engine.council import Council
 from minetorch_launch.engine.workers import Workers
+from torch.distributed import HashStore
 
 
 class Dying:

@@ -59,7 +59,7 @@ _COLLECTIVE = re.compile(
 
 
 _MAYBE_COLLECTIVE = re.compile(
-    r"/torch/(?:nn/parallel/distributed|distributed/.+|_tensor|autograd/\w+|cuda/\w+|optim/[^/]+)\.py:"
+    r"/torch/(?:nn/parallel/distributed|distributed/.+|_tensor|autograd/\w+|cuda/\w+|optim/[^/]+)\.py:(?!wrapper$)"
 )
 # Calls into C that have no frame of their own; only the user's line shows them.
 _MAYBE_COLLECTIVE_SOURCE = re.compile(r"\.(item|tolist|cpu|numpy|backward|wait|synchronize)\(")

@@ -53,7 +53,7 @@ class Stream:
         self._on_written = on_written
         self._waiting = bytearray()
         self._live = b""
-        self._line_is_open = False
+        self._last = b"\n"
         self._fd = -1
         self._socket: socket.socket | None = None
         self._poll: select.poll | None = None
@@ -81,15 +81,15 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Write data, above the live line if there is one."""
-        self._line_is_open = not data.endswith(b"\n")
+        self._last = data[-1:] or self._last
         self._put(_CLEAR + data + _CLEAR + self._live if self._live else data)
 
     def write_line(self, line: bytes) -> None:
         """Write a line, below an unfinished one."""
-        self.write((b"\n" if self._line_is_open else b"") + line + b"\n")
+        self.write((b"" if self._last == b"\n" else b"\n") + line + b"\n")
 
     def show_live(self, label: bytes, line: bytes, rank: int | None = None) -> None:
-        """Keep the unfinished ``line`` at the foot of the terminal, in the colour of ``rank``; an empty line ends it."""
+        """Keep the unfinished ``line`` at the foot of the terminal, in the colour of ``rank``; an empty one ends it."""
         shown = _fit(label + line, terminal_columns(self._fd) or 80) if line else b""
         if rank is not None and shown.startswith(label):
             shown = paint(label, rank) + shown[len(label) :]

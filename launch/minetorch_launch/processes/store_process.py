@@ -86,13 +86,14 @@ class _Proxy:
             self._store = _serve(request["fd"])
             return None
         if operation == "connect":
-            self._store = _connect(request["address"], request["port"], request["seconds"])
+            place = request["address"], request["port"], request["seconds"]
+            self._store, self._store_of_waits = _connect(*place), _connect(*place)
             return None
         assert self._store is not None, f"{operation} before serve or connect"
         if operation in _CALLS:
             return _CALLS[operation](self._store, request)
         if self._store_of_waits is None:
-            self._store_of_waits = _connect(self._store.host, self._store.port, _DAY.total_seconds())
+            self._store_of_waits = _connect(self._store.host, self._store.port, 60)
         return _WAITS[operation](self._store_of_waits, request["key"])
 
 

@@ -4,64 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import JoinError, UsageError
+from minetorch_launch.errors import JoinError
+
+if TYPE_CHECKING:
+    from minetorch_launch.validators import Endpoint
 
 __all__ = [
-    "DEFAULT_PORT",
-    "Endpoint",
     "address_towards",
     "interface_of",
     "is_this_machine",
     "listen",
-    "parse_endpoint",
     "reach",
     "what_to_check",
 ]
 
-DEFAULT_PORT = 29400
-
 _CONNECT_SECONDS = 5.0
 _SIOCGIFADDR = 0x8915
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """The rendezvous endpoint."""
-
-    host: str
-    """A name, or an IPv4 or IPv6 address without brackets."""
-
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_endpoint(text: str) -> Endpoint:
-    """Parse ``HOST``, ``HOST:PORT``, ``[IPV6]`` or ``[IPV6]:PORT``; the default port is `DEFAULT_PORT`.
-
-    Raises:
-        UsageError: anything else.
-    """
-    bracketed = text.startswith("[")
-    host, closed, rest = text[1:].partition("]") if bracketed else (text, "", "")
-    if not bracketed:
-        host, colon, port = text.rpartition(":") if text.count(":") == 1 else (text, "", "")
-        rest = colon + port
-    number = rest.removeprefix(":") or str(DEFAULT_PORT)
-    well_formed = host and not host.isspace() and (closed or not bracketed) and (not rest or rest[0] == ":")
-    is_port = number.isdecimal() and len(number) < 10 and int(number) < 65536
-    if not well_formed or rest == ":" or not is_port:
-        raise UsageError(
-            f"--rdzv-endpoint {text[:200]!r} is not a valid rendezvous endpoint: type HOST or HOST:PORT "
-            "(port 1 to 65535, or on one node 0 for any free port)"
-        )
-    return Endpoint(host, int(number))
 
 
 def is_this_machine(address: str) -> bool:
@@ -132,7 +96,7 @@ async def reach(address: str, port: int, seconds: float = _CONNECT_SECONDS) -> s
         except asyncio.TimeoutError:
             return f"no answer from {address} within {seconds:g} s"
         except OSError as error:
-            return f"{error.strerror or error} by {address}"
+            return f"{os.strerror(error.errno) if error.errno else error} by {address}"
     return None
 
 

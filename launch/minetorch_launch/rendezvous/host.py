@@ -14,7 +14,6 @@ from minetorch_launch.rendezvous.messages import (
     PROTOCOL,
     NodeArrived,
     NodeLost,
-    Order,
     Report,
     build,
     from_json,
@@ -29,12 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from minetorch_launch.rendezvous.membership import Settings
+    from minetorch_launch.rendezvous.messages import Order
     from minetorch_launch.rendezvous.store_client import StoreClient
 
 __all__ = ["Host", "choose"]
 
 _FAREWELL_SECONDS = 5.0
-_HOSTS_SHOWN = 8
+_MAX_HOSTS = 8
 
 
 def choose(
@@ -50,10 +50,9 @@ def choose(
     """
     minimum, maximum = nodes
     returning = [each for each in arrived if each.node_id in expected]
-    if len(returning) < len(expected):
-        return None
-    chosen = [*returning, *(each for each in arrived if each.node_id not in expected)][:maximum]
-    if len(chosen) < minimum:
+    others = [each for each in arrived if each.node_id not in expected]
+    chosen = [*returning, *others][:maximum]
+    if len(returning) < len(expected) or len(chosen) < minimum:
         return None
     return chosen if len(chosen) == maximum or len(returning) >= minimum or is_quiet else None
 
@@ -65,134 +64,135 @@ class Host(Membership):
         store: hosted by this node.
         settings: of this node.
         node_id: this node's.
-        expected: ids of the other nodes that have lost the last leader as well, and come here.
+        expected: ids of the nodes that have lost the last leader and come here, this one included.
     """
 
     def __init__(self, store: StoreClient, settings: Settings, node_id: str, expected: Collection[str] = ()) -> None:
         super().__init__(store, settings, leader=node_id)
-        self._node_id = node_id
         self._expected = set(expected)
-        self._arrived: dict[str, Participant] = {}
+        self._arrived: dict[str, Participant] = {}  # for the next round
         self._arrived_at = time.monotonic()
-        self._pulses: dict[str, dict[str, Any]] = {}  # of all living nodes that have ever arrived, the leader excluded
+        self._pulses: dict[str, dict[str, Any]] = {}  # the last of each other node, from its arrival to its end
         self._liveness = Liveness(settings.timing.lost)
         self._beats = self._head = 0
         self._log_lock = asyncio.Lock()
 
     async def start(self) -> None:
-        """Write the keys that nodes read when they join, and begin to read the inbox."""
-        for key in ("head", "roster"):
-            await self._store.set(key, "0")
+        """Let nodes join.
+
+        Raises:
+            StoreLostError: the store does not answer.
+        """
+        await self._store.set("head", "0")
+        await self._store.set("roster", "null")
         await self._beat()
         hello = {"rdzv_id": self._settings.rdzv_id, "version": self._settings.version, "protocol": PROTOCOL}
-        hello["leader"] = self._node_id
-        await self._store.set("hello", json.dumps(hello))
+        await self._store.set("hello", json.dumps({**hello, "leader": self.leader}))
         self._begin(self._read_inbox(), self._pulse())
+
+    # A round.
+
+    async def join(self, me: Participant, seconds: float) -> Round:
+        """Wait for the other nodes, then publish the roster. A living node of the last round is always waited for.
+
+        Raises:
+            JoinError: too few nodes have come.
+            LeaderLostError: this node's own store is lost.
+        """
+        self.round = None
+        self._arrived = {me.node_id: me, **self._arrived}
+        began = said = time.monotonic()
+        while (chosen := self._choose()) is None:
+            waited = time.monotonic() - began
+            if waited > seconds and self._expected <= self._arrived.keys():
+                raise JoinError(self._who_is_here(waited), job_can_be_requeued=True)
+            said = await self._wait_for_others(began, said, self._who_is_here)
+            if self.lost is not None:
+                raise LeaderLostError(self.lost)
+        return await self._publish_roster(sorted(chosen, key=lambda each: each.order))
 
     @property
     def has_enough(self) -> bool:
         """Whether as many nodes as the minimum are here."""
         return len(self._pulses) + 1 >= self._settings.nodes[0]
 
-    async def join(self, me: Participant, seconds: float) -> Round:
-        """Wait for the other nodes, then publish the roster. A living node of the last round is always waited for."""
-        self.round = None
-        self._arrived = {me.node_id: me, **self._arrived}
-        self._expected.add(me.node_id)
-        began = said = time.monotonic()
-        while (chosen := self._choose()) is None:
-            if time.monotonic() - began > seconds and self._expected <= self._arrived.keys():
-                raise JoinError(self._text(time.monotonic() - began), job_can_be_requeued=True)
-            said = await self._wait_for_others(began, said, self._text)
-            if self.lost is not None:
-                raise LeaderLostError(self.lost)
-        return await self._publish_roster(chosen)
-
     def _choose(self) -> list[Participant] | None:
-        timing = self._settings.timing
-        is_first = not any(each.attempts for each in self._arrived.values())
-        is_quiet = time.monotonic() - self._arrived_at > (timing.first_quiet if is_first else timing.later_quiet)
-        return choose(list(self._arrived.values()), self._expected, self._settings.nodes, is_quiet=is_quiet)
+        timing, arrived = self._settings.timing, list(self._arrived.values())
+        patience = timing.later_quiet if any(each.attempts for each in arrived) else timing.first_quiet
+        is_quiet = time.monotonic() - self._arrived_at > patience
+        return choose(arrived, self._expected, self._settings.nodes, is_quiet=is_quiet)
 
-    def _text(self, seconds: float) -> str:
-        return self._too_few(len(self._arrived), self._hosts(), seconds)
+    def _who_is_here(self, seconds: float) -> str:
+        return self._too_few(len(self._arrived), _hosts(self._arrived.values()), seconds)
 
-    def _hosts(self) -> list[str]:
-        nodes = self._arrived.values() if self.round is None else self.round.participants
-        return sorted({each.host for each in nodes})[:_HOSTS_SHOWN]
-
-    async def _publish_roster(self, chosen: list[Participant]) -> Round:
-        participants = tuple(sorted(chosen, key=lambda each: each.order))
+    async def _publish_roster(self, participants: Sequence[Participant]) -> Round:
         number = max(each.attempts for each in participants) + 1
-        self.roster = roster = Roster(number, self._node_id, participants)
-        rank = roster.rank_of(self._node_id)
+        self.roster = roster = Roster(number, tuple(participants))
+        rank = roster.rank_of(self.leader)
         assert rank is not None, "the leader takes part"
-        self.round = Round(number, participants, rank, leads=True, publish=self._publish)
+        self.round = Round(number, roster.participants, rank, leads=True, publish=self._publish)
         self._expected = {each.node_id for each in participants}
         self._arrived = {name: each for name, each in self._arrived.items() if name not in self._expected}
-        try:
-            await self._store.set("roster", json.dumps(roster.to_data()))
-            await self._append({"roster": roster.to_data()})
-        except StoreLostError as error:
-            raise LeaderLostError(str(error)) from error
+        await self._append({"roster": roster.to_data()}, {"roster": json.dumps(roster.to_data())})
         return self.round
 
     async def _publish(self, order: Order) -> None:
         assert self.roster is not None
+        await self._append({"round": self.roster.number, "order": to_json(order)})
+
+    async def _append(self, entry: dict[str, Any], values: dict[str, str] | None = None) -> None:
+        """Append ``entry`` to the log; before that, set ``values`` of other keys."""
         try:
-            await self._append({"round": self.roster.number, "order": to_json(order)})
+            async with self._log_lock:
+                for key, value in (values or {}).items():
+                    await self._store.set(key, value)
+                self._head += 1
+                await self._store.set(f"log/{self._head}", json.dumps(entry))
+                await self._store.set("head", str(self._head))
         except StoreLostError as error:
             raise LeaderLostError(str(error)) from error
 
-    async def _append(self, entry: dict[str, Any]) -> None:
-        async with self._log_lock:
-            self._head += 1
-            await self._store.set(f"log/{self._head}", json.dumps(entry))
-            await self._store.set("head", str(self._head))
+    # The other nodes.
 
     async def _read_inbox(self) -> None:
         while True:
             for text in await self._store.take("inbox"):
                 message = parse(text)
-                if not isinstance(message, dict):
-                    continue
-                newcomer = build(Participant, message.get("arrival"))
-                if newcomer is not None:
-                    await self._take_in(newcomer, is_reconnected=message.get("reconnected") is True)
-                elif self.round is not None and message.get("round") == self.round.number:
-                    self._take_report(from_json(message.get("report")), self.round)
+                if isinstance(message, dict):
+                    await self._take(message)
 
-    def _take_report(self, report: Report | Order | None, round_: Round) -> None:
-        if not isinstance(report, Report) or isinstance(report, NodeLost | NodeArrived):
-            return
-        if 0 <= report.node < len(round_.participants):
-            round_.reports.put(report)
+    async def _take(self, message: dict[str, Any]) -> None:
+        newcomer, report = build(Participant, message.get("arrival")), from_json(message.get("report"))
+        if newcomer is not None:
+            await self._take_in(newcomer, is_reconnected=message.get("reconnected") is True)
+        elif self.round is None or message.get("round") != self.round.number:
+            return  # of an earlier round
+        elif not isinstance(report, Report) or isinstance(report, NodeLost | NodeArrived):
+            return  # malformed, or not for a node to say
+        elif 0 <= report.node < len(self.round.participants):
+            self.round.reports.put(report)
 
     async def _take_in(self, node: Participant, *, is_reconnected: bool) -> None:
         if node.node_id not in self._pulses and await self._store.get(f"pulse/{node.node_id}") is None:
             return  # no launcher wrote this
-        if is_reconnected:
+        if is_reconnected:  # it has lost this leader for some time, and its workers with it
             self._drop(node.node_id)
         self._pulses.setdefault(node.node_id, {})
         self._arrived[node.node_id] = node
         self._arrived_at = time.monotonic()
         self._changed.set()
-        if self.round is None:
-            return
-        living = len(self.round.participants) - len(self.round.lost)
-        if node.node_id not in self._expected and living < self._settings.nodes[1]:
+        has_room = len(self._expected) < self._settings.nodes[1]
+        if self.round is not None and node.node_id not in self._expected and has_room:
             self.round.reports.put(NodeArrived())
 
     def _drop(self, node_id: str) -> None:
         """A node is lost, or has left."""
         self._pulses.pop(node_id, None)
         self._arrived.pop(node_id, None)
-        self._expected.discard(node_id)
         self._changed.set()
-        if self.round is None or self.roster is None:
-            return
-        rank = self.roster.rank_of(node_id)
-        if rank is not None and rank not in self.round.lost:
+        rank = self.roster.rank_of(node_id) if self.roster is not None and node_id in self._expected else None
+        self._expected.discard(node_id)
+        if self.round is not None and rank is not None:
             self.round.lost |= {rank}
             self.round.others.pop(rank, None)
             self.round.reports.put(NodeLost(rank))
@@ -205,35 +205,36 @@ class Host(Membership):
 
     async def _beat(self) -> None:
         self._beats += 1
-        count = len(self._arrived) if self.round is None else len(self.round.participants)
-        pulse = {"beat": self._beats, "running": self.round is not None, "count": count, "hosts": self._hosts()}
+        nodes = self._arrived.values() if self.round is None else self.round.participants
+        pulse = {"beat": self._beats, "running": self.round is not None, "count": len(nodes), "hosts": _hosts(nodes)}
         await self._store.set("pulse/leader", json.dumps(pulse))
 
     async def _look(self) -> None:
+        """Read all pulses; drop the nodes that are silent or have left."""
         known = list(self._pulses)
-        values = await self._store.get(*(f"pulse/{each}" for each in known)) if known else []
-        missing = dict.fromkeys(self._expected - {self._node_id} - set(known))
-        pulses: dict[str, str | None] = {**missing, **dict(zip(known, values or (), strict=False))}
-        for node_id in self._liveness.look(pulses, time.monotonic()):
-            self._drop(node_id)
-        for node_id in known:
-            self._read_pulse(node_id, parse(pulses.get(node_id)))
+        values = await self._store.get(*(f"pulse/{node_id}" for node_id in known)) if known else []
+        pulses: dict[str, str | None] = dict.fromkeys(self._expected - {self.leader})
+        pulses.update(zip(known, values or (), strict=False))
+        silent = self._liveness.look(pulses, time.monotonic())
+        for node_id, value in pulses.items():
+            pulse = parse(value)
+            if node_id in silent or (isinstance(pulse, dict) and pulse.get("left") is True):
+                self._drop(node_id)
+            elif node_id in self._pulses and isinstance(pulse, dict):
+                self._pulses[node_id] = pulse
+                self._note_status(node_id, pulse.get("status"))
 
-    def _read_pulse(self, node_id: str, pulse: object) -> None:
-        if not isinstance(pulse, dict) or node_id not in self._pulses:
+    def _note_status(self, node_id: str, status: object) -> None:
+        if self.round is None or self.roster is None or not isinstance(status, dict):
             return
-        self._pulses[node_id] = pulse
-        if pulse.get("left") is True:
-            self._drop(node_id)
-        elif self.round is not None and self.roster is not None and isinstance(pulse.get("status"), dict):
-            rank = self.roster.rank_of(node_id)
-            if rank is not None:
-                self.round.others[rank] = pulse["status"]
+        rank = self.roster.rank_of(node_id)
+        if rank is not None:
+            self.round.others[rank] = status
 
     async def close(self) -> None:
-        """End the job for the nodes that wait, and keep the store until all have read the last entry; not for long."""
+        """End the job for nodes that wait, and keep the store, not for long, until all have read the last entry."""
         if self.lost is None:
-            with suppress(StoreLostError, asyncio.TimeoutError):
+            with suppress(LeaderLostError, StoreLostError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._say_farewell(), _FAREWELL_SECONDS)
         self.abandon()
 
@@ -242,3 +243,7 @@ class Host(Membership):
         while any(pulse.get("read") != self._head for pulse in self._pulses.values()):
             await asyncio.sleep(0.02)
             await self._look()
+
+
+def _hosts(nodes: Collection[Participant]) -> list[str]:
+    return sorted({each.host for each in nodes})[:_MAX_HOSTS]

@@ -17,26 +17,20 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from minetorch_launch.errors import JoinError, UsageError
-from minetorch_launch.rendezvous.endpoints import (
-    Endpoint,
-    address_towards,
-    is_this_machine,
-    listen,
-    reach,
-    what_to_check,
-)
+from minetorch_launch.rendezvous.endpoints import address_towards, is_this_machine, listen, reach, what_to_check
 from minetorch_launch.rendezvous.follower import Follower
 from minetorch_launch.rendezvous.host import Host
 from minetorch_launch.rendezvous.messages import PROTOCOL, parse
 from minetorch_launch.rendezvous.participant import Participant, sort_key
 from minetorch_launch.rendezvous.round import LeaderLostError
 from minetorch_launch.rendezvous.store_client import StoreClient, StoreLostError
+from minetorch_launch.validators import Endpoint
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Collection
 
-    from minetorch_launch.rendezvous.membership import Membership, Roster, Settings
+    from minetorch_launch.rendezvous.membership import Roster, Settings
     from minetorch_launch.rendezvous.round import Round
     from minetorch_launch.rendezvous.store_client import StartStoreProcess
 
@@ -47,7 +41,7 @@ _RETURN_EVERY_SECONDS = 2.0
 
 
 class _UnreachableError(Exception):
-    """The endpoint cannot be reached yet; a later attempt may succeed."""
+    """No launcher can be reached yet; a later attempt may succeed."""
 
 
 class ManyNodes:
@@ -63,11 +57,11 @@ class ManyNodes:
         self._node_id, self._launch_id = uuid4().hex[:12], uuid4().hex[:12]
         self._attempts = 0
         self._standby: socket.socket | None = None
-        self._membership: Membership | None = None
+        self._membership: Host | Follower | None = None
         self._is_endpoint = False  # whether the endpoint names this node
         self._is_away = False  # whether this node hosts a store elsewhere
         self._roster: Roster | None = None  # of the last round that this node knows of
-        self._gone: set[str] = set()  # nodes of that round that do not lead any more
+        self._gone: set[str] = set()  # nodes of that roster that do not lead any more
 
     @classmethod
     async def open(cls, settings: Settings, start_store_process: StartStoreProcess) -> ManyNodes:
@@ -101,7 +95,8 @@ class ManyNodes:
             try:
                 round_ = await self._take_part(self._membership, self._participant(failures, workers_port))
             except LeaderLostError as error:
-                self._settings.say(f"minetorch-launch: the rendezvous was lost while the nodes joined: {error}")
+                self._membership.lose(str(error))
+                self._settings.say(f"minetorch-launch: the leader was lost while the nodes joined: {error}")
                 continue
             self._attempts, self._launch_id = round_.number, round_.launch_id
             self._gone.clear()
@@ -133,23 +128,23 @@ class ManyNodes:
             version=self._settings.version,
         )
 
-    async def _take_part(self, membership: Membership, me: Participant) -> Round:
+    async def _take_part(self, membership: Host | Follower, me: Participant) -> Round:
         """Join the next round, unless a launcher answers at the endpoint while too few nodes are here."""
         joining = asyncio.create_task(membership.join(me, self._settings.join_timeout))
         tasks: set[asyncio.Task[Any]] = {joining}
         if self._is_away and isinstance(membership, Host):
             tasks.add(asyncio.create_task(self._look_for_launcher(membership)))
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if joining.done():
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if joining in done:
                 return joining.result()
+            done.pop().result()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        membership.lose(f"a launcher answers at {self._settings.endpoint} again, and too few nodes have come here")
         self._roster = None
-        raise LeaderLostError(membership.lost)
+        raise LeaderLostError(f"a launcher answers at {self._settings.endpoint} again, and this node goes there")
 
     async def _look_for_launcher(self, host: Host) -> None:
         """Wait until a launcher of this job answers at the endpoint while too few nodes are here."""
@@ -157,15 +152,13 @@ class ManyNodes:
             await asyncio.sleep(_RETURN_EVERY_SECONDS)
             if host.has_enough:
                 continue
-            store = await StoreClient.start(self._start_store_process)
+            store = await self._start_store()
             try:
-                await self._greet(
-                    store, await self._reach_any(await self._resolve(store)), self._settings.endpoint.port
-                )
-            except (JoinError, _UnreachableError):
-                continue
-            else:
+                address = await self._reach_any(await self._resolve(store))
+                await self._greet(store, address, self._settings.endpoint.port)
                 return
+            except (JoinError, _UnreachableError):
+                pass
             finally:
                 store.close()
 
@@ -173,29 +166,29 @@ class ManyNodes:
 
     async def _find_leader(self, end: float) -> None:
         """Go to the next living node in order; if there is none, to the endpoint."""
-        candidates = self._candidates()
-        is_participant = any(each.node_id == self._node_id for each in candidates)
+        candidates = self._leave_lost_leader()
+        was_there = any(each.node_id == self._node_id for each in candidates)
         while candidates:
             candidate = candidates[0]
             if candidate.node_id == self._node_id:
                 return await self._host_elsewhere({each.node_id for each in candidates})
-            store = await StoreClient.start(self._start_store_process)
             with suppress(JoinError, _UnreachableError):
-                return await self._follow(
-                    store, candidate.address, candidate.standby_port, is_participant=is_participant
-                )
+                store = await self._start_store()
+                return await self._follow(store, candidate.address, candidate.standby_port, was_there=was_there)
             # It is lost as well, or it still sees the leader that this node has lost.
             self._gone.add(candidate.node_id)
             candidates.pop(0)
         self._roster = None
         return await self._open_endpoint(end)
 
-    def _candidates(self) -> list[Participant]:
+    def _leave_lost_leader(self) -> list[Participant]:
+        """The nodes that may lead now, in order."""
         lost, self._membership = self._membership, None
         if lost is not None:
             lost.abandon()
-            self._roster = lost.roster or self._roster
             self._gone.add(lost.leader)
+            if lost.roster is not None:
+                self._roster = lost.roster
         participants = self._roster.participants if self._roster is not None else ()
         return [each for each in participants if each.node_id not in self._gone]
 
@@ -207,16 +200,16 @@ class ManyNodes:
             f"back joins with --rdzv-endpoint {endpoint}"
         )
         listener, self._standby = self._standby, None
-        await self._host(await StoreClient.start(self._start_store_process), listener, expected)
+        await self._host(await self._start_store(), listener, expected)
         self._is_away = True
 
     # At the endpoint.
 
     async def _open_endpoint(self, end: float) -> None:
         """Host the store if the endpoint names this node, else wait until a launcher answers there."""
-        endpoint = self._settings.endpoint
+        endpoint, host = self._settings.endpoint, self._settings.host
         began = said = time.monotonic()
-        store = await StoreClient.start(self._start_store_process)
+        store = await self._start_store()
         while True:
             try:
                 return await self._try_endpoint(store)
@@ -229,30 +222,27 @@ class ManyNodes:
             if now > end:
                 store.close()
                 raise JoinError(
-                    f"{self._settings.host} could not connect to the rendezvous at {endpoint} within {now - began:.3g} "
-                    f"s (last: {problem}): {what_to_check(problem, endpoint)}",
+                    f"{host} could not connect to the rendezvous at {endpoint} within {now - began:.3g} s (last: "
+                    f"{problem}): {what_to_check(problem, endpoint)}",
                     job_can_be_requeued=True,
                 )
             if now - said > _SAY_EVERY_SECONDS:
                 said = now
-                self._settings.say(
-                    f"minetorch-launch: waiting for the rendezvous at {endpoint} for {now - began:.0f} s: {problem}"
-                )
+                self._settings.say(f"minetorch-launch: {host} waits for the rendezvous at {endpoint}: {problem}")
             if store.lost is not None:
-                store = await StoreClient.start(self._start_store_process)
+                store = await self._start_store()
             await asyncio.sleep(min(0.1 + (now - began) / 20, 1.0))
 
     async def _try_endpoint(self, store: StoreClient) -> None:
-        addresses = await self._resolve(store)
+        addresses, port = await self._resolve(store), self._settings.endpoint.port
         listener = await self._listen_at_endpoint(addresses)
         if listener is not None:
-            self.address, self._is_endpoint = listener.getsockname()[0], True
+            self.address, self._is_endpoint = self._settings.local_addr or listener.getsockname()[0], True
             await self._host(store, listener)
         else:
-            port = self._settings.endpoint.port
             address = await self._reach_any(addresses)
             self.address = self._settings.local_addr or address_towards(address, port)
-            await self._follow(store, address, port, is_participant=False)
+            await self._follow(store, address, port)
         self._is_away = False
 
     async def _resolve(self, store: StoreClient) -> list[str]:
@@ -263,7 +253,7 @@ class ManyNodes:
             raise _UnreachableError(f"cannot find the address of {endpoint.host!r}: {error}") from None
 
     async def _listen_at_endpoint(self, addresses: list[str]) -> socket.socket | None:
-        """A listening socket at the endpoint, if that is this machine and the first launcher on it."""
+        """A listening socket at the endpoint, if this is its machine and no other launcher has it."""
         own = next((address for address in addresses if is_this_machine(address)), None)
         if own is None or self._settings.node_rank not in (None, 0):
             return None
@@ -272,18 +262,20 @@ class ManyNodes:
         except JoinError:
             if await reach(own, self._settings.endpoint.port) is not None:
                 raise
-            return None  # another launcher of this job, or an earlier one
+            return None
 
     async def _reach_any(self, addresses: list[str]) -> str:
-        problem = "it has no address"
+        problem = ""
         for address in addresses:
-            problem_here = await reach(address, self._settings.endpoint.port)
-            if problem_here is None:
+            problem = await reach(address, self._settings.endpoint.port) or ""
+            if not problem:
                 return address
-            problem = problem_here
         raise _UnreachableError(problem)
 
     # The store.
+
+    async def _start_store(self) -> StoreClient:
+        return await StoreClient.start(self._start_store_process, self._settings.timing.lost)
 
     async def _host(self, store: StoreClient, listener: socket.socket, expected: Collection[str] = ()) -> None:
         host = Host(store, self._settings, self._node_id, expected)
@@ -295,14 +287,14 @@ class ManyNodes:
             raise JoinError(f"{self._settings.host} cannot host the rendezvous: {error}") from None
         self._membership = host
 
-    async def _follow(self, store: StoreClient, address: str, port: int, *, is_participant: bool) -> None:
+    async def _follow(self, store: StoreClient, address: str, port: int, *, was_there: bool = False) -> None:
         leader = await self._greet(store, address, port)
-        follower = Follower(store, self._settings, self._node_id, leader, is_participant=is_participant)
+        follower = Follower(store, self._settings, self._node_id, leader, was_there=was_there)
         try:
             await follower.start()
         except StoreLostError as error:
             follower.abandon()
-            raise _UnreachableError(f"the launcher at {address} ended: {error}") from None
+            raise _UnreachableError(f"the launcher at {address} has ended: {error}") from None
         self._membership = follower
 
     async def _greet(self, store: StoreClient, address: str, port: int) -> str:
@@ -314,23 +306,23 @@ class ManyNodes:
         except (StoreLostError, asyncio.TimeoutError) as error:
             store.close()
             if await reach(address, port) is not None:
-                raise _UnreachableError(f"the launcher at {there} ended") from None
+                raise _UnreachableError(f"the launcher at {there} has ended") from None
             hello = error
         if not isinstance(hello, dict):
             raise JoinError(
-                f"{here.host} reached {there}, but no launcher of this job listens there ({hello or 'no reply'}): "
+                f"{here.host} reached {there}, but no launcher of this job answers there ({hello or 'no reply'}): "
                 "check --rdzv-endpoint, and that all nodes run the same version of Minetorch"
             )
         if (hello.get("version"), hello.get("protocol")) != (here.version, PROTOCOL):
             raise JoinError(
                 f"{here.host} runs Minetorch {here.version} (protocol {PROTOCOL}), and the leader at {there} runs "
-                f"Minetorch {hello.get('version')} (protocol {hello.get('protocol')}): install the same version on all "
-                "nodes"
+                f"Minetorch {hello.get('version')} (protocol {hello.get('protocol')}): install the same version on "
+                "all nodes"
             )
         if hello.get("rdzv_id") != here.rdzv_id:
             raise JoinError(
                 f"{here.host} belongs to the job {here.rdzv_id}, but the launcher at {there} serves the job "
-                f"{hello.get('rdzv_id')}: start the same command on all nodes, or give each job its own --rdzv-id and "
-                "--rdzv-endpoint"
+                f"{hello.get('rdzv_id')}: start the same command on all nodes, or give each job its own --rdzv-id "
+                "and --rdzv-endpoint"
             )
         return str(hello.get("leader"))

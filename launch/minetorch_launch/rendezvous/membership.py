@@ -1,19 +1,19 @@
 """This node's membership in a job, over one store: the part that the leader and the other nodes have in common.
 
-Keys of the store. The leader writes all but the last two, so that there is nothing to agree on:
+The leader hosts the store and writes all keys but the last two, so that the nodes have nothing to agree on:
 
-=====================  ==================================================================================
-``hello``              ``{"rdzv_id", "version", "protocol", "leader"}``, written last: then nodes can join
-``log/N``              entry N of the log, which every node reads in order: a roster, an order, the end
-``head``               number of the last entry, where a node that joins begins to read
-``roster``             the last roster, for a node that joins late
-``pulse/leader``       a counter, and how many nodes have joined; once a second
-``pulse/NODE_ID``      each other node's counter, status, and the last entry that it has read; once a second
-``inbox``              a queue: arrivals and reports, for the leader
-=====================  ==================================================================================
+===================  ===================================================================================
+``hello``            ``{"rdzv_id", "version", "protocol", "leader"}``, written last: then nodes can join
+``log/N``            entry N of the log, which every node reads in order: a roster, an order, or the end
+``head``             number of the last entry: a node that joins begins to read there
+``roster``           the last roster, for a node that joins late
+``pulse/leader``     once a second: a counter, and which nodes have joined
+``pulse/NODE_ID``    once a second: a node's counter, its status, and the last entry that it has read
+``inbox``            a queue of arrivals and reports for the leader
+===================  ===================================================================================
 
-Traffic is O(N): the leader reads all pulses with one call; the others read the leader's. Entries and reports are
-pushed: nobody polls for them.
+The traffic is O(N): the leader reads all pulses with one call, and the others read the leader's. The store pushes
+entries and reports; no node polls for them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from minetorch_launch.rendezvous.store_client import StoreLostError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from minetorch_launch.rendezvous.endpoints import Endpoint
     from minetorch_launch.rendezvous.round import Round
     from minetorch_launch.rendezvous.store_client import StoreClient
+    from minetorch_launch.validators import Endpoint
 
 __all__ = ["Liveness", "Membership", "Roster", "Settings", "Timing", "pause"]
 
@@ -48,7 +48,7 @@ class Timing:
     """A node is lost when its pulse has not changed for so long, by the clock of the node that reads it."""
 
     first_quiet: float = 10.0
-    """The first round begins with fewer nodes than the maximum when no other has arrived for so long."""
+    """The first round begins with fewer nodes than the maximum when none has arrived for so long."""
 
     later_quiet: float = 2.0
     """The same for later rounds."""
@@ -56,7 +56,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a node knows of the job before it joins."""
+    """What a node knows of the job before it joins: fields of the launch plan."""
 
     endpoint: Endpoint
     rdzv_id: str
@@ -64,16 +64,10 @@ class Settings:
     """Minimum and maximum."""
 
     host: str
-    """This node's name."""
-
     nproc: int
-    """Number of this node's workers."""
-
     node_rank: int | None = None
     join_timeout: float = 600.0
     local_addr: str | None = None
-    """This node's address for the others, if the route to the leader does not tell it."""
-
     version: str = ""
     """Version of Minetorch; by default the installed one."""
 
@@ -88,30 +82,27 @@ class Roster:
     """The nodes of a round, as the leader published them."""
 
     number: int
-    leader: str
-    """The leader's node id."""
-
     participants: tuple[Participant, ...]
 
     @classmethod
     def from_data(cls, data: object) -> Roster | None:
-        """The roster that :meth:`to_data` wrote; None for anything else."""
+        """The roster that :meth:`to_data` made; None for anything else."""
         if not isinstance(data, dict) or not isinstance(data.get("participants"), list):
             return None
-        participants = tuple(build(Participant, each) for each in data["participants"])
-        return build(cls, {**data, "participants": participants}) if participants and None not in participants else None
+        found = [build(Participant, each) for each in data["participants"]]
+        return build(cls, {**data, "participants": tuple(found)}) if all(found) and found else None
 
     def to_data(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**vars(self), "participants": [vars(each) for each in self.participants]}
+        """The roster for JSON."""
+        return {"number": self.number, "participants": [vars(each) for each in self.participants]}
 
     def rank_of(self, node_id: str) -> int | None:
-        """Node rank of a node; None if it does not take part."""
+        """Node rank of a node; None if it is not one of them."""
         return next((rank for rank, each in enumerate(self.participants) if each.node_id == node_id), None)
 
 
 class Liveness:
-    """Tells which nodes are silent, from their pulses alone, so that clocks of several machines need not agree."""
+    """Tells which nodes are silent by changes of their pulses, so that the clocks of several machines may differ."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -119,18 +110,17 @@ class Liveness:
         self._looked = 0.0
 
     def look(self, pulses: dict[str, str | None], now: float) -> set[str]:
-        """The nodes whose pulse has not changed for too long. A node without a first pulse gets twice the time."""
-        # This process was stopped itself, and has not seen the others' pulses.
-        has_slept = now - self._looked > self._seconds / 2
+        """The nodes whose pulse has not changed for too long; a node without a first pulse has twice the time."""
+        # A process that was stopped itself (Ctrl-Z) has not seen the others' pulses, and grants new time.
+        was_stopped = now - self._looked > self._seconds / 2
         self._looked = now
+        silent = set()
         for node, pulse in pulses.items():
-            if has_slept or self._heard.get(node, ("", 0))[0] != pulse:
+            if was_stopped or node not in self._heard or self._heard[node][0] != pulse:
                 self._heard[node] = pulse, now
-        return {
-            node
-            for node, pulse in pulses.items()
-            if now - self._heard[node][1] > self._seconds * (1 if pulse is not None else 2)
-        }
+            elif now - self._heard[node][1] > self._seconds * (1 if pulse is not None else 2):
+                silent.add(node)
+        return silent
 
 
 class Membership:
@@ -139,7 +129,7 @@ class Membership:
     Attributes:
         leader: the leader's node id.
         lost: why the leader is lost; None as long as it is not.
-        roster: the last one that was published.
+        roster: the last roster.
         round: the round that this node takes part in.
     """
 
@@ -149,37 +139,18 @@ class Membership:
         self.roster: Roster | None = None
         self.round: Round | None = None
         self._store, self._settings = store, settings
-        self._changed = asyncio.Event()
+        self._changed = asyncio.Event()  # ends a pause in `join`
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Begin to pulse and to read.
-
-        Raises:
-            StoreLostError: the store is lost already.
-        """
-
-    async def join(self, me: Participant, seconds: float) -> Round:
-        """Take part in the next round.
-
-        Raises:
-            JoinError: the nodes did not come together.
-            LeaderLostError: the leader is lost.
-        """
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Leave the job, and say so."""
-
     def abandon(self) -> None:
-        """Leave without a word."""
+        """Leave without a farewell."""
         self.lose("closed")
         for task in self._tasks:
             task.cancel()
         self._store.close()
 
     def lose(self, reason: str) -> None:
-        """Note that the leader is lost, and end every wait."""
+        """The leader is lost: end every wait."""
         self.lost = self.lost or reason
         self._changed.set()
         if self.round is not None:
@@ -193,12 +164,12 @@ class Membership:
             await coroutine
         except StoreLostError as error:
             self.lose(str(error))
-        except Exception as error:
+        except Exception as error:  # without this task the node would wait for ever
             self.lose(f"{type(error).__name__}: {error}")
             raise
 
     async def _wait_for_others(self, began: float, said: float, text: Callable[[float], str]) -> float:
-        """One step of a wait for other nodes, with a word to the user now and then; when that was."""
+        """Wait a little, and show ``text`` now and then; when it was shown last."""
         now = time.monotonic()
         if now - said > _SAY_EVERY_SECONDS:
             said = now
@@ -216,7 +187,7 @@ class Membership:
 
 
 async def pause(event: asyncio.Event, seconds: float) -> None:
-    """Wait for ``event``, but not longer than ``seconds``; and clear it."""
+    """Wait for ``event``, but not longer than ``seconds``; then clear it."""
     timer = asyncio.get_running_loop().call_later(seconds, event.set)
     try:
         await event.wait()

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StartStoreProcess", "StoreClient", "StoreLostError"]
 
-_ANSWER_SECONDS = 12
 _LONGEST_LINE = 2**28
 
 
@@ -32,19 +31,21 @@ class StoreClient:
         lost: why the store is lost; None as long as it is not.
     """
 
-    def __init__(self, process: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, process: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer_seconds: float
+    ) -> None:
         self.lost: str | None = None
-        self._process, self._writer = process, writer
+        self._process, self._writer, self._answer_seconds = process, writer, answer_seconds
         self._numbers = count()
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._reading = asyncio.create_task(self._read(reader))
 
     @classmethod
-    async def start(cls, start_process: StartStoreProcess) -> StoreClient:
-        """Start a store process."""
+    async def start(cls, start_process: StartStoreProcess, answer_seconds: float = 12.0) -> StoreClient:
+        """Start a store process; the store is lost when it does not answer a call for ``answer_seconds``."""
         process = await start_process()
         process.setblocking(False)
-        return cls(process, *await asyncio.open_connection(sock=process, limit=_LONGEST_LINE))
+        return cls(process, *await asyncio.open_connection(sock=process, limit=_LONGEST_LINE), answer_seconds)
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """The addresses of ``host``.
@@ -60,7 +61,7 @@ class StoreClient:
     async def serve(self, listener: socket.socket) -> None:
         """Host a store at the listening socket, which is closed here."""
         with listener:
-            await self._call({"op": "serve"}, fds=[listener.fileno()])
+            await self._call({"op": "serve"}, fds=[listener.fileno()], seconds=60)
 
     async def connect(self, address: str, port: int, seconds: float) -> None:
         """Connect to the store that another node hosts."""
@@ -68,15 +69,15 @@ class StoreClient:
 
     async def set(self, key: str, value: str) -> None:
         """Set the value of ``key``."""
-        await self._call({"op": "set", "key": key, "value": value})
+        await self._call({"op": "set", "key": key, "value": value}, seconds=self._answer_seconds)
 
     async def push(self, key: str, value: str) -> None:
         """Append ``value`` to the queue ``key``."""
-        await self._call({"op": "push", "key": key, "value": value})
+        await self._call({"op": "push", "key": key, "value": value}, seconds=self._answer_seconds)
 
     async def get(self, *keys: str) -> list[str] | None:
         """The values of ``keys``; None unless all of them have one."""
-        values: list[str] | None = await self._call({"op": "get", "keys": keys})
+        values: list[str] | None = await self._call({"op": "get", "keys": keys}, seconds=self._answer_seconds)
         return values
 
     async def wait(self, key: str) -> str:
@@ -93,9 +94,7 @@ class StoreClient:
         self._reading.cancel()
         self._writer.transport.abort()
 
-    async def _call(
-        self, request: dict[str, Any], *, seconds: float | None = _ANSWER_SECONDS, fds: Sequence[int] = ()
-    ) -> Any:
+    async def _call(self, request: dict[str, Any], *, seconds: float | None, fds: Sequence[int] = ()) -> Any:
         reply = await self._ask(request, seconds=seconds, fds=fds)
         if "error" in reply:
             self._lose(str(reply["error"]))
@@ -136,6 +135,7 @@ class StoreClient:
             for reply in self._pending.values():
                 if not reply.done():
                     reply.set_exception(StoreLostError(reason))
+                    reply.exception()  # its reader may be gone
 
 
 async def _wait_for(reply: asyncio.Future[Any], seconds: float) -> None:

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import pytest
@@ -341,12 +343,8 @@ def test_one_node_needs_no_meeting():
 
 def test_several_launchers_on_a_node_are_refused():
     job = job_of(TASK | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError, match="started 4 launchers on gpu08, .* type srun --ntasks-per-node=1"):
         fill_in(LaunchOptions(), job, has_gpus=False, find_address=str)
-    assert str(refused.value) == (
-        "srun has started 4 launchers on gpu08, but one starts all workers of its node: type srun --ntasks-per-node=1 "
-        "minetorch-launch --nproc 4 …, or, with the batch script's --ntasks-per-node, no srun at all"
-    )
 
 
 def test_more_nodes_than_there_are():
@@ -684,3 +682,61 @@ def test_a_command_line_becomes_a_batch_script(tmp_path, words, name, command):
 def test_reading_a_job_needs_no_torch():
     probe = "import sys; from minetorch_launch.slurm import srun, sbatch; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60, env={**os.environ, **BATCH})
+
+
+# Starts the command once for each node in ALIVE, as srun does, and ends with the highest exit code; a node of the job
+# that is not alive never ends, and srun with it.
+FAKE_SRUN = """\
+while [[ $1 == --* ]]; do shift; done
+export SLURM_STEP_ID=0 SLURM_STEP_NODELIST=$SLURM_JOB_NODELIST SLURM_STEP_TASKS_PER_NODE='1(x2)'
+code=0
+for node in $ALIVE; do
+    SLURMD_NODENAME=gpu0$((7 + node)) SLURM_NODEID=$node "$@" &
+done
+for task in $(jobs -p); do wait $task || code=$(($? > code ? $? : code)); done
+[[ $ALIVE == "0 1" ]] || sleep 1000
+exit $code
+"""
+
+
+@pytest.fixture
+def start_job(launches, tmp_path):
+    """Starts the launcher as a batch script of two nodes would; the commands of SLURM are stand-ins."""
+    record = tmp_path / "calls"
+    state = "JobState=RUNNING Requeue=1 BatchFlag=1 NodeAddr=127.0.0.1"
+    for name, does in {"srun": FAKE_SRUN, "scontrol": f"echo {state}", "squeue": "", "scancel": ""}.items():
+        command = tmp_path / name
+        command.write_text(f'#!/bin/bash\necho {name} "$@" >> "{record}"\n{does}\n')
+        command.chmod(0o755)
+
+    def start_job(*words, alive):
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ALIVE": alive}
+        job = BATCH | {"SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": str(os.getpid())}
+        return launches.start("--device", "cpu", *words, env=job | path), record
+
+    return start_job
+
+
+@pytest.mark.slow
+def test_a_batch_script_starts_a_launcher_on_each_node(start_job, launches):
+    script = launches.script("import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])")
+    process, _ = start_job(script, alive="0 1")
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert {line.partition("] ")[2] for line in out.splitlines()} == {"rank 0 of 2", "rank 1 of 2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alive", ["0", "1"])
+def test_a_job_is_requeued_though_srun_waits_for_a_launcher_that_was_killed(start_job, launches, alive):
+    process, record = start_job("--join-timeout", "2", launches.script("print('never')"), alive=alive)
+    end = time.monotonic() + 60
+    while f"scontrol requeue {os.getpid()}" not in (record.read_text() if record.exists() else ""):
+        assert time.monotonic() < end, record.read_text()
+        time.sleep(0.1)
+    process.terminate()  # as SLURM does
+    out, err = process.communicate(timeout=60)
+    assert "requeueing job" in err
+    assert "never" not in out
+    assert process.returncode == 128 + signal.SIGTERM
+    launches.gone_within(10)

@@ -245,7 +245,7 @@ def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
 @pytest.mark.slow
 def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes):
     script = launches.script(COUNTS)
-    first, second = (nodes("--join-timeout", 2, script, 10**6, -1, rank=rank) for rank in (0, 1))
+    first, second = (nodes("--join-timeout", 10, script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     second.process.kill()
     assert first.end() == 1
@@ -302,7 +302,7 @@ def test_a_launcher_too_many_that_is_stopped_does_not_end_the_job(launches, node
     ("rdzv", "said"),
     [
         ("no-such-host.invalid", r"cannot find the address of 'no-such-host.invalid'.*check the spelling"),
-        ("192.0.2.1:5", r"could not connect to the rendezvous at 192.0.2.1:5 .* within .* s .*|no route"),
+        ("192.0.2.1:5", r"could not connect to the rendezvous at 192.0.2.1:5 within .* s .*|no route"),
         ("127.0.0.1:1", r"could not connect .*127.0.0.1:1 .*refused.*is minetorch-launch running on 127.0.0.1"),
     ],
 )
@@ -429,7 +429,7 @@ def test_two_nodes_that_lost_each_other_meet_again_when_the_link_is_back(launche
     for node in (first, second):
         node.wait_for("going with 2")
     set_link("down")
-    first.wait_for("lost ", timeout=3 * LOST_SECONDS + 30)
+    first.wait_for("is lost", timeout=3 * LOST_SECONDS + 30)
     second.wait_for("hosts the rendezvous now", timeout=3 * LOST_SECONDS + 30)
     set_link("up")
     for node in (first, second):

@@ -80,22 +80,21 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class RestartCost:
-    """Where the time of a restart went, in seconds; None: not known."""
+    """Where the time of a restart went, in seconds; None: not known.
+
+    Attributes:
+        noticed: from the failure until the launcher noticed it.
+        stopped: until the last of the other workers had ended.
+        rendezvous: until all nodes had joined the next round.
+        started: until all workers were started.
+        first_step: until all workers had made a step.
+    """
 
     noticed: float | None = None
-    """From the failure until the launcher noticed it."""
-
     stopped: float | None = None
-    """Until the last of the other workers had ended."""
-
     rendezvous: float | None = None
-    """Until all nodes had joined the next round."""
-
     started: float | None = None
-    """Until all workers were started."""
-
     first_step: float | None = None
-    """Until all workers had made a step."""
 
     def line(self, number: int, max_restarts: int) -> str:
         """The cost of restart ``number`` of ``max_restarts`` in one line."""

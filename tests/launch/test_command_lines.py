@@ -64,6 +64,8 @@ TORCHS_TESTS = [
     (0, "--run-path --nproc-per-node=4 --master-addr=localhost --master-port=PORT init.py tcp://localhost:PORT"),
     (0, "--run-path --nproc-per-node=4 --master-addr=localhost --master-port=PORT init.py env://"),
     (0, "--nnodes=1 --nproc-per-node=4 --rdzv-endpoint=localhost:PORT init.py tcp://localhost:PORT"),
+    (0, "--nnodes=1 --nproc-per-node=2 --master-addr=127.0.0.2 --master-port=PORT init.py tcp://127.0.0.2:PORT"),
+    (0, "--nnodes=1 --nproc-per-node=2 --master-addr=job-master-0.invalid --master-port=PORT init.py env://"),
     (0, "--nnodes=1 --nproc-per-node=4 init.py env://"),
     (4, "--nnodes=1 --nproc-per-node=4 --rdzv-id=5 --redirect=3 --tee=3 --start-method=spawn --no-python ./touch.sh"),
     (2, "--nnodes=1 --nproc-per-node=2 --virtual-local-rank env.py"),

@@ -101,18 +101,9 @@ class RestartCost:
         seconds = {name: max(0.0, value) for name, value in asdict(self).items() if value is not None}
         line = f"restart {number} of {max_restarts}"
         if seconds:
-            parts = ", ".join(f"{_PARTS[name]} {value:.2f}" for name, value in seconds.items())
+            parts = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in seconds.items())
             line += f" took {sum(seconds.values()):.2f} s: {parts} s"
         return line
-
-
-_PARTS = {
-    "noticed": "noticing",
-    "stopped": "stopping",
-    "rendezvous": "rendezvous",
-    "started": "starting",
-    "first_step": "to the first step",
-}
 
 
 def _none_left(max_restarts: int) -> str:

@@ -1,7 +1,7 @@
 """The memory that a worker shares with the launcher, which can read it whatever the worker is doing.
 
-The launcher makes three memfds for each worker and hands them down. They are no files, so nothing has to be cleaned
-up, and the launcher can read them even after the worker's death.
+The launcher makes three memfds for each worker and hands them down. They are not files, so nothing has to be
+cleaned up, and the launcher can read them even after the worker's death.
 """
 
 from __future__ import annotations

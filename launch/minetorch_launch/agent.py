@@ -442,7 +442,7 @@ class Agent:
         if not beats or deadline is None or time.time() < deadline.warning_at:
             return False
         world = merge(beats)
-        return world.began_at_step is None or world.step <= world.began_at_step
+        return not world.has_stepped
 
     async def _lose_leader(self, attempt: _Attempt, error: LeaderLostError) -> None:
         """Stop the workers and join the others again; a failure of a worker here is reported in the next round."""

@@ -289,3 +289,26 @@ def test_a_trainer_that_hangs_in_its_data_is_named(launches):
         done.stderr.rpartition("minetorch-launch: ")[2],
     )
     assert "no step for 4 s (last: step " in done.stderr
+
+
+@pytest.mark.slow
+def test_a_plain_script_that_beats_is_watched(launches):
+    script = launches.script(
+        """
+        import time
+        from minetorch_launch import beat
+
+        def stand():
+            time.sleep(1000)
+
+        for step in range(1, 4):
+            beat(step)
+        stand()
+        """
+    )
+    done = launches.run("--hang-timeout", 1.5, "--grace", 1, script)
+    assert done.returncode == 124
+    assert "no step for 2 s (last: step 3; limit: --hang-timeout 1.5); stack summary of 1 rank:" in done.stderr
+    assert re.search(
+        r"failed first: hung in the script's own code at script.py:\d+ in stand$", done.stderr, re.MULTILINE
+    )

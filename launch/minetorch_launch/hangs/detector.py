@@ -21,23 +21,21 @@ _LIMIT_FOR = {Phase.IN_HOOK: "in a hook", Phase.UNKNOWN: "between two calls of m
 
 @dataclass(frozen=True)
 class Stall:
-    """No worker has made progress for too long."""
+    """No worker has made progress for too long.
+
+    Attributes:
+        seconds: since the last beat of any rank, as far as the launcher was watching.
+        step: the highest of all ranks, and so is ``epoch``.
+        limit: seconds that were allowed; ``reason`` tells where the limit comes from.
+        has_stepped: whether all ranks have made a step in this attempt.
+    """
 
     seconds: float
-    """Since the last beat of any rank, as far as the launcher was watching."""
-
     step: int
-    """The highest of all ranks."""
-
     epoch: int
     limit: float
-    """Seconds that were allowed."""
-
     reason: str
-    """Where the limit comes from."""
-
     has_stepped: bool
-    """Whether all ranks have made a step in this attempt."""
 
     def line(self) -> str:
         """The stall in a few words, to head the stack summary."""

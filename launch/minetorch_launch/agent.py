@@ -158,6 +158,7 @@ class Agent:
         await self._starter.prepare()
         rendezvous = await self._unless_stopped(self._open_rendezvous())
         try:
+            self._starter.address = rendezvous.address
             self._store = WorkersStore(rendezvous.address, self._plan.master_port or 0, self._starter.start_store)
             with closing(self._store):
                 while True:

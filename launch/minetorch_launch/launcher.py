@@ -20,8 +20,9 @@ from minetorch_launch.output.relay import Relay
 from minetorch_launch.output.terminal import terminal_columns, wants_colour
 from minetorch_launch.plan import LaunchPlan, make_plan
 from minetorch_launch.processes.spawner import Reaper
+from minetorch_launch.rendezvous.endpoints import is_this_machine
 from minetorch_launch.rendezvous.many_nodes import ManyNodes
-from minetorch_launch.rendezvous.membership import Settings
+from minetorch_launch.rendezvous.membership import Settings, Timing
 from minetorch_launch.rendezvous.single_node import SingleNode
 from minetorch_launch.stop_signals import Stop, StopSignals
 from minetorch_launch.target import check_target, find_module, likely_imports
@@ -146,7 +147,9 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
 
 async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Relay) -> Rendezvous:
     if not plan.many_nodes:
-        return SingleNode(host=plan.host.name, nproc=len(plan.workers))
+        # The name may be that of a service which does not lead here yet; on one node nobody else needs it.
+        own = plan.local_addr if plan.local_addr is not None and is_this_machine(plan.local_addr) else "127.0.0.1"
+        return SingleNode(host=plan.host.name, nproc=len(plan.workers), address=own)
     assert plan.rdzv_endpoint is not None
 
     async def start_store_process() -> socket.socket:
@@ -163,6 +166,7 @@ async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Rela
         join_timeout=plan.join_timeout,
         local_addr=plan.local_addr,
         say=relay.say,
+        timing=Timing(first_quiet=plan.last_call_timeout),
     )
     return await ManyNodes.open(settings, start_store_process)
 

@@ -244,7 +244,7 @@ def _choose_endpoint(options: LaunchOptions) -> tuple[tuple[int, int], Endpoint 
     if nodes[1] == 1:
         if endpoint is None:
             return nodes, None, options.local_addr, None
-        return nodes, None, options.local_addr or _unless_loopback(endpoint.host), endpoint.port or None
+        return nodes, None, options.local_addr or _unless_default(endpoint.host), endpoint.port or None
     if endpoint is None:
         raise UsageError(
             f"--nodes {_range(nodes)} needs a rendezvous: type --rdzv-endpoint HOST[:PORT], one of the nodes, "
@@ -255,8 +255,8 @@ def _choose_endpoint(options: LaunchOptions) -> tuple[tuple[int, int], Endpoint 
     return nodes, endpoint, options.local_addr, None
 
 
-def _unless_loopback(host: str) -> str | None:
-    return None if host in ("localhost", "::1") or host.startswith("127.") else host
+def _unless_default(host: str) -> str | None:
+    return None if host in ("localhost", "127.0.0.1", "::1") else host
 
 
 def _plan_workers(

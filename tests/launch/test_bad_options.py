@@ -54,7 +54,7 @@ BAD = {
     "--sbatch": ["script.py/job.sh", "no/such/job.sh", ".", LONG],
     "--sbatch-options": ["--time=1:00"],
     "--no-python": FLAGS,
-    "--redirects": ["4", "x", "0:4", "0:1,", "3"],
+    "--redirects": ["4", "x", "0:4", "0:1,"],
     "--tee": ["4", "x", "-1", ":", "9" * 5000],
     "--local-ranks-filter": ["x", "0,", "-1", "²"],
     "--numa-binding": ["", "all"],

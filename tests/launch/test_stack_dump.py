@@ -154,7 +154,7 @@ def test_each_worker_tells_where_it_is_or_why_it_does_not(start):
     assert blocked.endswith(f"; it blocks signal {STACK_SIGNAL}")
     assert {s.rank: s.silence for s in snapshots if s.silence} == {
         2: blocked,
-        3: "does not run the script: its process runs sleep 1000",
+        3: "cannot be asked: its process runs sleep 1000",
         4: "stopped (T)",
         5: "has closed the memory that its stacks are written to",
         6: "has ended",

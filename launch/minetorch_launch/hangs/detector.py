@@ -12,6 +12,7 @@ __all__ = ["HangDetector", "Stall"]
 _QUICK_PHASES = (Phase.TRAINING, Phase.VALIDATING)
 _QUICK_SECONDS = 300.0
 _SLOW_SECONDS = 1800.0
+_START_SECONDS = 60.0
 _GAP_FACTOR = 10.0
 _MAX_POLL_INTERVAL = 5.0
 
@@ -87,8 +88,10 @@ class HangDetector:
         return Stall(seconds, job.step, job.epoch, limit, reason, has_stepped=job.first_step_at is not None)
 
     def missing_heartbeats(self) -> str | None:
-        """A warning, once, if ``--hang-timeout`` has passed and no worker has ever sent a heartbeat."""
-        if self._hang_timeout is None or self._changed or self._missed or self._watched <= self._hang_timeout:
+        """A warning, once, if ``--hang-timeout`` and a minute have passed without a heartbeat of any worker."""
+        if self._hang_timeout is None or self._changed or self._missed:
+            return None
+        if self._watched <= max(self._hang_timeout, _START_SECONDS):
             return None
         self._missed = True
         return (

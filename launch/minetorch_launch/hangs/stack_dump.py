@@ -133,7 +133,7 @@ def _why_not_to_ask(worker: StackSource) -> str:
     if status is None or status.state in "TtZX":
         return "has ended" if status is None else _state(worker.pid)
     if not status.has(status.caught, STACK_SIGNAL):
-        return f"does not run the script: its process runs {procfs.command_line(worker.pid)}"
+        return f"cannot be asked: its process runs {procfs.command_line(worker.pid)}"
     if not procfs.descriptor_target(worker.pid, worker.stacks_fd).startswith("/memfd:minetorch-stacks"):
         return "has closed the memory that its stacks are written to"
     return ""

@@ -190,21 +190,18 @@ class StackSummary:
         return min(self.groups, key=lambda group: group.blame_order)
 
     def blame(self) -> str:
-        """The summary in one line."""
-        return f"{self._label(self._odd.ranks)} {self.cause()}" if self.groups else "no rank has told where it is"
-
-    def cause(self) -> str:
-        """`blame` without the ranks: the cause of a failure of the first of `odd_ranks`."""
+        """The summary in one line: the cause of a failure of the first of `odd_ranks`, which it does not name."""
         if not self.groups:
-            return "hung"
+            return "hung; no rank has told where it is"
         odd = self._odd
-        hung = "" if odd.call.kind == WaitKind.UNRESPONSIVE else "hung "
-        line = f"{hung}{odd.doing} {odd.where}".rstrip()
+        line = f"{'' if odd.call.kind == WaitKind.UNRESPONSIVE else 'hung '}{odd.doing} {odd.where}".rstrip()
+        if len(odd.ranks) > 1:
+            line += f", like {self._label(odd.ranks[1:])}"
         rest = [group for group in self.groups if group is not odd]
-        if not rest:
-            return line
-        waited = {WaitKind.UNRESPONSIVE: "", WaitKind.COLLECTIVE: "waited "}.get(rest[0].call.kind, "were ")
-        line += f", while {self._label(rest[0].ranks)} {waited}{rest[0].doing} {rest[0].where}".rstrip()
+        if rest:
+            was = "was " if len(rest[0].ranks) == 1 else "were "
+            waited = {WaitKind.UNRESPONSIVE: "", WaitKind.COLLECTIVE: "waited "}.get(rest[0].call.kind, was)
+            line += f", while {self._label(rest[0].ranks)} {waited}{rest[0].doing} {rest[0].where}".rstrip()
         more = sum(len(group.ranks) for group in rest[1:])
         return line + (f" and {more} more elsewhere" if more else "")
 
@@ -215,8 +212,7 @@ class StackSummary:
             reason: why it was made, in a few words (`Stall.line`).
         """
         count = sum(len(group.ranks) for group in self.groups)
-        head = f"stack summary of {count} rank{'s' if count != 1 else ''}:"
-        lines = [f"minetorch-launch: {reason}; {head}" if reason else f"minetorch-launch: {head}"]
+        lines = [(f"{reason}; " if reason else "") + f"stack summary of {count} rank{'s' if count != 1 else ''}:"]
         labels = [self._label(group.ranks) for group in self.groups]
         width = min(max(map(len, labels), default=0), _MAX_COLUMN)
         wide = min(max((len(group.doing) for group in self.groups if group.frame), default=0), _MAX_COLUMN)

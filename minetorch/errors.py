@@ -4,6 +4,7 @@
 MinetorchError
 ├── ConfigurationError (ValueError)      an argument or environment variable is wrong; nothing was written
 ├── CollectiveError (RuntimeError)       a collective where only one rank runs, or a lost process group
+│   └── LostRankError                    a rank is gone, so the others cannot continue
 ├── RemoteError (RuntimeError)           another rank failed; the ranks that wait for it raise this
 ├── NotFiniteError (ArithmeticError)     a loss or gradient is NaN or infinite; see the plugin NaNGuard
 ├── RanksDifferError (RuntimeError)      the ranks do not have the same weights, so there is no one model to save
@@ -46,8 +47,16 @@ class CollectiveError(MinetorchError, RuntimeError):
     """A collective was called where not every rank can take part."""
 
 
+class LostRankError(CollectiveError):
+    """A rank is gone, so the others cannot continue."""
+
+    is_lost_peer = True  # for the launcher, which then looks for the cause on another rank
+
+
 class RemoteError(MinetorchError, RuntimeError):
     """Another rank failed in something that all ranks wait for; its message is inside."""
+
+    repeats_peer_error = True  # for the launcher, which then waits for the other rank's own report
 
 
 class NotFiniteError(MinetorchError, ArithmeticError):

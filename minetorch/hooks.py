@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minetorch.errors import ConfigurationError, in_brief
-from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.other_trainers import instead_of_hook_point, ours
+from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
 if TYPE_CHECKING:
     from minetorch.state import TrainerState
@@ -52,7 +52,7 @@ class Hooks:
     def __init__(
         self,
         trainer: TrainerState,
-        heartbeat: Heartbeat | None = None,
+        heartbeat: HeartbeatWriter | None = None,
     ) -> None:
         """No function yet.
 
@@ -61,7 +61,7 @@ class Hooks:
             heartbeat: told when functions run that may take their time.
         """
         self._trainer = trainer
-        self._heartbeat = heartbeat or Heartbeat()
+        self._heartbeat = heartbeat or HeartbeatWriter()
         self._calls: dict[str, list[Callable[[Mapping[str, Any]], None]]] = {point: [] for point in HOOK_POINTS}
 
     def add(self, point: str, function: Callable[..., Any], owner: str | None = None) -> None:

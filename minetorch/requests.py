@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from minetorch.agreement import KINDS, NOTHING, Answer, Convener, Decision, Member, Request
-from minetorch.errors import CollectiveError
+from minetorch.errors import LostRankError
 from minetorch.lines import Lines, Words
 from minetorch.world import World
 
@@ -74,7 +74,7 @@ class Requests:
         """What all ranks do right after this step. Every rank calls it after every optimizer step.
 
         Raises:
-            CollectiveError: a rank is gone, without which the others cannot go on.
+            LostRankError: a rank is gone, without which the others cannot go on.
         """
         if self._must_stop():
             self.ask("save_and_stop")
@@ -92,7 +92,7 @@ class Requests:
         """All that any rank has asked for up to now. Every rank calls it, and waits for the others.
 
         Raises:
-            CollectiveError: a rank is gone, without which the others cannot go on.
+            LostRankError: a rank is gone, without which the others cannot go on.
         """
         if self._must_stop():
             self.ask("save_and_stop")
@@ -125,8 +125,7 @@ class Requests:
     def _wait_while(self, condition: Callable[[], bool]) -> None:
         while condition():
             if self._lost is not None:
-                # In the words by which a lost connection is told from its cause.
-                raise CollectiveError(f"Rank {self._lost} is gone: Connection closed by peer")
+                raise LostRankError(f"Rank {self._lost} is gone: Connection closed by peer")
             self._changed.wait()
 
     def _ask_again(self) -> None:

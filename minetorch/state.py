@@ -15,12 +15,12 @@ from minetorch.backend import Backend
 from minetorch.data import Batch, RankLoader
 from minetorch.drawers import Drawers
 from minetorch.drawers.drawer import RunStore
-from minetorch.heartbeat import Heartbeat
 from minetorch.progress import Progress
 from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.training.modes import Modes
 from minetorch.world import ReduceOp, World
+from minetorch_launch.heartbeat import HeartbeatWriter
 
 
 class TrainerState:
@@ -62,7 +62,7 @@ class TrainerState:
     """Called before every validation, on every rank; each validation runs within what they return."""
     _modes: Modes
     _requests: Requests
-    _heartbeat: Heartbeat
+    _heartbeat: HeartbeatWriter
     _loss_func: Callable[[Any, Any], Any]
     _names_of_next_save: list[str]
 

@@ -31,7 +31,6 @@ from minetorch.drawers import Drawer, make_drawers
 from minetorch.elastic import Exact, check_exact
 from minetorch.errors import ConfigurationError, StoppedEarly
 from minetorch.facts import facts_of
-from minetorch.heartbeat import Heartbeat, Phase
 from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
 from minetorch.inline import NOTEBOOK_VARIABLE, ShownStore, find_view
@@ -57,6 +56,7 @@ from minetorch.stateful import Stateful
 from minetorch.training.modes import Modes
 from minetorch.training.replicas import Replicas
 from minetorch.world import World
+from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
 TRIVIAL_ITERATIONS = 10
 """Iterations of a pass over the data under `trival=True`."""
@@ -202,7 +202,7 @@ class Trainer(TrainerState):
             StoppedEarly: a signal asked the process to end, as in `train`.
         """
         arguments.refuse_unknown(unknown, Trainer.__init__)
-        self._heartbeat = Heartbeat.from_environ(os.environ)
+        self._heartbeat = HeartbeatWriter.from_environ(os.environ)
         self._heartbeat.begin()
         self.settings = Settings(
             code=code,

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 from minetorch_doctor import machine, network, selftest, software, storage
 from minetorch_doctor.result import Result
-from minetorch_launch.devices import find_driver, find_node, torch_cuda_build
-from minetorch_launch.joining import parse_endpoint
-from minetorch_launch.slurm.commands import find_job
+from minetorch_launch.devices import find_driver, find_host, torch_cuda_build
+from minetorch_launch.slurm.cli_tools import find_job
+from minetorch_launch.validators import parse_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from minetorch_launch.plan import LaunchOptions
+    from minetorch_launch.devices import HostInfo
+    from minetorch_launch.options import LaunchOptions
 
 __all__ = ["DoctorOptions", "run_checks"]
 
@@ -43,6 +44,11 @@ class DoctorOptions:
     timeout: float = 60.0
     """Seconds for each check that starts processes."""
 
+    @property
+    def endpoint(self) -> str | None:
+        """Where the nodes meet; None with one node, and where SLURM says it."""
+        return self.launch.rdzv_endpoint if (self.launch.nodes or (1, 1))[1] > 1 else None
+
 
 def run_checks(options: DoctorOptions, show: Callable[[Result], None]) -> list[Result]:
     """Run every check, and show each result as soon as it is there."""
@@ -57,15 +63,14 @@ def run_checks(options: DoctorOptions, show: Callable[[Result], None]) -> list[R
         for result in found:
             show(result)
 
-    launch, endpoint = options.launch, options.launch.rdzv
-    gpus = len(find_node(os.environ).gpus) if launch.device != "cpu" else 0
-    job = find_job(os.environ)
-    # Outside of a SLURM job at least two, which can then communicate.
-    nproc = launch.nproc or gpus or (job.workers if job else _CPU_WORKERS)
-    run("software", lambda: _check_software(launch.device))
-    run("machine", lambda: _check_machine("cuda" if gpus else "cpu", nproc))
-    if endpoint is not None:
-        run("rendezvous", lambda: [network.check_rendezvous(parse_endpoint(endpoint), launch.node_rank)])
+    launch, host = options.launch, find_host(os.environ)
+    has_gpus = bool(host.gpus) and launch.device != "cpu"
+    nproc = _count_workers(launch, host, has_gpus=has_gpus)
+    run("software", lambda: _check_software(host, launch.device))
+    run("machine", lambda: _check_machine(nproc, has_gpus=has_gpus))
+    if options.endpoint is not None:
+        endpoint = parse_endpoint(options.endpoint)
+        run("rendezvous", lambda: [network.check_rendezvous(endpoint, launch.node_rank)])
     with tempfile.TemporaryDirectory(prefix="minetorch-doctor-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         run("workers", lambda: _run_selftest(options, nproc, folder))
@@ -74,24 +79,33 @@ def run_checks(options: DoctorOptions, show: Callable[[Result], None]) -> list[R
     return results
 
 
-def _check_software(device: str) -> Iterable[Result]:
+def _count_workers(launch: LaunchOptions, host: HostInfo, *, has_gpus: bool) -> int:
+    """Workers on this node: outside of a SLURM job at least two, which can then communicate."""
+    if isinstance(launch.nproc, int):
+        return launch.nproc
+    if has_gpus:
+        return len(host.gpus)
+    job = find_job(os.environ)
+    return host.cores if launch.nproc == "cores" else job.workers if job is not None else _CPU_WORKERS
+
+
+def _check_software(host: HostInfo, device: str) -> Iterable[Result]:
     yield software.check_versions(software.read_versions())
-    yield software.check_driver(torch_cuda_build(), find_driver(), device)
+    yield software.check_driver(torch_cuda_build(), find_driver(), device, len(host.gpus))
 
 
-def _check_machine(device: str, nproc: int) -> Iterable[Result]:
-    yield machine.check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
+def _check_machine(nproc: int, *, has_gpus: bool) -> Iterable[Result]:
     shm = shutil.disk_usage("/dev/shm")
+    yield machine.check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield machine.check_shared_memory(shm.free, shm.total, nproc)
-    yield machine.check_memory(machine.read_memory(), machine.read_container_memory(), device, nproc)
+    yield machine.check_memory(machine.read_memory(), machine.read_container_memory(), nproc, has_gpus=has_gpus)
 
 
 def _run_selftest(options: DoctorOptions, nproc: int, folder: Path) -> Iterable[Result]:
-    join = min(options.launch.join_timeout, options.timeout)
+    join = min(options.launch.join_timeout or options.timeout, options.timeout)
     words = [*options.words, "--nproc", str(nproc), "--join-timeout", f"{join:g}"]
-    if options.launch.rdzv is not None:
-        # The launcher derives the id from its command, which differs: each node has a folder of its own.
-        words += ["--rdzv-id", options.launch.run_id or "doctor"]
+    if options.endpoint is not None and options.launch.rdzv_id is None:
+        words += ["--rdzv-id", "doctor"]  # the launcher's own id would differ, since each node has another folder
     test = selftest.run_selftest(words, nproc, options.timeout, _START_SECONDS + join, folder)
     yield selftest.check_workers(test)
     for report in test.workers[:1]:

@@ -8,14 +8,15 @@ import shutil
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from minetorch_doctor.checks import DoctorOptions, run_checks
 from minetorch_doctor.result import all_ok, as_json, as_row, summary
 from minetorch_launch import arguments
-from minetorch_launch.errors import LaunchError, UsageError, in_brief
-from minetorch_launch.slurm import batch
-from minetorch_launch.slurm.commands import find_job
+from minetorch_launch.errors import LaunchError, UsageError
+from minetorch_launch.slurm import cli_tools, srun
+from minetorch_launch.validators import check_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,17 +56,17 @@ def parse(argv: Sequence[str]) -> tuple[DoctorOptions, bool]:
     """
     parser = _Parser(prog="minetorch-doctor", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
     parser.add_argument("--storage", metavar="URL", help="write, read, list and delete where checkpoints are saved")
-    parser.add_argument("--timeout", default="60", metavar="SECONDS", help="for each check that starts processes")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each check with processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     given, words = parser.parse_known_args(argv)
-    launch, target = arguments.parse(words)
-    odd = [word for word in words if word.split("=")[0] in ("--sbatch", "--dry-run", "--version")]
-    if odd or target is not None:
-        raise UsageError(f"the doctor runs its own script: leave out {' '.join(odd) or target}")
+    request = arguments.read(words, os.environ)
+    odd = [word for word in request.own if word.split("=")[0] in ("--sbatch", "--dry-run", "--version")]
+    if odd or request.target is not None:
+        raise UsageError(f"the doctor runs its own script: leave out {' '.join(odd) or request.target}")
     if given.storage == "":
         raise UsageError("--storage needs a value: type a folder or a URL")
-    timeout = _parse_seconds(given.timeout)
-    return DoctorOptions(launch, tuple(words), storage=given.storage, timeout=timeout), given.json
+    check_seconds("--timeout", given.timeout, "the time for each check that starts processes", above_zero=True)
+    return DoctorOptions(request.options, request.own, storage=given.storage, timeout=given.timeout), given.json
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,23 +75,13 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[:400]}: type minetorch-doctor --help for the options")
 
 
-def _parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 1_000_000:
-        raise UsageError(f"--timeout {in_brief(text)} is not a number of seconds above 0: type e.g. --timeout 60")
-    return seconds
-
-
 def _run_in_slurm(argv: Sequence[str], options: DoctorOptions) -> int | None:
     """In a SLURM job's batch script, start the doctor on each node, as the launcher does; None elsewhere."""
-    job = find_job(os.environ) if options.launch.node_rank is None else None
-    if job is None or job.place == "task" or not batch.has_srun():
+    job = cli_tools.find_job(os.environ) if options.launch.node_rank is None else None
+    if job is None or job.kind == "task" or not srun.has_srun():
         return None
     command = [sys.executable, "-m", "minetorch_doctor", *argv]
-    return batch.run(job, options.launch, command, environ=os.environ, say=lambda line: print(line, file=sys.stderr))  # noqa: T201
+    return srun.run_on_nodes(job, options.launch, command, environ=os.environ, say=partial(print, file=sys.stderr))
 
 
 def _run(options: DoctorOptions, *, print_json: bool) -> int:

@@ -21,9 +21,6 @@ _ENOUGH_FILES, _TOO_FEW_FILES = 4096, 256
 _BATCH = 64 * 3 * 224 * 224 * 4
 """Bytes of 64 float32 images of 3 x 224 x 224."""
 
-_WORKER_BYTES = {"cpu": 100 << 20, "cuda": 1 << 30}
-"""Memory of a worker that has only imported torch and used its device, apart from what it shares with others."""
-
 
 def read_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """Bytes that the machine can give out without swapping; None if the system does not say."""
@@ -54,19 +51,15 @@ def read_container_memory(
 
 
 def check_open_files(soft: int, hard: int) -> Result:
-    """``ulimit -n``: sockets, pipes and the shared tensors of DataLoader workers need one descriptor each.
-
-    The launcher raises the soft limit as far as the hard limit allows, so the hard limit decides.
-    """
-    if hard == RLIM_INFINITY or hard >= _ENOUGH_FILES:
-        shown = ("unlimited" if limit == RLIM_INFINITY else str(limit) for limit in (soft, hard))
-        return Result("open files", "pass", "soft limit {}, hard limit {}".format(*shown))
-    return Result(
-        "open files",
-        "fail" if hard < _TOO_FEW_FILES else "warn",
-        f"the hard limit is {hard}: DataLoader workers may run out of file descriptors",
-        f"raise the hard limit to {_ENOUGH_FILES} or more (limits.conf, LimitNOFILE=, docker run --ulimit nofile=)",
-    )
+    """``ulimit -n``: sockets, pipes and the shared tensors of DataLoader workers need one descriptor each."""
+    shown = "unlimited" if soft == RLIM_INFINITY else str(soft)
+    if soft == RLIM_INFINITY or soft >= _ENOUGH_FILES:
+        return Result("open files", "pass", shown)
+    advice = f"type ulimit -n {_ENOUGH_FILES}"
+    if hard != RLIM_INFINITY and hard < _ENOUGH_FILES:
+        advice = f"raise the hard limit of {hard} (limits.conf, LimitNOFILE=, docker run --ulimit nofile=)"
+    found = f"{shown}: DataLoader workers may run out of file descriptors"
+    return Result("open files", "fail" if soft < _TOO_FEW_FILES else "warn", found, advice)
 
 
 def check_shared_memory(free: int, total: int, nproc: int) -> Result:
@@ -84,9 +77,9 @@ def check_shared_memory(free: int, total: int, nproc: int) -> Result:
     )
 
 
-def check_memory(available: int | None, container: tuple[int, int] | None, device: str, nproc: int) -> Result:
-    """Compare what is left to the machine, and to the container with its limit, with what the workers need."""
-    need, left, where, advice = nproc * _WORKER_BYTES[device], available, "", "free some memory"
+def check_memory(available: int | None, container: tuple[int, int] | None, nproc: int, *, has_gpus: bool) -> Result:
+    """Compare what is left to the machine, and to the container with its limit, with workers that only use torch."""
+    need, left, where, advice = nproc * (GIB if has_gpus else GIB // 10), available, "", "free some memory"
     if container is not None and (left is None or container[0] < left):
         left, where = container[0], f" of the container's {container[1] / GIB:.1f}"
         advice = "raise the container's limit (docker run --memory, sbatch --mem)"

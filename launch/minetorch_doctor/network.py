@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from minetorch_doctor.result import Result
 from minetorch_launch.errors import JoinError
-from minetorch_launch.joining import Endpoint, is_this_machine, listen, reach_now, resolve
+from minetorch_launch.rendezvous.endpoints import is_this_machine, listen
 
 if TYPE_CHECKING:
     from minetorch_doctor.selftest import WorkerReport
+    from minetorch_launch.validators import Endpoint
 
 __all__ = ["check_links", "check_rendezvous"]
+
+_CONNECT_SECONDS = 5.0
 
 
 def check_rendezvous(endpoint: Endpoint, node_rank: int | None) -> Result:
     """Open the port on the rendezvous host itself, connect to it from every other node."""
     check, host, port = "rendezvous", endpoint.host, endpoint.port
     try:
-        addresses = resolve(endpoint)
-    except JoinError as error:
-        return Result(check, "fail", str(error), f"let /etc/hosts or DNS know {host}, or type an IP address")
-    if is_this_machine(addresses) and not node_rank:
+        address = str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        advice = f"let /etc/hosts or DNS on this node know {host}, or type an IP address"
+        return Result(check, "fail", f"this node cannot find the address of {host}: {error}", advice)
+    if is_this_machine(address) and not node_rank:
         try:
-            listen(addresses[0], port).close()
+            listen(address, port).close()
         except JoinError as error:
             # Without a node rank, this may be the second node on this machine, and the first one has the port.
             return Result(check, "fail" if node_rank == 0 else "warn", str(error), "give all nodes another port")
         return Result(check, "pass", f"{endpoint} is this machine, and its port is free")
-    problem = reach_now(addresses[0], port)
-    if problem is None or "refused" in problem:
-        return Result(check, "pass", f"{endpoint} answers" + ("; no process listens there yet" if problem else ""))
-    advice = f"check that {host} is up, and that no firewall blocks TCP port {port}"
-    return Result(check, "fail", f"this node cannot reach {endpoint}: {problem}", advice)
+    try:
+        socket.create_connection((address, port), timeout=_CONNECT_SECONDS).close()
+    except ConnectionRefusedError:
+        return Result(check, "pass", f"{endpoint} answers; no process listens there yet")
+    except OSError as error:
+        advice = f"check that {host} is up, and that no firewall blocks TCP port {port}"
+        return Result(check, "fail", f"this node cannot reach {endpoint}: {error.strerror or error}", advice)
+    return Result(check, "pass", f"{endpoint} answers")
 
 
 def check_links(report: WorkerReport) -> Result:

@@ -20,12 +20,9 @@ class Result:
     """The result of one check."""
 
     check: str
-    status: Literal["pass", "warn", "fail"]
-    """warn: a launch works, but slowly or not always; fail: it does not work."""
-
+    status: Literal["pass", "warn", "fail"]  # warn: a launch works, but slowly or not always; fail: it does not
     found: str
-    advice: str = ""
-    """What to do about it."""
+    advice: str = ""  # what to do about it
 
 
 def all_ok(results: Sequence[Result]) -> bool:

@@ -20,9 +20,9 @@ __all__ = ["LARGE_BYTES", "STAGES", "SelfTest", "WorkerReport", "check_all_reduc
 LARGE_BYTES = 64 << 20
 """Of the all-reduce that measures bandwidth."""
 
-_SLOW_BYTES_PER_SECOND = {"gloo": 0.1e9, "nccl": 1e9}
-"""Bus bandwidth below which the network is probably the wrong one: about that of gigabit Ethernet for gloo, a tenth
-of PCIe or 100 Gbit/s for NCCL."""
+_SLOW_GLOO, _SLOW_GPU = 0.1e9, 1e9
+"""Bytes per second of bus bandwidth below which the network is probably the wrong one: about gigabit Ethernet for gloo,
+a tenth of PCIe or 100 Gbit/s for NCCL."""
 
 STAGES = {
     "starting the workers": "read the message; minetorch-launch --dry-run shows the plan",
@@ -46,19 +46,14 @@ class WorkerReport:
     stage: str = "starting the workers"
     device: str = ""
     backend: str = "gloo"
-    nodes: list[str] = field(default_factory=list)
-    """Each node's name and address; empty with one node."""
-
+    nodes: list[str] = field(default_factory=list)  # each node's name and address; empty with one node
     broken_links: list[str] = field(default_factory=list)
-    latency: float = 0.0
-    """Seconds of an all-reduce of one number."""
-
-    large_seconds: float = 0.0
-    """Seconds of an all-reduce of `LARGE_BYTES`; 0 before it was measured."""
+    latency: float = 0.0  # seconds of an all-reduce of one number
+    large_seconds: float = 0.0  # of an all-reduce of LARGE_BYTES; 0 before it was measured
 
     def save(self, folder: Path) -> None:
         """Write the report; the doctor may read at the same moment."""
-        new = folder / f"worker_{self.local_rank}.new"
+        new = folder / f"worker_{self.rank}.new"
         new.write_text(json.dumps(asdict(self)), encoding="utf-8")
         new.replace(new.with_suffix(".json"))
 
@@ -68,14 +63,10 @@ class SelfTest:
     """How the job ended on this node."""
 
     nproc: int
-    code: int | None
-    """The launcher's exit code; None if it had to be stopped."""
-
-    reason: str
-    """Why the job failed, in one line."""
-
-    workers: tuple[WorkerReport, ...]
-    """By rank; without those that never reported."""
+    code: int | None  # of the launcher; None if it had to be stopped
+    reason: str  # why the job failed, in one line
+    workers: tuple[WorkerReport, ...]  # by rank; without those that never reported
+    failed_rank: int | None = None  # the first that failed, if the launcher says so
 
 
 def run_selftest(options: Sequence[str], nproc: int, seconds: float, join_seconds: float, folder: Path) -> SelfTest:
@@ -92,9 +83,10 @@ def run_selftest(options: Sequence[str], nproc: int, seconds: float, join_second
     command = [sys.executable, "-m", "minetorch_launch", *options, "--log-dir", str(logs), "--grace", "5"]
     command += ["-m", "minetorch_doctor.selftest_worker", str(folder), str(seconds)]
     code, _, error = run_child(command, folder, limit)
-    reason = _read_failure(logs / "failure.json") or error if code is not None else f"it took longer than {limit:g} s"
+    rank, reason = _read_failure(logs / "failure.json")
+    reason = reason or error if code is not None else f"it took longer than {limit:g} s"
     reports = [WorkerReport(**json.loads(file.read_text())) for file in folder.glob("worker_*.json")]
-    return SelfTest(nproc, code, reason, tuple(sorted(reports, key=lambda report: report.rank)))
+    return SelfTest(nproc, code, reason, tuple(sorted(reports, key=lambda report: report.rank)), rank)
 
 
 def check_workers(test: SelfTest) -> Result:
@@ -103,9 +95,10 @@ def check_workers(test: SelfTest) -> Result:
         devices = [worker.device for worker in test.workers]
         shown = ", ".join(f"{devices.count(device)} on {device}" for device in dict.fromkeys(devices))
         return Result("workers", "pass", f"started and ended: {shown}")
-    stages = [worker.stage for worker in test.workers]
-    slowest = next(stage for stage in STAGES if stage in stages or len(stages) < test.nproc)
-    return Result("workers", "fail", f"the job failed while {slowest}: {test.reason}", STAGES[slowest])
+    stages = {worker.rank: worker.stage for worker in test.workers}
+    slowest = next(stage for stage in STAGES if stage in stages.values() or len(stages) < test.nproc)
+    stage = stages.get(-1 if test.failed_rank is None else test.failed_rank, slowest)
+    return Result("workers", "fail", f"the job failed while {stage}: {test.reason}", STAGES[stage])
 
 
 def check_all_reduce(report: WorkerReport) -> Result:
@@ -122,7 +115,7 @@ def check_all_reduce(report: WorkerReport) -> Result:
         f"{report.backend}, {ranks} ranks: {report.latency * 1e6:.0f} µs for one number; {algorithm / 1e9:.2f} GB/s "
         f"for 64 MiB (algorithm bandwidth; bus bandwidth {bus / 1e9:.2f} GB/s)"
     )
-    if bus >= _SLOW_BYTES_PER_SECOND[report.backend]:
+    if bus >= (_SLOW_GLOO if report.backend == "gloo" else _SLOW_GPU):
         return Result("all-reduce", "pass", found)
     advice = "nvidia-smi topo -m and NCCL_DEBUG=INFO show which links NCCL uses: set NCCL_SOCKET_IFNAME, or enable RDMA"
     if report.backend == "gloo":
@@ -130,9 +123,9 @@ def check_all_reduce(report: WorkerReport) -> Result:
     return Result("all-reduce", "warn", found, advice)
 
 
-def _read_failure(file: Path) -> str:
+def _read_failure(file: Path) -> tuple[int | None, str]:
     """Which rank failed first according to the launcher, and why, in one line."""
     with suppress(OSError, ValueError, KeyError):
         first = json.loads(file.read_text(encoding="utf-8"))["first"]
-        return f"rank {first['rank']} on {first['host']}: {first['cause']}"
-    return ""
+        return first["rank"], f"rank {first['rank']} on {first['host']}: {first['cause']}"
+    return None, ""

@@ -40,7 +40,7 @@ def check_versions(versions: Mapping[str, str]) -> Result:
     return Result("versions", "fail" if "torch" in old else "warn", found, f"type pip install {wanted}")
 
 
-def check_driver(build: str | None, driver: Driver | None, device: str) -> Result:
+def check_driver(build: str | None, driver: Driver | None, device: str, gpus: int = 0) -> Result:
     """Check whether torch can use the GPUs that the driver shows.
 
     CUDA runs on a driver of the same major version or a newer one. On a driver with an older minor version it cannot
@@ -49,9 +49,12 @@ def check_driver(build: str | None, driver: Driver | None, device: str) -> Resul
     Args:
         build: the CUDA version that torch is built with, such as ``12.8``; None for a build without CUDA.
         driver: the driver of this machine; None if there is none.
-        device: what the user asked for: ``auto``, ``cpu`` or ``cuda``.
+        device: what the user asked for: ``auto``, ``cpu``, ``cuda`` or ``xpu``.
+        gpus: number of visible GPUs, also of other makers.
     """
     check = "GPU driver"
+    if driver is None and gpus:
+        return Result(check, "pass", f"{gpus} visible GPUs, not NVIDIA's")
     if driver is None:
         advice = "install the NVIDIA driver, or type docker run --gpus all, or --device cpu" if device == "cuda" else ""
         return Result(check, "fail" if advice else "pass", "there is none: the workers can only use the CPU", advice)

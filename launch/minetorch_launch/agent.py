@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,9 +27,10 @@ from minetorch_launch.rendezvous import messages
 from minetorch_launch.rendezvous.round import LeaderLostError
 from minetorch_launch.stop_signals import Preemption, StackRequest, Stop
 from minetorch_launch.workers.group import ranks_text
+from minetorch_launch.workers.store import WorkersStore
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable
 
     from minetorch_launch.output.relay import Relay
     from minetorch_launch.plan import LaunchPlan
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from minetorch_launch.stop_signals import StopSignals
     from minetorch_launch.workers.group import GroupEnd, WorkerGroup
     from minetorch_launch.workers.starter import WorkerStarter
-    from minetorch_launch.workers.store import WorkersStore
 
 __all__ = ["Agent", "Outcome"]
 
@@ -118,18 +119,25 @@ class Agent:
 
     Args:
         plan: the launch.
-        rendezvous: where the nodes join.
+        open_rendezvous: connects to where the nodes join.
         starter: starts the workers.
-        store: the workers' store, should this be the first node.
         relay: shows lines to the user.
-        signals: hands the launcher's signals over to `post`.
     """
 
     def __init__(
-        self, plan: LaunchPlan, rendezvous: Rendezvous, starter: WorkerStarter, store: WorkersStore, relay: Relay
+        self,
+        plan: LaunchPlan,
+        open_rendezvous: Callable[[], Awaitable[Rendezvous]],
+        starter: WorkerStarter,
+        relay: Relay,
     ) -> None:
-        self._plan, self._rendezvous, self._starter, self._store, self._relay = plan, rendezvous, starter, store, relay
         self.signals: StopSignals | None = None
+        """Hands the launcher's signals over to `post`."""
+
+        self._plan, self._open_rendezvous, self._starter, self._relay = plan, open_rendezvous, starter, relay
+        self._store: WorkersStore
+        """The workers' store, should this be the first node."""
+
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._attempts: list[Attempt] = []
         self._failures = 0
@@ -148,13 +156,18 @@ class Agent:
             NoProgressError: a batch job's time was up before the first step.
         """
         await self._starter.prepare()
-        while True:
-            round_ = await self._unless_stopped(
-                self._rendezvous.join(failures=self._failures, workers_port=self._store.port)
-            )
-            outcome = await self._run_round(round_)
-            if outcome is not None:
-                return outcome
+        rendezvous = await self._unless_stopped(self._open_rendezvous())
+        try:
+            self._starter.address = rendezvous.address
+            self._store = WorkersStore(rendezvous.address, self._plan.master_port or 0, self._starter.start_store)
+            with closing(self._store):
+                while True:
+                    joining = rendezvous.join(failures=self._failures, workers_port=self._store.port)
+                    outcome = await self._run_round(await self._unless_stopped(joining))
+                    if outcome is not None:
+                        return outcome
+        finally:
+            await rendezvous.close()
 
     def post(self, event: Stop | Preemption | StackRequest) -> None:
         """Take a signal."""
@@ -163,7 +176,7 @@ class Agent:
         if self._current is not None:
             self._current.events.put_nowait(event)
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """Do ``work``, but give it up when a stop signal comes."""
         task = asyncio.ensure_future(work)
         waited: list[asyncio.Future[Any]] = [task, self._stop]
@@ -191,7 +204,7 @@ class Agent:
                 asyncio.ensure_future(self._pass_on_orders(attempt)),
                 asyncio.ensure_future(self._pass_on_end(attempt)),
             ]
-            self._note_start()
+            self._note_start(attempt)
             if self._unreported:
                 round_.report(messages.WorkersFailed(round_.node_rank))
             while not attempt.is_over:
@@ -429,7 +442,7 @@ class Agent:
         if not beats or deadline is None or time.time() < deadline.warning_at:
             return False
         world = merge(beats)
-        return world.began_at_step is None or world.step <= world.began_at_step
+        return not world.has_stepped
 
     async def _lose_leader(self, attempt: _Attempt, error: LeaderLostError) -> None:
         """Stop the workers and join the others again; a failure of a worker here is reported in the next round."""
@@ -451,20 +464,20 @@ class Agent:
             return None
         return self._restart.reached, time.time() - (time.monotonic() - self._restart.failed_at)
 
-    def _note_start(self) -> None:
+    def _note_start(self, attempt: _Attempt) -> None:
         if self._restart is not None:
             self._restart.started_at = time.monotonic()
             if not self._restart.uses_trainer:
-                self._say_cost(None)
+                self._say_cost(attempt, None)
 
     def _note_first_step(self, attempt: _Attempt) -> None:
         beats = attempt.group.heartbeats()
         if self._restart is not None and len(beats) == len(attempt.group.ranks):
             first_steps = [beat.first_step_at for beat in beats.values()]
             if None not in first_steps:
-                self._say_cost(max(filter(None, first_steps)))
+                self._say_cost(attempt, max(filter(None, first_steps)))
 
-    def _say_cost(self, first_step_at: float | None) -> None:
+    def _say_cost(self, attempt: _Attempt, first_step_at: float | None) -> None:
         restart, self._restart = self._restart, None
         assert restart is not None
         cost = RestartCost(
@@ -474,7 +487,8 @@ class Agent:
             started=restart.started_at - restart.joined_at,
             first_step=first_step_at - restart.started_at if first_step_at else None,
         )
-        self._say(cost.line(restart.number, self._plan.max_restarts))
+        if attempt.round.leads:
+            self._say(cost.line(restart.number, self._plan.max_restarts))
 
     def _say(self, text: str) -> None:
         self._relay.say(f"minetorch-launch: {text}")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minetorch_launch import torchrun
-from minetorch_launch.errors import UsageError, in_brief, in_one_line
+from minetorch_launch.errors import UsageError, one_line, short_repr
 from minetorch_launch.options import (
     DEVICES,
     NUMA_MODES,
@@ -62,19 +61,19 @@ def _whole_number(option: str, text: str, alternative: str = "") -> int:
     try:
         return int(text)
     except ValueError:
-        problem = f"{option} {in_brief(text)} is not a whole number"
+        problem = f"{option} {short_repr(text)} is not a whole number"
         raise UsageError(f"{problem}: type e.g. {option} 2{alternative}") from None
 
 
 def _whole_numbers(option: str, text: str) -> tuple[int, ...] | None:
-    return tuple(_whole_number(option, word) for word in text.split(",")) or None
+    return tuple(_whole_number(option, word) for word in text.split(",")) if text else None
 
 
 def _seconds(option: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{option} {in_brief(text)} is not a number of seconds: type e.g. {option} 30") from None
+        raise UsageError(f"{option} {short_repr(text)} is not a number of seconds: type e.g. {option} 30") from None
 
 
 def _hang_timeout(option: str, text: str) -> float | None:
@@ -95,7 +94,7 @@ def _nodes(option: str, text: str) -> tuple[int, int]:
     try:
         return int(minimum), int(maximum) if colon else int(minimum)
     except ValueError:
-        problem = f"{option} {in_brief(text)} is not a number of nodes"
+        problem = f"{option} {short_repr(text)} is not a number of nodes"
         raise UsageError(f"{problem}: type e.g. {option} 4, or {option} 2:4") from None
 
 
@@ -110,46 +109,25 @@ def _signal_name(word: str) -> str:
     return "SIG" + word.upper().removeprefix("SIG")
 
 
-def _boolean(option: str, text: str) -> bool:
-    if text not in ("0", "1", "true", "false", "t", "f", "yes", "no", "y", "n"):
-        raise UsageError(f"{option} {in_brief(text)} is neither true nor false: type one of them")
-    return text[0] in "1ty"
-
-
 OPTIONS: Mapping[str, tuple[Option, ...]] = {
     "Common options": (
         Option(
-            "--nproc",
-            "N|auto|cores",
-            _nproc,
-            "workers; auto: one per visible GPU, else 1 (default); cores: else one per core",
+            "--nproc", "N|auto|cores", _nproc, "workers; auto (default): one per GPU, else 1; cores: else one per core"
         ),
         Option("--device", "|".join(DEVICES), _text, "device of the workers (default: auto)"),
         Option("--max-restarts", "N", _whole_number, "restarts of all workers after a failure (default: 0)"),
         Option("--restart-policy", "|".join(RESTART_POLICIES), _text, "auto: restart if it can help (default)"),
-        Option("--log-dir", "DIR", _folder, "write DIR/rank_N.log for each worker, and DIR/failure.json on failure"),
+        Option("--log-dir", "DIR", _folder, "write DIR/rank_N.log for each worker, DIR/failure.json on failure"),
         Option("--show", "|".join(SHOWS), _text, "lines that appear on the console (default: all)"),
+        Option("--prefix", "|".join(PREFIXES), _text, "the rank before each line (auto: not for one worker in a pipe)"),
         Option(
-            "--prefix",
-            "|".join(PREFIXES),
-            _text,
-            "the rank before each line (default: auto: not for one worker in a pipe)",
+            "--threads", "N", _whole_number, "OMP_NUM_THREADS of a worker (default: yours, else a share of the cores)"
         ),
-        Option(
-            "--threads",
-            "N",
-            _whole_number,
-            "OMP_NUM_THREADS of a worker (default: yours, else an equal share of the cores)",
-        ),
-        Option(
-            "--hang-timeout", "SECONDS", _hang_timeout, "time without a step that makes a hang (default: 300 or more)"
-        ),
+        Option("--hang-timeout", "SECONDS", _hang_timeout, "no step for so long is a hang (default: 300 or more)"),
         Option("--grace", "SECONDS", _seconds, "time from the stop signal to SIGKILL (default: 30)"),
-        Option(
-            "--preempt-signals", "SIG,...", _signals, "warn workers of a preemption (default: USR2, in SLURM also TERM)"
-        ),
+        Option("--preempt-signals", "SIG,...", _signals, "warn of a preemption (default: USR2, in SLURM also TERM)"),
         Option("--preload", "MODULE", _names, "import once for all workers; repeatable"),
-        Option("--start-method", "|".join(START_METHODS), _text, "default: forkserver"),
+        Option("--start-method", "|".join(START_METHODS), _text, "how workers are started (default: forkserver)"),
         Option("--dry-run", "", _flag, "print the plan and start nothing"),
         Option("--version", "", _flag, "print the version"),
         Option("--help", "", _flag, "print this"),
@@ -158,27 +136,22 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--nodes", "N|MIN:MAX", _nodes, "machines of this job (default: 1, in SLURM the job's)"),
         Option("--rdzv-endpoint", "HOST[:PORT]", _text, "where the nodes meet: one of them, the same for all"),
         Option("--rdzv-id", "ID", _text, "name that this job's launchers share (default: from the command)"),
-        Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by host name)"),
-        Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600)"),
-        Option(
-            "--local-addr", "ADDRESS", _text, "this machine's address for the others (default: found by the endpoint)"
-        ),
+        Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by name)"),
+        Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600, in SLURM 60)"),
+        Option("--last-call-timeout", "SECONDS", _seconds, "time to wait for more nodes than MIN (default: 10)"),
+        Option("--local-addr", "ADDRESS", _text, "this machine's address for the others (default: as routed)"),
     ),
     "SLURM": (
         Option("--sbatch", "=FILE", _text, "submit this as a batch job, or write its script to FILE"),
         Option("--sbatch-options", "OPTIONS", _text, "sbatch's options for --sbatch, in one word"),
-        Option(
-            "--preempt-before", "SECONDS", _seconds, "preemption warning before the job's end (default: 120 or a tenth)"
-        ),
+        Option("--preempt-before", "SECONDS", _seconds, "warning before the job's end (default: 120 or a tenth)"),
     ),
-    "Also torchrun's (docs/torchrun.md lists all; each works as PET_NAME, too)": (
+    "Also torchrun's (docs/torchrun.md has all; PET_NODE_RANK=1 is --node-rank 1, and so on)": (
         Option("--no-python", "", _flag, "run a program that is not Python"),
-        Option(
-            "--redirects", "STREAMS", _text, "into the log file only: 3 (stdout and stderr), or 0:1,1:2 by local rank"
-        ),
-        Option("--tee", "STREAMS", _text, "into the log file and to the console"),
+        Option("--redirects", "STREAMS", _text, "log file only: 3 (stdout and stderr), or 0:1,1:2 by local rank"),
+        Option("--tee", "STREAMS", _text, "log file and console"),
         Option("--local-ranks-filter", "N,...", _whole_numbers, "local ranks whose lines appear on the console"),
-        Option("--numa-binding", "|".join(NUMA_MODES), _text, "bind each worker to the CPUs near its GPU"),
+        Option("--numa-binding", "MODE", _text, f"bind each worker to the CPUs near its GPU: {', '.join(NUMA_MODES)}"),
         Option("--virtual-local-rank", "", _flag, "each worker sees its own GPU only, as number 0"),
         Option("--role", "NAME", _text, "ROLE_NAME of the workers (default: default)"),
     ),
@@ -191,13 +164,12 @@ usage: minetorch-launch [OPTIONS] SCRIPT [ARGS]...
 Start one worker process per device, keep them together, and explain what went wrong.
 torchrun's options are understood. `minetorch-doctor` checks whether this machine is ready.
 """
-_EPILOG = """
+_EPILOG = """\
 Exit code: that of the worker that failed first (128 + n for signal n), 75 if the workers stopped early with all work
 saved, 124 if they hung, 2 for a usage error, 130 after Ctrl-C.
 """
 
 _SHORT = {"-m": "--module", "-t": "--tee", "-r": "--redirects", "-h": "--help"}
-_HIDDEN = {"--rdzv-is-host": _boolean, "--last-call-timeout": _seconds}  # torchrun.translate sets these
 _OWN = {option.name: option for options in OPTIONS.values() for option in options}
 _FLAGS = {*torchrun.FLAGS, *(name for name, option in _OWN.items() if not option.metavar)}
 _NAMES = {*_OWN, *torchrun.FLAGS, *torchrun.VALUED}
@@ -267,10 +239,10 @@ def help_text() -> str:
     for title, options in OPTIONS.items():
         lines.append(f"{title}:")
         for name, metavar, _, text in options:
-            left = f"  {name}[{metavar}]" if metavar.startswith("=") else f"  {name} {metavar}".rstrip()
-            lines += textwrap.wrap(text, 118, initial_indent=f"{left:<40}", subsequent_indent=" " * 40)
+            left = f"  {name}[{metavar}]" if metavar.startswith("=") else f"  {name} {metavar}"
+            lines.append(f"{left:<38} {text}".rstrip())
         lines.append("")
-    return "\n".join(lines) + _EPILOG.removeprefix("\n")
+    return "\n".join([*lines, _EPILOG])
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str], tuple[str, ...]]:
@@ -288,7 +260,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str], tuple[str, .
                 words.insert(0, value)
                 value = None
             if value is not None:
-                raise UsageError(f"{name} takes no value: leave {in_brief(value)} out")
+                raise UsageError(f"{name} takes no value: leave {short_repr(value)} out")
         elif value is None and name != "--sbatch":
             if not words:
                 raise UsageError(f"{name} needs a value: type minetorch-launch --help for the options")
@@ -305,7 +277,7 @@ def _name_and_value(word: str) -> tuple[str, str | None]:
     """The long name of an option, and its value where both are one word."""
     if not word.startswith("--"):
         if word[:2] not in _SHORT:
-            raise UsageError(f"unknown option {in_one_line(word)}: {_hint(word)}")
+            raise UsageError(f"unknown option {one_line(word)}: {_hint(word)}")
         return _SHORT[word[:2]], word[2:].removeprefix("=") or None
     name, equals, value = word.partition("=")
     name = name.replace("_", "-")
@@ -313,9 +285,9 @@ def _name_and_value(word: str) -> tuple[str, str | None]:
         # Abbreviations as argparse understands them, of torchrun's options: scripts have them.
         meant = [full for full in (*torchrun.FLAGS, *torchrun.VALUED) if full.startswith(name) and len(name) > 2]
         if len(meant) > 1:
-            raise UsageError(f"{in_one_line(name)} can mean {', '.join(meant)}: type one of them")
+            raise UsageError(f"{one_line(name)} can mean {', '.join(meant)}: type one of them")
         if not meant:
-            raise UsageError(f"unknown option {in_one_line(name)}: {_hint(name)}")
+            raise UsageError(f"unknown option {one_line(name)}: {_hint(name)}")
         name = meant[0]
     return name, value if equals else None
 
@@ -351,5 +323,4 @@ def _wants(given: Mapping[str, str]) -> Wants:
 def _fields(kind: type[Wants] | type[LaunchOptions], given: Mapping[str, str]) -> dict[str, Any]:
     """The values of the fields of ``kind`` that are given."""
     names = {"--" + field.name.replace("_", "-"): field.name for field in dataclasses.fields(kind)}
-    converters: dict[str, Callable[[str, str], object]] = {**_HIDDEN, **{name: _OWN[name].convert for name in _OWN}}
-    return {names[name]: converters[name](name, given[name]) for name in given if name in names}
+    return {names[name]: _OWN[name].convert(name, given[name]) for name in given if name in names}

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def _run(argv: list[str]) -> int:
         raise UsageError("the working folder does not exist any more: cd to one that exists") from None
     from minetorch_launch import arguments
 
-    request = arguments.read(argv)
+    request = arguments.read(argv, os.environ)
     wants, options, target = request.wants, request.options, request.target
     if wants.help:
         sys.stdout.write(arguments.help_text())
@@ -60,7 +61,7 @@ def _run(argv: list[str]) -> int:
 
         sys.stdout.write(f"minetorch-launch {version('minetorch')}\n")
         return 0
-    for line in request.ignored:
+    for line in request.notes:
         _say(f"minetorch-launch: {line}")
     if target is None:
         raise UsageError("there is nothing to run: type minetorch-launch [OPTIONS] SCRIPT [ARGS]...")
@@ -72,17 +73,13 @@ def _run(argv: list[str]) -> int:
     if "SLURM_JOB_ID" in os.environ and options.node_rank is None:
         from minetorch_launch.slurm import srun
 
-        return srun.run_in_job(argv, target, options, dry_run=wants.dry_run, say=_say)
-    if wants.dry_run:
-        from minetorch_launch.launcher import plan_launch
-
-        sys.stdout.write(plan_launch(target, options).text() + "\n")
-        return 0
-    return run_here(target, options)
+        launch = partial(run_here, target, options, dry_run=wants.dry_run)
+        return srun.run_in_job(argv, options, launch, dry_run=wants.dry_run, say=_say)
+    return run_here(target, options, dry_run=wants.dry_run)
 
 
-def run_here(target: Target, options: LaunchOptions, job: SlurmJob | None = None) -> int:
-    """Carry out a launch in this process, and return the exit code.
+def run_here(target: Target, options: LaunchOptions, job: SlurmJob | None = None, *, dry_run: bool = False) -> int:
+    """Carry out a launch in this process, or print its plan, and return the exit code.
 
     Raises:
         LaunchError: as `minetorch_launch.launch`.
@@ -95,6 +92,9 @@ def run_here(target: Target, options: LaunchOptions, job: SlurmJob | None = None
     from minetorch_launch.worker.task import make_task
 
     plan = launcher.plan_launch(target, options, job)
+    if dry_run:
+        sys.stdout.write(plan.text() + "\n")
+        return 0
     outcome = asyncio.run(launcher.run(launcher.Launch(plan, make_task(target, own_process=True), job)))
     if outcome.failure is not None:
         raise WorkerFailedError(outcome.failure, shown_elsewhere=outcome.shown_elsewhere)

@@ -103,6 +103,3 @@ def short_repr(value: object) -> str:
 def one_line(text: str) -> str:
     """Text from outside, for a message: without line breaks, cut if it is long."""
     return _SHORT.repr(text)[1:-1]
-
-
-in_brief, in_one_line = short_repr, one_line  # until nothing imports the old names any more

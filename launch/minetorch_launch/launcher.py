@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import tempfile
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -19,11 +20,13 @@ from minetorch_launch.output.relay import Relay
 from minetorch_launch.output.terminal import terminal_columns, wants_colour
 from minetorch_launch.plan import LaunchPlan, make_plan
 from minetorch_launch.processes.spawner import Reaper
+from minetorch_launch.rendezvous.endpoints import is_this_machine
+from minetorch_launch.rendezvous.many_nodes import ManyNodes
+from minetorch_launch.rendezvous.membership import Settings, Timing
 from minetorch_launch.rendezvous.single_node import SingleNode
 from minetorch_launch.stop_signals import Stop, StopSignals
 from minetorch_launch.target import check_target, find_module, likely_imports
 from minetorch_launch.workers.starter import WorkerStarter
-from minetorch_launch.workers.store import WorkersStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,12 +133,7 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
             streams=launch.streams,
             folder=folder,
         )
-        await starter.prepare()
-        rendezvous = await _open_rendezvous(plan, starter, relay)
-        stack.push_async_callback(rendezvous.close)
-        store = WorkersStore(rendezvous.address, plan.master_port or 0, starter.start_store)
-        stack.callback(store.close)
-        agent = Agent(plan, rendezvous, starter, store, relay)
+        agent = Agent(plan, lambda: _open_rendezvous(plan, starter, relay), starter, relay)
         reached = _reached_workers(launch.job)
         agent.signals = stack.enter_context(StopSignals(agent.post, plan.preempt_signals, reached))
         if parent is not None:
@@ -149,8 +147,28 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
 
 async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Relay) -> Rendezvous:
     if not plan.many_nodes:
-        return SingleNode(host=plan.host.name, nproc=len(plan.workers))
-    raise NotImplementedError
+        # The name may be that of a service which does not lead here yet; on one node nobody else needs it.
+        own = plan.local_addr if plan.local_addr is not None and is_this_machine(plan.local_addr) else "127.0.0.1"
+        return SingleNode(host=plan.host.name, nproc=len(plan.workers), address=own)
+    assert plan.rdzv_endpoint is not None
+
+    async def start_store_process() -> socket.socket:
+        _, control = await starter.start_store()
+        return control
+
+    settings = Settings(
+        plan.rdzv_endpoint,
+        plan.rdzv_id,
+        plan.nodes,
+        host=plan.host.name,
+        nproc=len(plan.workers),
+        node_rank=plan.node_rank,
+        join_timeout=plan.join_timeout,
+        local_addr=plan.local_addr,
+        say=relay.say,
+        timing=Timing(first_quiet=plan.last_call_timeout),
+    )
+    return await ManyNodes.open(settings, start_store_process)
 
 
 def _stop_with_parent(parent: int, agent: Agent) -> None:

@@ -188,6 +188,8 @@ class Leader:
             return
         beats = {node: Heartbeat.from_dict(status) for node, status in self._round.statuses.items() if status}
         stall = self._detector.look(beats, time.monotonic())
+        if (warning := self._detector.missing_heartbeats()) is not None:
+            self._say(warning)
         if stall is not None:
             await self._request_stacks(None, stall)
 
@@ -209,5 +211,5 @@ class Leader:
             return
         self._say(summary.text(request.stall.line()))
         rank = next(iter(summary.odd_ranks), 0)
-        hang = {"rank": rank, "cause": summary.blame().removeprefix(f"rank {rank} ")}
+        hang = {"rank": rank, "cause": summary.blame()}
         await self._stop_workers("the workers hang", "hang", hang)

@@ -109,14 +109,12 @@ class LaunchOptions:
     rdzv_id: str | None = None
     """The name that the launchers of this job share, and no other's; None: derived from the command."""
 
-    rdzv_is_host: bool | None = None
-    """Whether this node hosts the rendezvous; None: if the endpoint's host is this machine."""
-
     node_rank: int | None = None
     """This machine's place in the order of ranks; None: the rendezvous host first, then by host name."""
 
-    join_timeout: float = 600.0
-    """Seconds to wait for the minimum of machines, at the start and after one is lost."""
+    join_timeout: float | None = None
+    """Seconds to wait for the minimum of machines, at the start and after one is lost; None: 600, or 60 where a SLURM
+    job's launchers are all started at once."""
 
     last_call_timeout: float = 10.0
     """Seconds without another arrival after which the first round begins with fewer than the maximum of machines."""
@@ -175,12 +173,12 @@ class LaunchOptions:
 
     def _check_seconds(self) -> None:
         check = validators.check_seconds
-        check("--rdzv-conf last_call_timeout", self.last_call_timeout, "the seconds to wait for more", optional=False)
+        check("--last-call-timeout", self.last_call_timeout, "the seconds to wait for more", optional=False)
         check("--grace", self.grace, "the seconds a worker has to end by itself", optional=False)
         check("--preempt-before", self.preempt_before, "the seconds before the end of the job")
         hang = "the seconds without a step that make a hang"
         check("--hang-timeout", self.hang_timeout, hang, above_zero=True, may_be_infinite=True)
-        check("--join-timeout", self.join_timeout, "the seconds to wait for the nodes", above_zero=True, optional=False)
+        check("--join-timeout", self.join_timeout, "the seconds to wait for the nodes", above_zero=True)
 
     def _check_streams(self) -> None:
         validators.check_streams("--redirects", self.redirects)

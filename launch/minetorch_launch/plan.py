@@ -27,6 +27,8 @@ DeviceKind = Literal["cpu", "cuda", "xpu"]
 StartMethod = Literal["forkserver", "spawn"]
 Stream = Literal["out", "err"]
 
+_JOIN_SECONDS = 600.0
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -79,7 +81,6 @@ class LaunchPlan:
     """Where the nodes meet; None on one node."""
 
     rdzv_id: str
-    rdzv_is_host: bool | None
     node_rank: int | None
     join_timeout: float
     last_call_timeout: float
@@ -180,9 +181,8 @@ def make_plan(
         nodes=nodes,
         rdzv_endpoint=meeting,
         rdzv_id=options.rdzv_id or _derived_id(target, options),
-        rdzv_is_host=options.rdzv_is_host,
         node_rank=options.node_rank,
-        join_timeout=options.join_timeout,
+        join_timeout=_JOIN_SECONDS if options.join_timeout is None else options.join_timeout,
         last_call_timeout=options.last_call_timeout,
         local_addr=local_addr,
         master_port=master_port,
@@ -244,7 +244,7 @@ def _choose_endpoint(options: LaunchOptions) -> tuple[tuple[int, int], Endpoint 
     if nodes[1] == 1:
         if endpoint is None:
             return nodes, None, options.local_addr, None
-        return nodes, None, options.local_addr or _unless_loopback(endpoint.host), endpoint.port or None
+        return nodes, None, options.local_addr or _unless_default(endpoint.host), endpoint.port or None
     if endpoint is None:
         raise UsageError(
             f"--nodes {_range(nodes)} needs a rendezvous: type --rdzv-endpoint HOST[:PORT], one of the nodes, "
@@ -255,8 +255,8 @@ def _choose_endpoint(options: LaunchOptions) -> tuple[tuple[int, int], Endpoint 
     return nodes, endpoint, options.local_addr, None
 
 
-def _unless_loopback(host: str) -> str | None:
-    return None if host in ("localhost", "::1") or host.startswith("127.") else host
+def _unless_default(host: str) -> str | None:
+    return None if host in ("localhost", "127.0.0.1", "::1") else host
 
 
 def _plan_workers(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +37,9 @@ class Script:
     @property
     def import_root(self) -> str:
         """What ``sys.path[0]`` is while it runs, as Python has it: the application, or a file's real folder."""
-        return self.path if self.is_application else str(Path(self.path).resolve().parent)
+        if self.is_application:
+            return os.path.join(os.getcwd(), self.path)  # noqa: PTH109, PTH118 - "./app/" stays as it is
+        return str(Path(self.path).resolve().parent)
 
     def __str__(self) -> str:
         return shlex.join(("python", self.path, *self.args))
@@ -94,7 +96,7 @@ class Command:
 
 Target: TypeAlias = Script | Module | Function | Command
 
-_COMPILER = "torch._dynamo"
+_COMPILER = "torch.compiler"
 _TRAINER = "minetorch.trainer"
 
 
@@ -110,7 +112,7 @@ def check_target(target: Target) -> None:
         _check_program(target.program)
     elif isinstance(target, Module) and not find_module(target.name, target.import_root):
         raise UsageError(
-            f"no module named {in_brief(target.name)} in {target.import_root} or the installed packages: "
+            f"no module named {short_repr(target.name)} in {target.import_root} or the installed packages: "
             "give -m a name that `python -m` would run"
         )
 
@@ -182,11 +184,11 @@ def _check_script(path: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"{in_brief(path)} is not the path of a script: {reason}; give that of a Python file"
+            f"{short_repr(path)} is not the path of a script: {reason}; give that of a Python file"
         ) from None
     if not there:
         hint = f"type -m {path}" if find_module(path, str(Path.cwd())) else "give the path of a Python file"
-        raise UsageError(f"there is no script {in_brief(path)} in {Path.cwd()}: {hint}")
+        raise UsageError(f"there is no script {short_repr(path)} in {Path.cwd()}: {hint}")
     if script.is_dir():
         if not (script / "__main__.py").is_file() and not (script / "__main__.pyc").is_file():
             raise UsageError(f"{path!r} is a directory without __main__.py: give the path of a Python file in it")
@@ -195,15 +197,7 @@ def _check_script(path: str) -> None:
 
 
 def _check_program(program: str) -> None:
-    try:
-        found = shutil.which(program)
-    except ValueError:  # a name that no file can have
-        found = None
-    if found is not None:
-        return
-    try:
-        is_file = Path(program).is_file()
+    if shutil.which(program) is None:
+        is_file = os.path.isfile(program)  # noqa: PTH113 - takes names that no file can have
         problem = "is not executable: type chmod +x for it" if is_file else "is neither a file nor a program in PATH"
-    except (OSError, ValueError):
-        problem = "is not the name of a program"
-    raise UsageError(f"--no-python: {in_brief(program)} {problem}")
+        raise UsageError(f"--no-python: {short_repr(program)} {problem}")

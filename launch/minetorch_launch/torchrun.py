@@ -10,7 +10,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import UsageError, in_brief
+from minetorch_launch.errors import UsageError, short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,14 +41,15 @@ _STATIC_PORT = "29500"
 _STOP_SIGNALS = {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"}
 """Torchrun's default; the launcher always handles these."""
 
-_CONF = ("join_timeout", "last_call_timeout", "timeout", "is_host", "store_type")
-_CONF_WITHOUT_EFFECT = (
-    "close_timeout",
-    "heartbeat_timeout",
-    "keep_alive_interval",
-    "keep_alive_max_attempt",
-    "read_timeout",
-)
+_OWN_RENDEZVOUS = "it is for torch's own rendezvous, which is not used"
+_CONF_WITHOUT_EFFECT = {
+    "is_host": "the node that the endpoint names hosts the rendezvous",
+    "close_timeout": _OWN_RENDEZVOUS,
+    "heartbeat_timeout": _OWN_RENDEZVOUS,
+    "keep_alive_interval": _OWN_RENDEZVOUS,
+    "keep_alive_max_attempt": _OWN_RENDEZVOUS,
+    "read_timeout": _OWN_RENDEZVOUS,
+}
 
 
 def read_environ(given: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
@@ -66,7 +67,7 @@ def read_environ(given: Mapping[str, str], environ: Mapping[str, str]) -> dict[s
         if name not in FLAGS:
             found[name] = value
         elif not value.strip().isdecimal():
-            raise UsageError(f"{variable}={in_brief(value)} is neither 0 nor 1: set it to one of them")
+            raise UsageError(f"{variable}={short_repr(value)} is neither 0 nor 1: set it to one of them")
         elif int(value) != 0:
             found[name] = ""
     return found
@@ -79,8 +80,7 @@ def translate(given: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]
         given: value of each option by its long name, ours and torchrun's; "" for a flag.
 
     Returns:
-        Options of ours (with ``--rdzv-is-host`` and ``--last-call-timeout``, which nobody can type), and lines for
-        the user about those without effect.
+        Options of ours, and lines for the user about those without effect.
 
     Raises:
         UsageError: an option of torchrun's that cannot work here, with the reason.
@@ -124,31 +124,28 @@ def _translate_rendezvous(own: dict[str, str], notes: list[str]) -> None:
     if "--standalone" in own:
         del own["--standalone"]
         if nodes.partition(":")[0] != "1":
-            raise UsageError(f"--standalone is for one node, and --nnodes is {in_brief(nodes)}: drop one of the two")
+            raise UsageError(f"--standalone is for one node, and --nnodes is {short_repr(nodes)}: drop one of the two")
         for name in ("--rdzv-endpoint", "--rdzv-id", "--node-rank"):
             own.pop(name, None)
         own["--nodes"] = "1"
         return
     if backend not in ("", "static", "c10d"):
         raise UsageError(
-            f"--rdzv-backend {in_brief(backend)}: the nodes meet at one of them here, without another service: "
+            f"--rdzv-backend {short_repr(backend)}: the nodes meet at one of them here, without another service: "
             "type --rdzv-backend c10d --rdzv-endpoint HOST[:PORT]"
         )
     if backend == "c10d":
         _translate_c10d(own, notes, address or port)
     else:
-        _translate_static(own, address, port, many=nodes != "1", explicit=bool(backend))
+        _translate_static(own, address, port, many=nodes != "1")
     _translate_conf(own, conf, notes, backend)
 
 
-def _translate_static(own: dict[str, str], address: str, port: str, *, many: bool, explicit: bool) -> None:
-    """Torchrun's default: node 0 is at the master's address and hosts the rendezvous."""
+def _translate_static(own: dict[str, str], address: str, port: str, *, many: bool) -> None:
+    """Torchrun's default: node 0 is at the master's address, and hosts the rendezvous."""
     if "--rdzv-endpoint" not in own and (port or (address and many)):
         host = f"[{address}]" if address.count(":") > 1 and not address.startswith("[") else address or "127.0.0.1"
         own["--rdzv-endpoint"] = f"{host}:{port or _STATIC_PORT}"
-        explicit = True
-    if explicit and many and "--node-rank" in own:
-        own["--rdzv-is-host"] = "true" if own["--node-rank"] == "0" else "false"
 
 
 def _translate_c10d(own: dict[str, str], notes: list[str], master: str) -> None:
@@ -163,27 +160,23 @@ def _parse_conf(text: str) -> dict[str, str]:
     conf = {key.strip(): value.strip() for key, _, value in pairs}
     for key, value in conf.items():
         if not value:
-            raise UsageError(f"--rdzv-conf {in_brief(key)} has no value: type KEY=VALUE,KEY=VALUE")
+            raise UsageError(f"--rdzv-conf {short_repr(key)} has no value: type KEY=VALUE,KEY=VALUE")
     return conf
 
 
 def _translate_conf(own: dict[str, str], conf: dict[str, str], notes: list[str], backend: str) -> None:
-    timeout = conf.pop("join_timeout", None)
-    other = conf.pop("timeout", None)  # of the static rendezvous
-    timeout = timeout or (other if backend != "c10d" else None)
-    if timeout is not None:
-        own.setdefault("--join-timeout", timeout)
-    if "last_call_timeout" in conf:
-        own["--last-call-timeout"] = conf.pop("last_call_timeout")
-    if "is_host" in conf:
-        own["--rdzv-is-host"] = conf.pop("is_host").lower()
+    static = conf.pop("timeout", None)
+    joining = conf.pop("join_timeout", None) or (static if backend != "c10d" else None)
+    for name, seconds in (("--join-timeout", joining), ("--last-call-timeout", conf.pop("last_call_timeout", None))):
+        if seconds is not None:
+            own.setdefault(name, seconds)
     if conf.pop("store_type", "tcp").lower() != "tcp":
         raise UsageError("--rdzv-conf store_type: the nodes meet over TCP here: leave it out")
     for key in conf:
         if key not in _CONF_WITHOUT_EFFECT:
-            known = ", ".join((*_CONF, *_CONF_WITHOUT_EFFECT))
-            raise UsageError(f"--rdzv-conf {in_brief(key)} is unknown: the keys are {known}")
-        notes.append(f"--rdzv-conf {key} has no effect: it is for torch's own rendezvous, which is not used")
+            known = ", ".join(("join_timeout", "last_call_timeout", "timeout", "store_type", *_CONF_WITHOUT_EFFECT))
+            raise UsageError(f"--rdzv-conf {short_repr(key)} is unknown: the keys are {known}")
+        notes.append(f"--rdzv-conf {key} has no effect: {_CONF_WITHOUT_EFFECT[key]}")
 
 
 def _translate_output(own: dict[str, str], notes: list[str]) -> None:

@@ -10,7 +10,7 @@ import re
 import sys
 from dataclasses import dataclass
 
-from minetorch_launch.errors import LaunchError, UsageError, in_brief
+from minetorch_launch.errors import LaunchError, UsageError, short_repr
 
 __all__ = [
     "DEFAULT_PORT",
@@ -61,7 +61,7 @@ def parse_endpoint(text: str) -> Endpoint:
         return Endpoint(text, DEFAULT_PORT)  # an IPv6 address without brackets, and so without a port
     if found is None or int(found[3] or 0) > 65535:
         raise UsageError(
-            f"--rdzv-endpoint {in_brief(text)} is not an endpoint: type HOST or HOST:PORT (port 1 to 65535)"
+            f"--rdzv-endpoint {short_repr(text)} is not an endpoint: type HOST or HOST:PORT (port 1 to 65535)"
         )
     return Endpoint(found[1] or found[2], DEFAULT_PORT if found[3] is None else int(found[3]))
 
@@ -88,7 +88,7 @@ def check_whole_number(
     if value is None and optional:
         return
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{option} {in_brief(value)} is not a whole number: type e.g. {option} 2")
+        raise UsageError(f"{option} {short_repr(value)} is not a whole number: type e.g. {option} 2")
     _check_range(option, value, minimum, maximum, hint)
 
 
@@ -105,7 +105,7 @@ def check_seconds(
     if value is None and optional:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UsageError(f"{option} {in_brief(value)} is not a number of seconds: type e.g. {option} 30")
+        raise UsageError(f"{option} {short_repr(value)} is not a number of seconds: type e.g. {option} 30")
     if above_zero and not value > 0:
         raise UsageError(f"{option} {value:g} is too small: type a number above 0, {meaning}")
     _check_range(option, value, 0, None if may_be_infinite else _MAX_SECONDS, meaning)
@@ -114,7 +114,7 @@ def check_seconds(
 def check_choice(option: str, value: object, allowed: tuple[str, ...]) -> None:
     """One of a few words."""
     if value not in allowed:
-        raise UsageError(f"{option} {in_brief(value)} is unknown: type {option} {'|'.join(allowed)}")
+        raise UsageError(f"{option} {short_repr(value)} is unknown: type {option} {'|'.join(allowed)}")
 
 
 def check_node_range(option: str, value: object) -> None:
@@ -123,11 +123,11 @@ def check_node_range(option: str, value: object) -> None:
         return
     if not isinstance(value, tuple) or len(value) != 2 or not all(type(number) is int for number in value):
         raise UsageError(
-            f"{option} {in_brief(value)} is not a number of nodes: type e.g. {option} 2:4, which is (2, 4)"
+            f"{option} {short_repr(value)} is not a number of nodes: type e.g. {option} 2:4, which is (2, 4)"
         )
     if not 1 <= value[0] <= value[1]:
         raise UsageError(
-            f"{option} {in_brief(value[0])}:{in_brief(value[1])} is not a range: "
+            f"{option} {short_repr(value[0])}:{short_repr(value[1])} is not a range: "
             f"type e.g. {option} 4, or {option} 2:4 for 2 to 4"
         )
 
@@ -136,7 +136,7 @@ def check_streams(option: str, value: object) -> None:
     """Torchrun's notation for standard streams: ``3`` for every worker, or ``0:1,1:2`` by local rank."""
     if not isinstance(value, str) or not _STREAMS.fullmatch(value):
         raise UsageError(
-            f"{option} {in_brief(value)} is unknown: type 0 (none), 1 (stdout), 2 (stderr) or 3 (both), "
+            f"{option} {short_repr(value)} is unknown: type 0 (none), 1 (stdout), 2 (stderr) or 3 (both), "
             "or one of these for each local rank: 0:3,1:2"
         )
 
@@ -144,23 +144,23 @@ def check_streams(option: str, value: object) -> None:
 def check_path(option: str, value: object) -> None:
     """A path, or None."""
     if not isinstance(value, os.PathLike | None):
-        raise UsageError(f"{option} {in_brief(value)} is not a path: give a pathlib.Path, or None")
+        raise UsageError(f"{option} {short_repr(value)} is not a path: give a pathlib.Path, or None")
 
 
 def check_name(option: str, value: object) -> None:
     """A name, or None."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise UsageError(f"{option} {in_brief(value)} is not a name: type one, or leave {option} out")
+        raise UsageError(f"{option} {short_repr(value)} is not a name: type one, or leave {option} out")
 
 
 def check_names(option: str, value: object) -> None:
     """A tuple of names."""
     if not isinstance(value, tuple) or not all(isinstance(one, str) for one in value):
-        raise UsageError(f"{option} {in_brief(value)} is not a tuple of names: give a tuple of strings")
+        raise UsageError(f"{option} {short_repr(value)} is not a tuple of names: give a tuple of strings")
 
 
 def _check_range(option: str, value: float, minimum: int, maximum: int | None, hint: str) -> None:
     if not value >= minimum:
-        raise UsageError(f"{option} {in_brief(value)} is too small: type a number from {minimum} up, {hint}")
+        raise UsageError(f"{option} {short_repr(value)} is too small: type a number from {minimum} up, {hint}")
     if maximum is not None and value > maximum:
-        raise UsageError(f"{option} {in_brief(value)} is too large: type a number up to {maximum}")
+        raise UsageError(f"{option} {short_repr(value)} is too large: type a number up to {maximum}")

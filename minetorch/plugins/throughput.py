@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from minetorch.data import Batch
-from minetorch.heartbeat import Phase
 from minetorch.state import TrainerState
+from minetorch_launch.heartbeat import Phase
 
 RATE_GRAPH = "samples_per_s"
 PARTS_GRAPH = "step_time_ms"

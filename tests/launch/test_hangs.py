@@ -53,11 +53,11 @@ WAYS_TO_HANG = """
 """
 
 
-def rows_of_a_roll_call(process):
-    """Ask the launcher for a roll call, and read its rows from stderr."""
+def rows_of_a_summary(process):
+    """Ask the launcher for a stack summary, and read its rows from stderr."""
     process.send_signal(signal.SIGQUIT)
     for line in process.stderr:
-        if re.match(r"minetorch-launch: .*roll call of \d+ ranks?:$", line):
+        if re.match(r"minetorch-launch: .*stack summary of \d+ ranks?:$", line):
             break
     rows = []
     for line in process.stderr:
@@ -67,11 +67,11 @@ def rows_of_a_roll_call(process):
     raise AssertionError(f"the launcher ended after {rows}")
 
 
-def roll_call_with(process, wanted, seconds=30):
-    """Call the roll until all that is wanted is in it: a rank may still be on its way to where it hangs."""
+def summary_with(process, wanted, seconds=30):
+    """Ask until all that is wanted is in it: a rank may still be on its way to where it hangs."""
     end = time.monotonic() + seconds
     while True:
-        rows = rows_of_a_roll_call(process)
+        rows = rows_of_a_summary(process)
         missing = [row for row in wanted if not any(re.fullmatch(row, there) for there in rows)]
         if not missing:
             return rows
@@ -87,14 +87,14 @@ def wait_for_lines(process, number):
 def test_each_way_to_hang_is_told_on_demand(launches):
     process = launches.start("--nproc", 8, "--grace", 0.5, launches.script(WAYS_TO_HANG, "train é.py"))
     wait_for_lines(process, 8)
-    rows = roll_call_with(
+    rows = summary_with(
         process,
         [
             r"ranks 0, 6 +in all_reduce \(torch.distributed\) +at train é.py:\d+ in train_step: dist.all_reduce.*",
-            r"rank 1 +in __next__ \(torch DataLoader\) +at train é.py:\d+ in batches: batch = next\(it\)",
+            r"rank 1 +in __next__ \(torch.utils.data.dataloader\) +at train é.py:\d+ in batches: batch = next\(it\)",
             # In C code that holds the interpreter; 5 has all signals blocked as well, so another thread takes ours.
             r"ranks 2, 5 +in the script's own code +at train é.py:\d+ in hold_the_interpreter: ctypes.*",
-            r"rank 3 +does not answer: has replaced its process, which now runs: sleep 1000",
+            r"rank 3 +does not answer: cannot be asked: its process runs sleep 1000",
             r"rank 4 +does not answer: stopped \(T\)",
             r"rank 7 +in all_reduce \(torch.distributed\), another thread holds the interpreter +at train é.py:\d+ .*",
         ],
@@ -119,7 +119,7 @@ def test_a_job_in_the_background_answers_too(launches):
     process = launches.start("--grace", 0.5, script, preexec_fn=ignore)
     wait_for_lines(process, 1)
     process.send_signal(signal.SIGINT)
-    assert rows_of_a_roll_call(process)[0].startswith("rank 0  in the script's own code")
+    assert rows_of_a_summary(process)[0].startswith("rank 0  in the script's own code")
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
@@ -158,11 +158,11 @@ LOOP = """
 
 
 @pytest.mark.slow
-def test_twenty_roll_calls_do_a_running_job_no_harm(launches):
+def test_twenty_stack_summaries_do_a_running_job_no_harm(launches):
     process = launches.start("--nproc", 2, launches.script(LOOP))
     assert sorted(wait_for_lines(process, 2)) == ["[0] looping 0\n", "[1] looping 1\n"]
     for _ in range(20):
-        rows = rows_of_a_roll_call(process)
+        rows = rows_of_a_summary(process)
         assert not any("does not answer" in row for row in rows)
         assert sum(len(re.findall(r"\d+", row.split("  ")[0])) for row in rows) == 2
     (launches.folder / "enough").touch()
@@ -203,8 +203,8 @@ def test_a_hang_is_named_and_ends_the_launch(launches):
     done = launches.run("--nproc", 3, "--hang-timeout", 1.5, "--grace", 2, launches.script(BEATS), 9)
     assert done.returncode == 124
     assert re.search(
-        r"^minetorch-launch: no step for \d+ s \(last: step 3, epoch 2; allowed: --hang-timeout 1.5\); "
-        r"roll call of 3 ranks:$",
+        r"^minetorch-launch: no step for \d+ s \(last: step 3, epoch 2; limit: --hang-timeout 1.5\); "
+        r"stack summary of 3 ranks:$",
         done.stderr,
         re.MULTILINE,
     )
@@ -226,7 +226,7 @@ def test_a_hang_is_restarted_as_any_failure(launches):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["[0] done 0", "[1] done 1"]
-    assert "roll call of 2 ranks" in done.stderr
+    assert "stack summary of 2 ranks" in done.stderr
     assert "restart 1 of 1" in done.stderr
 
 
@@ -249,9 +249,9 @@ def test_a_worker_hands_its_memory_over_and_keeps_it_from_its_children(launches,
     done = launches.run("--start-method", start_method, script)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "[0] 1 True (0, 0, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0, 0, 0)",
-        "[0] /memfd:minetorch-heartbeat (deleted) 1",
-        "[0] False",
+        "1 True (0, 0, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0, 0, 0)",
+        "/memfd:minetorch-heartbeat (deleted) 1",
+        "False",
     ]
 
 
@@ -284,8 +284,31 @@ def test_a_trainer_that_hangs_in_its_data_is_named(launches):
     done = launches.run("--nproc", 2, "--device", "cpu", "--hang-timeout", 4, "--grace", 2, script)
     assert done.returncode == 124
     assert re.search(
-        r"rank 1 of 2 failed first: hung in __next__ \(torch DataLoader\), Trainer: .* at script.py:\d+, "
-        r"while rank 0 (stood|waited) in ",
+        r"rank 1 of 2 failed first: hung in __next__ \(torch.utils.data.dataloader\), Trainer: .* at script.py:\d+, "
+        r"while rank 0 (was|waited) in ",
         done.stderr.rpartition("minetorch-launch: ")[2],
     )
     assert "no step for 4 s (last: step " in done.stderr
+
+
+@pytest.mark.slow
+def test_a_plain_script_that_beats_is_watched(launches):
+    script = launches.script(
+        """
+        import time
+        from minetorch_launch import beat
+
+        def stand():
+            time.sleep(1000)
+
+        for step in range(1, 4):
+            beat(step)
+        stand()
+        """
+    )
+    done = launches.run("--hang-timeout", 1.5, "--grace", 1, script)
+    assert done.returncode == 124
+    assert "no step for 2 s (last: step 3; limit: --hang-timeout 1.5); stack summary of 1 rank:" in done.stderr
+    assert re.search(
+        r"failed first: hung in the script's own code at script.py:\d+ in stand$", done.stderr, re.MULTILINE
+    )

@@ -1,6 +1,8 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from minetorch_launch.console.lines import Lines
+from minetorch_launch.output.lines import Lines
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,14 @@ def test_an_endless_line_does_not_fill_the_memory():
     bar = Lines()
     assert b"".join(bar.feed(b"\r%d%%" % step + b"-" * 80) for step in range(5000)) == b""
     assert bar.finish().startswith(b"4999%")
+
+
+@settings(deadline=None, database=None)
+@given(st.lists(st.binary(max_size=40) | st.sampled_from([b"\n", b"\r", b"\r\n", b"a\rb", b"\n\n", b"\xff"])))
+def test_lines_are_the_same_however_they_are_cut(chunks):
+    def fed(parts):
+        lines = Lines()
+        return b"".join([*map(lines.feed, parts), lines.finish()])
+
+    whole = b"".join(chunks)
+    assert fed(chunks) == fed([whole]) == fed([bytes([byte]) for byte in whole])

@@ -13,10 +13,8 @@ import uuid
 from contextlib import suppress
 
 import pytest
-from torch.distributed import TCPStore
-from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 
-from minetorch_launch.engine.council import LOST_SECONDS, StoreLostError, guarded
+LOST_SECONDS = 12.0
 
 # Adds up ones for as many rounds as it is told.
 COUNTS = """
@@ -26,7 +24,7 @@ COUNTS = """
     dist.init_process_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     print(f"rank {rank} of {world} on node {os.environ['GROUP_RANK']}, local {os.environ['LOCAL_RANK']}", flush=True)
-    print("launch", os.environ["TORCHELASTIC_RUN_ID"], "start", os.environ["MINETORCH_ATTEMPT"], flush=True)
+    print("launch", os.environ["MINETORCH_LAUNCH_ID"], "start", os.environ["MINETORCH_ATTEMPT"], flush=True)
     print("pid", os.getpid(), flush=True)
     rounds, fail_at = int(sys.argv[1]), int(sys.argv[2])
     for number in range(rounds):
@@ -111,7 +109,7 @@ def nodes(launches, port):
     def start(*words, of="2", rdzv=f"127.0.0.1:{port}", rank=None, command=None):
         place = [] if rank is None else ["--node-rank", rank]
         options = {} if command is None else {"command": command}
-        node = Node(launches.start("--nodes", of, "--rdzv", rdzv, *place, *words, **options))
+        node = Node(launches.start("--nodes", of, "--rdzv-endpoint", rdzv, *place, *words, **options))
         started.append(node)
         return node
 
@@ -161,7 +159,9 @@ def test_a_failure_without_restarts_ends_all_nodes_with_its_code(launches, nodes
     assert (first.end(), second.end()) == (1, 1)
     assert "rank 2 of 3 failed first: ValueError: the last rank gave up" in first.text
     assert first.lines[-1] == "ValueError: the last rank gave up"
-    assert second.lines[-1] == "minetorch-launch: rank 2 failed: ValueError: the last rank gave up; ended with it"
+    assert (
+        second.lines[-1] == "minetorch-launch: rank 2 failed: ValueError: the last rank gave up; the whole launch ends"
+    )
     assert not launches.processes()
 
 
@@ -172,12 +172,12 @@ def test_a_stop_of_one_launcher_stops_all(launches, nodes):
         node.wait_for("going with 2")
     second.process.send_signal(signal.SIGTERM)
     assert (first.end(), second.end()) == (143, 143), first.text + second.text
-    assert "was told to stop" in first.text
+    assert "received SIGTERM, so that all nodes stop" in first.text
     assert not launches.processes()
 
 
 @pytest.mark.slow
-def test_a_notice_to_one_launcher_reaches_every_worker_once(launches, nodes):
+def test_a_preemption_warning_to_one_launcher_reaches_every_worker_once(launches, nodes):
     script = launches.script(LISTENS)
     first, second = (nodes("--nproc", 2, script, rank=rank) for rank in (0, 1))
     _wait_until_all_are_ready(first, second)
@@ -215,10 +215,12 @@ def test_an_elastic_job_goes_on_without_a_node_that_dies_and_takes_it_in_again(l
     first.wait_for("going with 1")
     assert time.monotonic() - killed < LOST_SECONDS + 20
     back = nodes(script, 10**6, -1, of="1:2", rank=1)
-    first.wait_for("a node has come")
+    first.wait_for("a node has joined")
     first.wait_for("going with 2", count=2)
     back.wait_for("going with 2")
-    starts = [re.search(r"launch (\S+) start (\d+)", line) for line in first.lines if "launch run-" in line]
+    starts = [
+        re.search(r"launch (\S+) start (\d+)", line) for line in first.lines if re.search(r"launch \S+ start", line)
+    ]
     assert len({start[1] for start in starts}) == 1
     assert [start[2] for start in starts] == [str(number) for number in range(1, len(starts) + 1)]
     assert starts[-1][0] in back.text
@@ -233,10 +235,10 @@ def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
     first, second, third = (nodes(script, 10**6, -1, of="1:3", rank=rank) for rank in (0, 1, 2))
     third.wait_for("going with 3")
     first.process.kill()
-    line = second.wait_for("keeps it now")
+    line = second.wait_for("hosts the rendezvous now")
     for node in (second, third):
         node.wait_for("going with 2")
-    back = nodes(script, 10**6, -1, of="1:3", rdzv=line.split("--rdzv ")[1], rank=0)
+    back = nodes(script, 10**6, -1, of="1:3", rdzv=line.split("--rdzv-endpoint ")[1], rank=0)
     for node in (second, third, back):
         node.wait_for("going with 3", count=2 if node is third else 1)
     third.process.send_signal(signal.SIGINT)
@@ -244,25 +246,14 @@ def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
     assert not launches.processes()
 
 
-def test_torchs_rendezvous_without_its_store_is_a_store_that_is_lost(port):
-    server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    client = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-    backend = C10dRendezvousBackend(client, "job")
-    with guarded():
-        assert backend.get_state() is None
-    del server
-    with pytest.raises(StoreLostError), guarded():
-        backend.get_state()
-
-
 @pytest.mark.slow
 def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes):
     script = launches.script(COUNTS)
-    first, second = (nodes("--join-timeout", 2, script, 10**6, -1, rank=rank) for rank in (0, 1))
+    first, second = (nodes("--join-timeout", 10, script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     second.process.kill()
     assert first.end() == 1
-    assert "1 of 2 nodes have met" in first.lines[-1]
+    assert "1 of 2 nodes have joined" in first.lines[-1]
     assert not launches.processes()
 
 
@@ -272,7 +263,7 @@ def test_a_launcher_too_many_takes_the_place_of_one_that_goes(launches, nodes):
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     third = nodes(script, 10**6, -1)
-    third.wait_for(r"other launchers have 2 of 2 places of the job \(on 127\.0\.0\.1\); waiting to be taken in")
+    third.wait_for(r"other nodes have 2 of 2 places of the job \(on \S+\); waiting for a place")
     second.process.kill()
     third.wait_for("going with 2")
     third.process.send_signal(signal.SIGINT)
@@ -286,10 +277,10 @@ def test_a_launcher_too_many_ends_with_the_job_and_says_so(launches, nodes):
     first, second = nodes(script, 10**6, -1), nodes(script, 10**6, -1)
     first.wait_for("going with 2")
     third = nodes(script, 10**6, -1)
-    third.wait_for("waiting to be taken in")
+    third.wait_for("waiting for a place")
     first.process.send_signal(signal.SIGINT)
     assert (first.end(), second.end(), third.end()) == (130, 130, 1)
-    said = "has ended(, or its rendezvous has moved,)? without this machine: other launchers have . of 2 places"
+    said = "has ended.* without this node: other nodes have . of 2 places"
     assert re.search(said, third.lines[-1])
     assert not launches.processes()
 
@@ -300,7 +291,7 @@ def test_a_launcher_too_many_that_is_stopped_does_not_end_the_job(launches, node
     first, second = (nodes("--max-restarts", 1, script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     third = nodes("--max-restarts", 1, script, 10**6, -1)
-    third.wait_for("waiting to be taken in")
+    third.wait_for("waiting for a place")
     third.process.send_signal(signal.SIGINT)
     assert third.end() == 130
     os.kill(int(second.wait_for(r"pid \d+").split()[-1]), signal.SIGKILL)
@@ -314,8 +305,8 @@ def test_a_launcher_too_many_that_is_stopped_does_not_end_the_job(launches, node
 @pytest.mark.parametrize(
     ("rdzv", "said"),
     [
-        ("no-such-host.invalid", r"cannot find the rendezvous host 'no-such-host.invalid' .*check the spelling"),
-        ("192.0.2.1:5", r"could not connect to the rendezvous at 192.0.2.1:5 .* within 0.5 s .*|no route"),
+        ("no-such-host.invalid", r"cannot find the address of 'no-such-host.invalid'.*check the spelling"),
+        ("192.0.2.1:5", r"could not connect to the rendezvous at 192.0.2.1:5 within .* s .*|no route"),
         ("127.0.0.1:1", r"could not connect .*127.0.0.1:1 .*refused.*is minetorch-launch running on 127.0.0.1"),
     ],
 )
@@ -338,7 +329,7 @@ def test_something_else_at_the_port_is_no_launcher(launches, nodes, port, rank):
         threading.Thread(target=hang_up, daemon=True).start()
         node = nodes("--join-timeout", 1, launches.script("pass"), rank=rank)
         assert node.end() == 1
-        assert "what listens there is no launcher of this job" in node.lines[-1]
+        assert "no launcher of this job answers there" in node.lines[-1]
 
 
 @pytest.mark.slow
@@ -348,7 +339,7 @@ def test_two_commands_at_one_place_never_merge(launches, nodes):
     first = nodes(one, 5, -1, rank=0)
     stray = nodes("--join-timeout", 2, other, 5, -1, rank=1)
     assert stray.end() == 1
-    assert "1 of 2 nodes have met" in stray.lines[-1]
+    assert "could not connect to the rendezvous" in stray.lines[-1] or "belongs to the job" in stray.lines[-1]
     second = nodes(one, 5, -1, rank=1)
     assert (first.end(), second.end()) == (0, 0), first.text + second.text
 
@@ -359,11 +350,11 @@ def test_the_node_that_kept_the_rendezvous_comes_back_with_its_own_command(launc
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
     second.wait_for("going with 2")
     first.process.kill()
-    second.wait_for("keeps it now")
+    second.wait_for("hosts the rendezvous now")
     back = nodes(script, 10**6, -1, rank=0)
     for node in (second, back):
         node.wait_for("going with 2", count=2 if node is second else 1)
-    assert "is back; going there" in second.text
+    assert "answers at" in second.text
     second.process.send_signal(signal.SIGINT)
     assert (second.end(), back.end()) == (130, 130)
     assert not launches.processes()
@@ -442,8 +433,8 @@ def test_two_nodes_that_lost_each_other_meet_again_when_the_link_is_back(launche
     for node in (first, second):
         node.wait_for("going with 2")
     set_link("down")
-    first.wait_for("lost ", timeout=3 * LOST_SECONDS + 30)
-    second.wait_for("keeps it now", timeout=3 * LOST_SECONDS + 30)
+    first.wait_for("is lost", timeout=3 * LOST_SECONDS + 30)
+    second.wait_for("hosts the rendezvous now", timeout=3 * LOST_SECONDS + 30)
     set_link("up")
     for node in (first, second):
         node.wait_for("going with 2", count=2)

@@ -97,7 +97,7 @@ def folder(tmp_path_factory):
 def jobs(slurm, folder):
     """The jobs that need nothing of one another, all submitted at once."""
     gpus = ("--ntasks-per-node=2", "--gpus-per-task=1", "--cpus-per-task=2")
-    late = "#!/bin/bash\nminetorch-launch --notice-before 25 trains.py deadline"
+    late = "#!/bin/bash\nminetorch-launch --preempt-before 25 trains.py deadline"
     return {
         "one node": slurm.submit(SCRIPTS / "one-node.sh", "--ntasks-per-node=2", args=("sums.py",), cwd=folder),
         "two nodes": slurm.submit(THREE_LINES.format("sums.py 'a b' é"), cwd=folder),
@@ -158,7 +158,7 @@ def came_back(slurm, folder, interrupted, name, *, by_itself):
     code, output = slurm.finish(interrupted[name])
     assert code == "0:0", output
     assert slurm.show(interrupted[name])["Restarts"] == "1"
-    assert (f"requeueing job {interrupted[name]}: it goes on" in output) is by_itself
+    assert (f"requeueing job {interrupted[name]}: it continues" in output) is by_itself
     assert every_sample_once(folder / name / "seen") == {"0", "1"}
     return output
 
@@ -269,7 +269,7 @@ def test_a_job_whose_time_runs_out_saves_requeues_itself_and_finishes(slurm, fol
     code, output = slurm.finish(jobs["deadline"])
     assert code == "0:0", output
     assert "the job ends in" in output
-    assert f"requeueing job {jobs['deadline']}: it goes on" in output
+    assert f"requeueing job {jobs['deadline']}: it continues" in output
     assert slurm.show(jobs["deadline"])["Restarts"] == "1"
     assert every_sample_once(folder / "deadline" / "seen") == {"0", "1"}
 
@@ -337,7 +337,7 @@ def test_sbatch_submits_what_is_on_the_command_line(slurm, folder):
     words = [
         "minetorch-launch",
         "--sbatch",
-        "--slurm=--comment='a \"b' --time=10",
+        "--sbatch-options=--comment='a \"b' --time=10",
         "--nproc",
         "2",
         "sums.py",

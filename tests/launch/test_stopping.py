@@ -134,7 +134,7 @@ def test_killing_the_fork_server_ends_the_launch_and_says_so(launches, running):
     os.kill(server, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 137
-    assert "killed along with the fork server" in err
+    assert "killed together with the fork server" in err
     assert launches.gone_within(5), launches.processes()
 
 

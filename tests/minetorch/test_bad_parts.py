@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from minetorch import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, Trainer
 from minetorch.deadline import JobEnd
-from minetorch.heartbeat import Heartbeat
 from minetorch.progress import Progress
 from minetorch.world import World
+from minetorch_launch.heartbeat import HeartbeatWriter
 
 HUGE = "9" * 5000
 
@@ -223,7 +223,7 @@ def test_whatever_is_in_the_environment_is_a_place_in_a_world_or_refused(base, c
     environ = {"MINETORCH_DEVICE": "cpu", **base, **changes}
     end = JobEnd.from_environ(environ)
     assert end.is_near in (True, False)
-    Heartbeat.from_environ(environ).begin()
+    HeartbeatWriter.from_environ(environ).begin()
     try:
         world = World.from_environ(environ)
     except ConfigurationError as error:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from minetorch import HOOK_POINTS
-from minetorch.heartbeat import Heartbeat, Phase
+from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
 NAMES = ("version", "pid", "beats", "at", "step", "phase", "began", "first_step_at", "epoch", "saved")
 
@@ -51,7 +51,7 @@ def heard(memory, monkeypatch):
 def test_the_beats_of_a_run_in_the_launchers_order(memory):
     memory = memory()
     clock = count(1000)
-    heartbeat = Heartbeat.from_environ(memory.variables)
+    heartbeat = HeartbeatWriter.from_environ(memory.variables)
     heartbeat._clock = lambda: next(clock)
     heartbeat.begin()
     assert vars(memory.read()) == dict(zip(NAMES, (1, os.getpid(), 1, 1000, 0, 0, -1, 0, 0, -1), strict=True))
@@ -67,7 +67,7 @@ def test_the_beats_of_a_run_in_the_launchers_order(memory):
 
 def test_a_phase_gives_the_one_before(memory):
     memory = memory()
-    heartbeat = Heartbeat.from_environ(memory.variables)
+    heartbeat = HeartbeatWriter.from_environ(memory.variables)
     assert heartbeat.enter(Phase.TRAINING) == Phase.STARTING
     assert heartbeat.enter(Phase.SAVING) == Phase.TRAINING
     assert memory.read().phase == 3
@@ -79,7 +79,7 @@ def test_a_phase_gives_the_one_before(memory):
 def test_a_memory_that_is_not_ours_is_left_alone(memory, wrong):
     made = memory(**wrong)
     before = os.pread(int(made.variables["MINETORCH_HEARTBEAT_FD"]), 128, 0)
-    heartbeat = Heartbeat.from_environ(made.variables)
+    heartbeat = HeartbeatWriter.from_environ(made.variables)
     heartbeat.begin()
     heartbeat.iteration(5)
     assert os.pread(int(made.variables["MINETORCH_HEARTBEAT_FD"]), 128, 0) == before
@@ -87,7 +87,7 @@ def test_a_memory_that_is_not_ours_is_left_alone(memory, wrong):
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "0", "999999", "9" * 40])
 def test_a_senseless_descriptor_is_no_error(value):
-    Heartbeat.from_environ({"MINETORCH_HEARTBEAT_FD": value}).begin()
+    HeartbeatWriter.from_environ({"MINETORCH_HEARTBEAT_FD": value}).begin()
 
 
 class Beating(Dataset):
@@ -97,7 +97,7 @@ class Beating(Dataset):
         return 4
 
     def __getitem__(self, index):
-        Heartbeat.from_environ(os.environ).iteration(99)
+        HeartbeatWriter.from_environ(os.environ).iteration(99)
         return torch.zeros(1), torch.zeros(1)
 
 

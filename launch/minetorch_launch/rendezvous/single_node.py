@@ -17,12 +17,11 @@ class SingleNode:
     Args:
         host: this node's name.
         nproc: number of workers.
+        address: where the workers' store listens.
     """
 
-    address = "127.0.0.1"
-
-    def __init__(self, *, host: str, nproc: int) -> None:
-        self._host, self._nproc = host, nproc
+    def __init__(self, *, host: str, nproc: int, address: str = "127.0.0.1") -> None:
+        self._host, self._nproc, self.address = host, nproc, address
         self._launch_id = uuid4().hex[:12]
         self._rounds = 0
 

@@ -2,8 +2,9 @@
 
 ::
 
-    job          where in a job this is, and what follows from it: pure
-    commands     what is asked of SLURM, and told it
-    batch        the launcher in the batch script: one more on each node, by srun
-    sbatch       writes the batch script itself
+    environment  the job that a process is part of, from SLURM's variables: pure
+    options      what the job adds to the user's options: pure
+    cli_tools    what SLURM's commands answer, and the requeueing of a job
+    srun         the launcher in the batch script: starts one launcher per node
+    sbatch       writes and submits the batch script
 """

@@ -43,7 +43,12 @@ def end_process(code: int, *, forked: bool) -> NoReturn:
 
 
 def _clear_main() -> None:
-    """Free the script's objects in the interpreter's order: files are flushed, and ``__del__`` finds its names."""
+    """Free the script's objects in the interpreter's order: files are flushed, and ``__del__`` finds its names.
+
+    The first collection, too, is the interpreter's: it sorts the objects, so that the second one closes a file before
+    the buffer that the file writes to.
+    """
+    gc.collect()
     sys.modules.pop("__mp_main__", None)
     main = weakref.ref(sys.modules.pop("__main__"))
     gc.collect()

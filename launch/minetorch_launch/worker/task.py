@@ -119,9 +119,10 @@ def _sys_path(root: str | None, *, own_process: bool) -> tuple[str, ...] | None:
 
 
 def _source_of_pipe(path: str) -> bytes | None:
-    """What can be read only once, and only here: ``/dev/stdin``, ``<(…)`` of a shell, a named pipe."""
+    """What can be read only once, or only in this process: ``/dev/stdin``, ``<(…)`` of a shell, a named pipe."""
     try:
-        if stat.S_ISREG(Path(path).stat().st_mode):
+        is_own = str(Path(path).absolute()).startswith(("/dev/", "/proc/"))
+        if stat.S_ISREG(Path(path).stat().st_mode) and not is_own:
             return None
         return Path(path).read_bytes()
     except OSError as error:

@@ -13,11 +13,11 @@ from torchmetrics.classification import MulticlassF1Score, MulticlassRecall
 
 import minetorch
 from minetorch import CheckpointMismatchError, ConfigurationError
-from minetorch.heartbeat import Phase
 from minetorch.plugins import Classification, EarlyStopping, Metrics, NoisySamples, Profile, Throughput, negative_margin
 from minetorch.plugins.confusion import accuracy, macro_f1, per_class, picture
 from minetorch.plugins.noisy_samples import History, lower_shares
 from minetorch.plugins.throughput import Timeline, slowest_for_data
+from minetorch_launch.heartbeat import Phase
 
 
 def cross_entropy(trainer, data):

@@ -2,11 +2,12 @@ import json
 
 import pytest
 
-from minetorch_launch.hangs.rollcall import Answer, Places, RollCall, read_stacks
-from minetorch_launch.hangs.waits import Waiting
+from minetorch_launch.hangs.blocking_calls import WaitKind
+from minetorch_launch.hangs.shared_memory import without_launcher_frames
+from minetorch_launch.hangs.stack_summary import CodeOwners, StackSnapshot, read_stacks, summarize
 
 PY, TORCH = "/usr/lib/python3.11", "/venv/lib/python3.11/site-packages/torch"
-PLACES = Places(libraries=(PY, "/opt/minetorch_launch"), trainer="/src/minetorch", here="/home/a b")
+OWNERS = CodeOwners(libraries=(PY, "/opt/minetorch_launch"), trainer="/src/minetorch", here="/home/a b")
 MAIN = 0x7F01
 SOURCE = {
     ("/home/a b/train.py", 88): "    dist.all_reduce(loss)\n",
@@ -16,7 +17,7 @@ SOURCE = {
 
 BOTTOM = [
     ("/home/a b/train.py", 120, "<module>"),
-    ("/opt/minetorch_launch/worker.py", 9, "_run_script"),
+    ("/opt/minetorch_launch/worker/run_target.py", 9, "run_script"),
     (f"{PY}/multiprocessing/process.py", 108, "run"),
     ("<string>", 1, "<module>"),
 ]
@@ -45,35 +46,36 @@ def dump(*threads, head="Thread"):
 
 
 def read(text):
-    return read_stacks(text, MAIN, PLACES, lambda file, line: SOURCE.get((file, line), ""))
+    return read_stacks(without_launcher_frames(text), MAIN, OWNERS, lambda file, line: SOURCE.get((file, line), ""))
 
 
-def answer(rank, frames=None, *, host="vm", silence="", bottom=BOTTOM):
+def snapshot(rank, frames=None, *, host="vm", silence="", bottom=BOTTOM):
     threads = () if frames is None else read(dump((MAIN, [*frames, *bottom])))
-    return Answer(rank, host, 100 + rank, threads, silence)
+    return StackSnapshot(rank, host, 100 + rank, threads, silence)
 
 
-def rows(call):
-    return [line.strip() for line in call.text().splitlines() if line.startswith("  rank")]
+def rows(summary):
+    return [line.strip() for line in summary.text().splitlines() if line.startswith("  rank")]
 
 
-def test_who_waits_and_for_whom():
-    call = RollCall([answer(1, NEXT), *(answer(rank, ALL_REDUCE) for rank in (3, 0, 2))])
-    assert call.text("no step for 312 s").splitlines()[:3] == [
-        "minetorch-launch: no step for 312 s; roll call of 4 ranks:",
-        "  ranks 0, 2, 3  in all_reduce (torch.distributed)  at train.py:88 in train_step: dist.all_reduce(loss)",
-        "  rank 1         in __next__ (torch DataLoader)     at data.py:41 in batches: batch = next(it)",
+def test_ranks_at_the_same_place_stand_together():
+    summary = summarize([snapshot(1, NEXT), *(snapshot(rank, ALL_REDUCE) for rank in (3, 0, 2))])
+    assert summary.text("no step for 312 s").splitlines()[:3] == [
+        "no step for 312 s; stack summary of 4 ranks:",
+        "  ranks 0, 2, 3  in all_reduce (torch.distributed)          "
+        "at train.py:88 in train_step: dist.all_reduce(loss)",
+        "  rank 1         in __next__ (torch.utils.data.dataloader)  at data.py:41 in batches: batch = next(it)",
     ]
-    assert call.odd_ranks == (1,)
-    assert call.blame() == (
-        "rank 1 hung in __next__ (torch DataLoader) at data.py:41 in batches, "
+    assert summary.odd_ranks == (1,)
+    assert summary.blame() == (
+        "hung in __next__ (torch.utils.data.dataloader) at data.py:41 in batches, "
         "while ranks 0, 2, 3 waited in all_reduce (torch.distributed) at train.py:88 in train_step"
     )
 
 
 def test_the_stacks_end_where_the_script_begins_and_the_odd_one_comes_first():
-    text = RollCall([answer(0, ALL_REDUCE), answer(1, NEXT)]).text()
-    assert "worker.py" not in text
+    text = summarize([snapshot(0, ALL_REDUCE), snapshot(1, NEXT)]).text()
+    assert "minetorch_launch" not in text
     assert "<string>" not in text
     assert text.index("rank 1 (process 101), main thread") < text.index("rank 0 (process 100), main thread")
     assert '  File "train.py", line 88 in train_step\n    dist.all_reduce(loss)\n' in text
@@ -119,44 +121,52 @@ def test_names_come_back_as_they_are_on_the_disk():
 @pytest.mark.parametrize(
     ("frames", "name", "waiting"),
     [
-        ([(f"{TORCH}/distributed/distributed_c10d.py", 1, "recv")], "recv (torch.distributed)", Waiting.TOGETHER),
+        ([(f"{TORCH}/distributed/distributed_c10d.py", 1, "recv")], "recv (torch.distributed)", WaitKind.COLLECTIVE),
         (
             [
                 (f"{TORCH}/distributed/rendezvous.py", 1, "_create_c10d_store"),
                 (f"{TORCH}/distributed/distributed_c10d.py", 1, "init_process_group"),
             ],
             "init_process_group (torch.distributed)",
-            Waiting.TOGETHER,
+            WaitKind.COLLECTIVE,
         ),
         (
             [
                 (f"{TORCH}/distributed/utils.py", 1, "_sync_module_states"),
                 (f"{TORCH}/nn/parallel/distributed.py", 1, "__init__"),
             ],
-            "start (torch DDP)",
-            Waiting.TOGETHER,
+            "__init__ (torch.nn.parallel.distributed)",
+            WaitKind.COLLECTIVE,
         ),
-        ([(f"{TORCH}/nn/parallel/distributed.py", 1, "forward")], "forward (torch DDP)", Waiting.PERHAPS),
+        (
+            [(f"{TORCH}/nn/parallel/distributed.py", 1, "forward")],
+            "forward (torch.nn.parallel.distributed)",
+            WaitKind.MAYBE_COLLECTIVE,
+        ),
         (
             [(f"{TORCH}/autograd/graph.py", 1, "_engine_run_backward"), (f"{TORCH}/_tensor.py", 1, "backward")],
-            "backward (torch autograd)",
-            Waiting.PERHAPS,
+            "backward (torch._tensor)",
+            WaitKind.MAYBE_COLLECTIVE,
         ),
         (
             [(f"{TORCH}/optim/adamw.py", 1, "step"), (f"{TORCH}/optim/optimizer.py", 1, "wrapper")],
-            "step (torch optimizer)",
-            Waiting.PERHAPS,
+            "step (torch.optim.adamw)",
+            WaitKind.MAYBE_COLLECTIVE,
         ),
-        ([(f"{TORCH}/serialization.py", 1, "_save"), (f"{TORCH}/serialization.py", 1, "save")], "save (torch)", 1),
+        (
+            [(f"{TORCH}/serialization.py", 1, "_save"), (f"{TORCH}/serialization.py", 1, "save")],
+            "save (torch.serialization)",
+            1,
+        ),
         ([(f"{PY}/subprocess.py", 1, "wait"), (f"{PY}/subprocess.py", 1, "run")], "run (subprocess)", 1),
         (
             [(f"{PY}/socket.py", 1, "readinto"), (f"{PY}/urllib/request.py", 1, "urlopen")],
-            "urlopen (network I/O)",
+            "urlopen (urllib.request)",
             1,
         ),
         ([(f"{PY}/threading.py", 1, "wait"), (f"{PY}/queue.py", 1, "get")], "get (queue)", 1),
-        ([("<frozen importlib._bootstrap>", 1, "_find_and_load")], "import (Python)", 1),
-        ([(f"{PY}/shutil.py", 1, "copyfile")], "copyfile (file I/O)", 1),
+        ([("<frozen importlib._bootstrap>", 1, "_find_and_load")], "_find_and_load (<frozen importlib._bootstrap>)", 1),
+        ([(f"{PY}/shutil.py", 1, "copyfile")], "copyfile (shutil)", 1),
         ([(f"{PY}/sqlite3/dbapi2.py", 1, "connect")], "connect (sqlite3.dbapi2)", 1),
         (
             [("/venv/lib/python3.11/site-packages/pandas/io/parsers.py", 1, "read_csv")],
@@ -166,20 +176,20 @@ def test_names_come_back_as_they_are_on_the_disk():
         (
             [(f"{TORCH}/distributed/distributed_c10d.py", 1, "broadcast"), (f"{TORCH}/optim/zero.py", 1, "step")],
             "broadcast (torch.distributed)",
-            Waiting.TOGETHER,
+            WaitKind.COLLECTIVE,
         ),
     ],
 )
-def test_known_waits_have_names(frames, name, waiting):
-    (place,) = RollCall([answer(0, [*frames, ("/home/a b/x.py", 3, "f")])]).places
-    assert (place.wait.name, place.wait.waiting) == (name, waiting)
-    assert place.where == "at x.py:3 in f"
+def test_a_call_is_named_after_what_the_users_line_called(frames, name, waiting):
+    (group,) = summarize([snapshot(0, [*frames, ("/home/a b/x.py", 3, "f")])]).groups
+    assert (group.call.name, group.call.kind) == (name, waiting)
+    assert group.where == "at x.py:3 in f"
 
 
 def test_calls_into_c_are_told_by_the_users_line():
-    (place,) = RollCall([answer(0, [("/home/a b/train.py", 5, "log")])]).places
-    assert place.wait.waiting == Waiting.PERHAPS
-    (row,) = rows(RollCall([answer(0, [("/home/a b/train.py", 5, "log")])]))
+    (group,) = summarize([snapshot(0, [("/home/a b/train.py", 5, "log")])]).groups
+    assert group.call.kind == WaitKind.MAYBE_COLLECTIVE
+    (row,) = rows(summarize([snapshot(0, [("/home/a b/train.py", 5, "log")])]))
     assert row == "rank 0  in the script's own code  at train.py:5 in log: total = loss.item()"
 
 
@@ -190,11 +200,11 @@ def test_the_trainers_part_in_it_is_named():
         ("/src/minetorch/trainer.py", 300, "_train_iteration"),
         ("/src/minetorch/trainer.py", 200, "train"),
     ]
-    (place,) = RollCall([answer(0, frames)]).places
-    assert place.wait.name == "backward (torch autograd), Trainer: train iteration"
-    assert place.where == "at train.py:120"
-    (hook,) = RollCall([answer(0, [("/home/a b/hooks.py", 3, "on_end"), *frames[1:]])]).places
-    assert (hook.wait.name, hook.where) == ("the script's own code", "at hooks.py:3 in on_end")
+    (group,) = summarize([snapshot(0, frames)]).groups
+    assert group.call.name == "backward (torch._tensor), Trainer: train iteration"
+    assert group.where == "at train.py:120"
+    (hook,) = summarize([snapshot(0, [("/home/a b/hooks.py", 3, "on_end"), *frames[1:]])]).groups
+    assert (hook.call.name, hook.where) == ("the script's own code", "at hooks.py:3 in on_end")
 
 
 def test_a_users_own_folder_may_be_called_like_ours():
@@ -203,70 +213,70 @@ def test_a_users_own_folder_may_be_called_like_ours():
 
 
 def test_silence_is_blamed_before_anything_else():
-    call = RollCall([answer(0, ALL_REDUCE), answer(1, silence="stopped (T)"), answer(2, NEXT)])
-    assert call.odd_ranks == (1,)
-    assert call.blame().startswith("rank 1 does not answer: stopped (T), while rank 0 waited in all_reduce")
-    assert "rank 1  does not answer: stopped (T)" in rows(call)
+    summary = summarize([snapshot(0, ALL_REDUCE), snapshot(1, silence="stopped (T)"), snapshot(2, NEXT)])
+    assert summary.odd_ranks == (1,)
+    assert summary.blame().startswith("does not answer: stopped (T), while rank 0 waited in all_reduce")
+    assert "rank 1  does not answer: stopped (T)" in rows(summary)
 
 
-def test_who_is_in_no_collective_is_blamed_before_the_fewest():
-    call = RollCall([answer(0, ALL_REDUCE), answer(1, NEXT), answer(2, NEXT)])
-    assert call.odd_ranks == (1, 2)
+def test_ranks_in_no_collective_are_blamed_before_the_fewest():
+    summary = summarize([snapshot(0, ALL_REDUCE), snapshot(1, NEXT), snapshot(2, NEXT)])
+    assert summary.odd_ranks == (1, 2)
 
 
-def test_who_waits_for_others_but_holds_the_interpreter_elsewhere_is_blamed_before_who_may_wait():
+def test_a_rank_that_holds_the_interpreter_elsewhere_is_blamed_before_one_that_may_wait():
     threads = read(dump((MAIN, [*ALL_REDUCE, *BOTTOM]), (5, [("/home/a b/train.py", 5, "in_the_background")])))
     forward = [(f"{TORCH}/nn/parallel/distributed.py", 1, "forward"), ("/home/a b/train.py", 90, "g")]
-    held = Answer(0, "vm", 100, threads, is_held=True)
-    assert RollCall([held, answer(1, forward)]).blame() == (
-        "rank 0 hung in all_reduce (torch.distributed), another thread holds the interpreter at train.py:88 in "
-        "train_step, while rank 1 stood in forward (torch DDP) at train.py:90 in g"
+    held = StackSnapshot(0, "vm", 100, threads, holds_interpreter=True)
+    assert summarize([held, snapshot(1, forward)]).blame() == (
+        "hung in all_reduce (torch.distributed), another thread holds the interpreter at train.py:88 in "
+        "train_step, while rank 1 was in forward (torch.nn.parallel.distributed) at train.py:90 in g"
     )
-    assert RollCall([Answer(0, "vm", 100, threads), answer(1, forward)]).odd_ranks == (1,)
-    alone = Answer(0, "vm", 100, threads[:1], is_held=True)
-    assert RollCall([alone, answer(1, forward)]).odd_ranks == (1,), "there is no other thread that could hold it"
+    assert summarize([StackSnapshot(0, "vm", 100, threads), snapshot(1, forward)]).odd_ranks == (1,)
+    alone = StackSnapshot(0, "vm", 100, threads[:1], holds_interpreter=True)
+    assert summarize([alone, snapshot(1, forward)]).odd_ranks == (1,), "there is no other thread that could hold it"
 
 
 def test_of_two_collectives_the_one_with_the_fewest_is_odd():
     other = [(f"{TORCH}/distributed/distributed_c10d.py", 1, "broadcast"), ("/home/a b/train.py", 90, "g")]
-    assert RollCall([*(answer(rank, ALL_REDUCE) for rank in range(3)), answer(3, other)]).odd_ranks == (3,)
+    assert summarize([*(snapshot(rank, ALL_REDUCE) for rank in range(3)), snapshot(3, other)]).odd_ranks == (3,)
 
 
 def test_all_at_one_place():
-    call = RollCall(answer(rank, ALL_REDUCE) for rank in range(64))
-    assert call.blame() == "ranks 0-63 hung in all_reduce (torch.distributed) at train.py:88 in train_step"
-    assert call.text().count("main thread") == 1
+    summary = summarize(snapshot(rank, ALL_REDUCE) for rank in range(64))
+    assert summary.blame() == ("hung in all_reduce (torch.distributed) at train.py:88 in train_step, like ranks 1-63")
+    assert summary.text().count("main thread") == 1
 
 
 def test_answers_travel_as_json_and_hosts_are_named_where_there_are_several():
     answers = [
-        answer(0, ALL_REDUCE),
-        answer(1, NEXT),
-        answer(2, ALL_REDUCE, host="n2"),
-        answer(3, silence="x", host="n2"),
+        snapshot(0, ALL_REDUCE),
+        snapshot(1, NEXT),
+        snapshot(2, ALL_REDUCE, host="n2"),
+        snapshot(3, silence="x", host="n2"),
     ]
-    sent = [Answer.from_dict(json.loads(json.dumps(one.to_dict()))) for one in answers]
+    sent = [StackSnapshot.from_dict(json.loads(json.dumps(one.to_dict()))) for one in answers]
     assert sent == answers
-    call = RollCall(sent)
-    assert rows(call)[0].startswith("ranks [vm:0], [n2:2]  in all_reduce")
-    assert call.blame().startswith("rank [n2:3] does not answer: x")
+    summary = summarize(sent)
+    assert rows(summary)[0].startswith("ranks [vm:0], [n2:2]  in all_reduce")
+    assert summary.blame().startswith("does not answer: x")
 
 
 def test_a_rank_outside_its_script_is_there_all_the_same():
-    (place,) = RollCall([answer(0, [], bottom=BOTTOM[1:])]).places
-    assert place.doing == "in the launcher's part, before or after the script"
+    (group,) = summarize([snapshot(0, [], bottom=BOTTOM[1:])]).groups
+    assert group.doing == "in the launcher's code, before or after the script"
 
 
 def test_threads_that_are_alike_are_shown_once_and_many_are_cut():
     alike = [(ident, QUEUE_THREAD) for ident in range(5, 9)]
     many = [(ident, [(f"/home/a b/t{ident}.py", 1, "f")]) for ident in range(20, 40)]
     threads = read(dump(*alike, *many, (MAIN, [*NEXT, *BOTTOM])))
-    text = RollCall([Answer(0, "vm", 1, threads)]).text()
+    text = summarize([StackSnapshot(0, "vm", 1, threads)]).text()
     assert text.count("in _feed") == 1
     assert "rank 0, 4 more threads:" in text
-    assert "13 more threads, left out here" in text
+    assert "13 more threads are left out" in text
 
 
-def test_no_answer_at_all():
-    assert RollCall([]).odd_ranks == ()
-    assert RollCall([]).text() == "minetorch-launch: roll call of 0 ranks:"
+def test_without_any_snapshot_nobody_is_blamed():
+    assert summarize([]).odd_ranks == ()
+    assert summarize([]).text() == "stack summary of 0 ranks:"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from minetorch_launch import gloo
+from minetorch import gloo_threads as gloo
 
 
 @pytest.fixture

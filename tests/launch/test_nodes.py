@@ -159,7 +159,9 @@ def test_a_failure_without_restarts_ends_all_nodes_with_its_code(launches, nodes
     assert (first.end(), second.end()) == (1, 1)
     assert "rank 2 of 3 failed first: ValueError: the last rank gave up" in first.text
     assert first.lines[-1] == "ValueError: the last rank gave up"
-    assert second.lines[-1] == "minetorch-launch: rank 2 failed: ValueError: the last rank gave up; the whole launch ends"
+    assert (
+        second.lines[-1] == "minetorch-launch: rank 2 failed: ValueError: the last rank gave up; the whole launch ends"
+    )
     assert not launches.processes()
 
 
@@ -216,7 +218,9 @@ def test_an_elastic_job_goes_on_without_a_node_that_dies_and_takes_it_in_again(l
     first.wait_for("a node has joined")
     first.wait_for("going with 2", count=2)
     back.wait_for("going with 2")
-    starts = [re.search(r"launch (\S+) start (\d+)", line) for line in first.lines if re.search(r"launch \S+ start", line)]
+    starts = [
+        re.search(r"launch (\S+) start (\d+)", line) for line in first.lines if re.search(r"launch \S+ start", line)
+    ]
     assert len({start[1] for start in starts}) == 1
     assert [start[2] for start in starts] == [str(number) for number in range(1, len(starts) + 1)]
     assert starts[-1][0] in back.text

@@ -158,6 +158,7 @@ class Agent:
         await self._starter.prepare()
         rendezvous = await self._unless_stopped(self._open_rendezvous())
         try:
+            self._starter.address = rendezvous.address
             self._store = WorkersStore(rendezvous.address, self._plan.master_port or 0, self._starter.start_store)
             with closing(self._store):
                 while True:
@@ -441,7 +442,7 @@ class Agent:
         if not beats or deadline is None or time.time() < deadline.warning_at:
             return False
         world = merge(beats)
-        return world.began_at_step is None or world.step <= world.began_at_step
+        return not world.has_stepped
 
     async def _lose_leader(self, attempt: _Attempt, error: LeaderLostError) -> None:
         """Stop the workers and join the others again; a failure of a worker here is reported in the next round."""

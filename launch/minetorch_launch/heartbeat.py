@@ -59,23 +59,16 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What one worker has last written."""
+    """What one worker has last written: the table above, times in seconds of CLOCK_MONOTONIC, None for unknown."""
 
     beats: int
     last_beat_at: float
-    """Second of CLOCK_MONOTONIC."""
-
     step: int
     phase: Phase
     began_at_step: int | None
-    """The step at which this attempt began; None if that is not known."""
-
     first_step_at: float | None
-    """Second of CLOCK_MONOTONIC at the end of this attempt's first step; None until then."""
-
     epoch: int
     checkpoint_step: int | None
-    """Step of the newest durable checkpoint; None if none is known."""
 
     @classmethod
     def from_bytes(cls, data: bytes, pid: int) -> Heartbeat | None:
@@ -85,16 +78,9 @@ class Heartbeat:
         version, owner, beats, beat_at, step, phase, began, first, epoch, saved = _LAYOUT.unpack_from(data)
         if version != _LAYOUT_VERSION or owner != pid or not 0 <= phase < len(Phase):
             return None
-        return cls(
-            beats=beats,
-            last_beat_at=beat_at / 1e9,
-            step=step,
-            phase=Phase(phase),
-            began_at_step=None if began < 0 else began,
-            first_step_at=first / 1e9 if first else None,
-            epoch=epoch,
-            checkpoint_step=None if saved < 0 else saved,
-        )
+        began_at, saved_at = (None if value < 0 else value for value in (began, saved))
+        first_at = first / 1e9 if first else None
+        return cls(beats, beat_at / 1e9, step, Phase(phase), began_at, first_at, epoch, saved_at)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Heartbeat:
@@ -109,19 +95,19 @@ class Heartbeat:
 
 def merge(heartbeats: Mapping[int, Heartbeat]) -> Heartbeat:
     """The heartbeats of several workers as one, in the phase that may take longest."""
-    given = list(heartbeats.values())
-    busy = [heartbeat for heartbeat in given if heartbeat.phase != Phase.DONE] or given
-    slow = [heartbeat for heartbeat in busy if heartbeat.phase not in (Phase.TRAINING, Phase.VALIDATING)]
-    first_steps = [heartbeat.first_step_at for heartbeat in given if heartbeat.first_step_at is not None]
+    all_ = list(heartbeats.values())
+    busy = [one for one in all_ if one.phase != Phase.DONE] or all_
+    slow = [one for one in busy if one.phase not in (Phase.TRAINING, Phase.VALIDATING)]
+    first_steps = [one.first_step_at for one in all_ if one.first_step_at is not None]
     return Heartbeat(
-        beats=sum(heartbeat.beats for heartbeat in given),
-        last_beat_at=max(heartbeat.last_beat_at for heartbeat in given),
-        step=max(heartbeat.step for heartbeat in given),
+        beats=sum(one.beats for one in all_),
+        last_beat_at=max(one.last_beat_at for one in all_),
+        step=max(one.step for one in all_),
         phase=(slow or busy)[0].phase,
-        began_at_step=max((beat.began_at_step for beat in given if beat.began_at_step is not None), default=None),
-        first_step_at=max(first_steps) if len(first_steps) == len(given) else None,
-        epoch=max(heartbeat.epoch for heartbeat in given),
-        checkpoint_step=max((beat.checkpoint_step for beat in given if beat.checkpoint_step is not None), default=None),
+        began_at_step=max((one.began_at_step for one in all_ if one.began_at_step is not None), default=None),
+        first_step_at=max(first_steps) if len(first_steps) == len(all_) else None,
+        epoch=max(one.epoch for one in all_),
+        checkpoint_step=max((one.checkpoint_step for one in all_ if one.checkpoint_step is not None), default=None),
     )
 
 
@@ -145,14 +131,11 @@ class HeartbeatWriter:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> HeartbeatWriter:
-        """Write for the launcher that ``environ`` names.
+        """Write for the launcher that ``environ`` names, if there is one. Never raises.
 
-        Writes to memory that nobody reads if there is no launcher, if the descriptor is another file, or if the
-        memory belongs to another process: a worker's child must not keep a worker alive that hangs. Never raises.
+        A worker's child process writes to memory that nobody reads: it must not keep a worker alive that hangs.
         """
-        with suppress(OSError, ValueError):
-            return cls(_open_cells(int(environ.get(VARIABLE, ""))))
-        return cls()
+        return cls(_open_cells(environ))
 
     def begin(self) -> None:
         """A Trainer begins. Nothing is known about its progress yet."""
@@ -188,8 +171,7 @@ class HeartbeatWriter:
         cells = self._cells
         before = cells[_PHASE]
         cells[_PHASE] = phase
-        cells[_BEAT_AT] = self._clock()
-        cells[_BEATS] += 1
+        self.beat()
         if self.listener is not None:
             self.listener(phase)
         return before
@@ -209,53 +191,44 @@ class HeartbeatWriter:
         cells = self._cells
         if not cells[_BEATS]:
             cells[_PHASE] = Phase.UNKNOWN
-            if step is not None:
-                cells[_BEGAN] = max(0, step - 1)
+            cells[_BEGAN] = -1 if step is None else max(0, step - 1)
         if cells[_PHASE] == Phase.UNKNOWN:
             self.iteration(cells[_STEP] + 1 if step is None else step)
         else:
             self.beat()  # a Trainer counts the steps
 
 
-def _open_cells(descriptor: int) -> memoryview:
-    """The memory behind ``descriptor``; raises ValueError if it is not this process's heartbeat."""
-    name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115, PTH119 - the name is no path
-    if name.split(" ")[0] != "memfd:minetorch-heartbeat":
-        raise ValueError(f"descriptor {descriptor} is no heartbeat")
-    cells = memoryview(mmap.mmap(descriptor, HEARTBEAT_BYTES)).cast("q")
-    if cells[_VERSION] != _LAYOUT_VERSION or cells[_PID] != os.getpid():
-        raise ValueError("the heartbeat belongs to another process")
-    return cells
+def _open_cells(environ: Mapping[str, str]) -> memoryview | None:
+    """This process's heartbeat; None if there is no launcher, or if the memory belongs to another process."""
+    with suppress(OSError, ValueError):
+        descriptor = int(environ.get(VARIABLE, ""))
+        name = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115 - the name is no path
+        if name.startswith("/memfd:minetorch-heartbeat"):
+            cells = memoryview(mmap.mmap(descriptor, HEARTBEAT_BYTES)).cast("q")
+            if (cells[_VERSION], cells[_PID]) == (_LAYOUT_VERSION, os.getpid()):
+                return cells
+    return None
+
+
+_own_pid = 0
+_own_writer: HeartbeatWriter | None = None
 
 
 def beat(step: int | None = None) -> None:
     """Tell the launcher that this process makes progress: call it after every training step, on every rank.
 
-    With it ``minetorch-launch --hang-timeout SECONDS`` finds a hang in any script, and a restart's report says from
-    which step to which the work got. Call it in long evaluations and saves as well, since a pause counts as a hang
-    once it exceeds the timeout (default: 1,800 s or 10 times the longest pause so far, whichever is longer).
-    `minetorch.Trainer` beats by itself. Without the launcher, and in a worker's child processes, it does nothing.
+    With it ``minetorch-launch --hang-timeout SECONDS`` detects hangs in any script. Call it in long evaluations and
+    saves as well: a pause counts as a hang once it exceeds the timeout (by default 1,800 s or 10 times the longest
+    pause so far, whichever is longer). `minetorch.Trainer` beats by itself. Without the launcher, and in a worker's
+    child processes, it does nothing.
 
     Args:
         step: how many optimizer steps the run has done, this one and those before a resume included. Without it the
             launcher counts the calls.
     """
-    if _own.pid != os.getpid():
-        _own.find()
-    if _own.writer is not None:
-        _own.writer.script_step(step)
-
-
-class _OwnWriter:
-    """The writer of `beat`: found at the first call, and again after a fork."""
-
-    pid = 0
-    writer: HeartbeatWriter | None = None
-
-    def find(self) -> None:
-        self.pid, self.writer = os.getpid(), None
-        with suppress(OSError, ValueError):
-            self.writer = HeartbeatWriter(_open_cells(int(os.environ.get(VARIABLE, ""))))
-
-
-_own = _OwnWriter()
+    global _own_pid, _own_writer
+    if _own_pid != os.getpid():  # the first call, also after a fork
+        _own_pid, cells = os.getpid(), _open_cells(os.environ)
+        _own_writer = HeartbeatWriter(cells) if cells is not None else None
+    if _own_writer is not None:
+        _own_writer.script_step(step)

@@ -211,5 +211,5 @@ class Leader:
             return
         self._say(summary.text(request.stall.line()))
         rank = next(iter(summary.odd_ranks), 0)
-        hang = {"rank": rank, "cause": summary.cause()}
+        hang = {"rank": rank, "cause": summary.blame()}
         await self._stop_workers("the workers hang", "hang", hang)

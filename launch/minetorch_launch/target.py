@@ -96,7 +96,7 @@ class Command:
 
 Target: TypeAlias = Script | Module | Function | Command
 
-_COMPILER = "torch._dynamo"
+_COMPILER = "torch.compiler"
 _TRAINER = "minetorch.trainer"
 
 

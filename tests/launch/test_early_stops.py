@@ -149,19 +149,20 @@ BEATS = """
 IN_A_JOB = """
     import sys, time
 
-    from minetorch_launch import LaunchError, LaunchOptions, Script, launch
-    from minetorch_launch.slurm.job import SlurmJob, Times
+    from minetorch_launch import LaunchError, LaunchOptions, Script
+    from minetorch_launch.cli import run_here
+    from minetorch_launch.slurm.environment import JobTimes, SlurmJob
 
-    job = SlurmJob(id="1", number=1, place="task", hosts=("here",), times=Times(end=time.time() + 60, limit=600))
+    job = SlurmJob(id="1", kind="task", hosts=("here",), times=JobTimes(end=int(time.time()) + 60, limit=600))
     try:
-        launch(Script(sys.argv[1], (sys.argv[2],)), LaunchOptions(nproc=1, notice_before=58), job=job)
+        run_here(Script(sys.argv[1], (sys.argv[2],)), LaunchOptions(nproc=1, preempt_before=58), job)
     except LaunchError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "said"), [(0, "NoProgressError: the job's time was up"), (1, "StoppedEarlyError")])
+@pytest.mark.parametrize(("steps", "said"), [(0, "NoProgressError: the job ran out of time"), (1, "StoppedEarlyError")])
 def test_a_job_whose_time_is_always_up_too_early_is_not_run_again(launches, steps, said):
     driver = launches.script(IN_A_JOB, "driver.py")
     done = launches.run(driver, launches.script(BEATS), steps, command=(sys.executable,))

@@ -173,7 +173,7 @@ def test_restarts_with_gloo_on_four_workers(launches):
         "minetorch-launch: rank 0 failed: ValueError: attempt 0; restart 1 of 2 of all workers",
         "minetorch-launch: rank 1 failed: ValueError: attempt 1; restart 2 of 2 of all workers",
     ]
-    parts = r"noticing [\d.]+, stopping [\d.]+, rendezvous [\d.]+, starting [\d.]+ s"
+    parts = r"noticed [\d.]+, stopped [\d.]+, rendezvous [\d.]+, started [\d.]+ s"
     for number, line in enumerate(words[1::2], start=1):
         assert re.fullmatch(rf"minetorch-launch: restart {number} of 2 took [\d.]+ s: {parts}", line)
     assert len(words) == 4
@@ -219,7 +219,7 @@ def test_a_restart_costs_little_beyond_what_the_script_needs(launches):
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert beyond < 2.0, err
-    assert re.search(r"restart 1 of 1 took [\d.]+ s: noticing [\d.]+, stopping [\d.]+, rendezvous", err)
+    assert re.search(r"restart 1 of 1 took [\d.]+ s: noticed [\d.]+, stopped [\d.]+, rendezvous", err)
 
 
 @pytest.mark.slow

@@ -136,11 +136,11 @@ def test_a_stall_says_where_all_stood():
 
 
 def test_a_timeout_without_any_heartbeat_is_warned_about_once():
-    job = Job(hang_timeout=60)
+    job = Job(hang_timeout=5)
     assert job.stand(50) is None
     assert job.detector.missing_heartbeats() is None
     assert job.stand(20) is None
-    assert job.detector.missing_heartbeats().startswith("--hang-timeout 60 has no effect so far: ")
+    assert job.detector.missing_heartbeats().startswith("--hang-timeout 5 has no effect so far: ")
     assert job.detector.missing_heartbeats() is None
 
 

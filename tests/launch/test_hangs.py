@@ -249,9 +249,9 @@ def test_a_worker_hands_its_memory_over_and_keeps_it_from_its_children(launches,
     done = launches.run("--start-method", start_method, script)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "[0] 1 True (0, 0, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0, 0, 0)",
-        "[0] /memfd:minetorch-heartbeat (deleted) 1",
-        "[0] False",
+        "1 True (0, 0, 0, 0, -1, 0, 0, -1, 0, 0, 0, 0, 0, 0)",
+        "/memfd:minetorch-heartbeat (deleted) 1",
+        "False",
     ]
 
 
@@ -284,8 +284,31 @@ def test_a_trainer_that_hangs_in_its_data_is_named(launches):
     done = launches.run("--nproc", 2, "--device", "cpu", "--hang-timeout", 4, "--grace", 2, script)
     assert done.returncode == 124
     assert re.search(
-        r"rank 1 of 2 failed first: hung in __next__ \(torch DataLoader\), Trainer: .* at script.py:\d+, "
-        r"while rank 0 (stood|waited) in ",
+        r"rank 1 of 2 failed first: hung in __next__ \(torch.utils.data.dataloader\), Trainer: .* at script.py:\d+, "
+        r"while rank 0 (was|waited) in ",
         done.stderr.rpartition("minetorch-launch: ")[2],
     )
     assert "no step for 4 s (last: step " in done.stderr
+
+
+@pytest.mark.slow
+def test_a_plain_script_that_beats_is_watched(launches):
+    script = launches.script(
+        """
+        import time
+        from minetorch_launch import beat
+
+        def stand():
+            time.sleep(1000)
+
+        for step in range(1, 4):
+            beat(step)
+        stand()
+        """
+    )
+    done = launches.run("--hang-timeout", 1.5, "--grace", 1, script)
+    assert done.returncode == 124
+    assert "no step for 2 s (last: step 3; limit: --hang-timeout 1.5); stack summary of 1 rank:" in done.stderr
+    assert re.search(
+        r"failed first: hung in the script's own code at script.py:\d+ in stand$", done.stderr, re.MULTILINE
+    )

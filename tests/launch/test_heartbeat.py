@@ -9,6 +9,8 @@ import timeit
 from dataclasses import asdict, replace
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from minetorch_launch.hangs.shared_memory import SharedMemory
 from minetorch_launch.heartbeat import HEARTBEAT_BYTES, Heartbeat, HeartbeatWriter, Phase, beat, merge, new_heartbeat
@@ -59,6 +61,16 @@ def test_a_new_memory_knows_nothing_yet():
 )
 def test_memory_of_another_layout_or_process_is_not_read(data):
     assert Heartbeat.from_bytes(data, 7) is None
+
+
+@settings(deadline=None, database=None)
+@given(st.binary(max_size=200), st.integers(0, 2**31))
+@example(b"", 1)
+def test_whatever_is_in_the_memory_is_a_heartbeat_or_nothing(data, pid):
+    assert Heartbeat.from_bytes(data, pid) is None
+    # Once the memory is assigned, every field but the first two may be anything.
+    heartbeat = Heartbeat.from_bytes(new_heartbeat(pid)[:16] + data.ljust(HEARTBEAT_BYTES, b"\xff"), pid)
+    assert heartbeat is None or heartbeat.phase in Phase
 
 
 @pytest.fixture

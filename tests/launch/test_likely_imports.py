@@ -2,7 +2,7 @@ import pytest
 
 from minetorch_launch.target import Function, Module, Script, likely_imports
 
-COMPILER, TRAINER = "torch._dynamo", "minetorch.trainer"
+COMPILER, TRAINER = "torch.compiler", "minetorch.trainer"
 
 
 @pytest.mark.parametrize(

@@ -249,11 +249,11 @@ def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
 @pytest.mark.slow
 def test_a_job_of_a_fixed_size_waits_for_a_lost_node_and_says_so(launches, nodes):
     script = launches.script(COUNTS)
-    first, second = (nodes("--join-timeout", 2, script, 10**6, -1, rank=rank) for rank in (0, 1))
+    first, second = (nodes("--join-timeout", 10, script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     second.process.kill()
     assert first.end() == 1
-    assert "1 of 2 nodes have met" in first.lines[-1]
+    assert "1 of 2 nodes have joined" in first.lines[-1]
     assert not launches.processes()
 
 
@@ -263,7 +263,7 @@ def test_a_launcher_too_many_takes_the_place_of_one_that_goes(launches, nodes):
     first, second = (nodes(script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     third = nodes(script, 10**6, -1)
-    third.wait_for(r"other launchers have 2 of 2 places of the job \(on 127\.0\.0\.1\); waiting to be taken in")
+    third.wait_for(r"other nodes have 2 of 2 places of the job \(on \S+\); waiting for a place")
     second.process.kill()
     third.wait_for("going with 2")
     third.process.send_signal(signal.SIGINT)
@@ -277,10 +277,10 @@ def test_a_launcher_too_many_ends_with_the_job_and_says_so(launches, nodes):
     first, second = nodes(script, 10**6, -1), nodes(script, 10**6, -1)
     first.wait_for("going with 2")
     third = nodes(script, 10**6, -1)
-    third.wait_for("waiting to be taken in")
+    third.wait_for("waiting for a place")
     first.process.send_signal(signal.SIGINT)
     assert (first.end(), second.end(), third.end()) == (130, 130, 1)
-    said = "has ended(, or its rendezvous has moved,)? without this machine: other launchers have . of 2 places"
+    said = "has ended.* without this node: other nodes have . of 2 places"
     assert re.search(said, third.lines[-1])
     assert not launches.processes()
 
@@ -291,7 +291,7 @@ def test_a_launcher_too_many_that_is_stopped_does_not_end_the_job(launches, node
     first, second = (nodes("--max-restarts", 1, script, 10**6, -1, rank=rank) for rank in (0, 1))
     first.wait_for("going with 2")
     third = nodes("--max-restarts", 1, script, 10**6, -1)
-    third.wait_for("waiting to be taken in")
+    third.wait_for("waiting for a place")
     third.process.send_signal(signal.SIGINT)
     assert third.end() == 130
     os.kill(int(second.wait_for(r"pid \d+").split()[-1]), signal.SIGKILL)
@@ -305,8 +305,8 @@ def test_a_launcher_too_many_that_is_stopped_does_not_end_the_job(launches, node
 @pytest.mark.parametrize(
     ("rdzv", "said"),
     [
-        ("no-such-host.invalid", r"cannot find the rendezvous host 'no-such-host.invalid' .*check the spelling"),
-        ("192.0.2.1:5", r"could not connect to the rendezvous at 192.0.2.1:5 .* within 0.5 s .*|no route"),
+        ("no-such-host.invalid", r"cannot find the address of 'no-such-host.invalid'.*check the spelling"),
+        ("192.0.2.1:5", r"could not connect to the rendezvous at 192.0.2.1:5 within .* s .*|no route"),
         ("127.0.0.1:1", r"could not connect .*127.0.0.1:1 .*refused.*is minetorch-launch running on 127.0.0.1"),
     ],
 )
@@ -329,7 +329,7 @@ def test_something_else_at_the_port_is_no_launcher(launches, nodes, port, rank):
         threading.Thread(target=hang_up, daemon=True).start()
         node = nodes("--join-timeout", 1, launches.script("pass"), rank=rank)
         assert node.end() == 1
-        assert "what listens there is no launcher of this job" in node.lines[-1]
+        assert "no launcher of this job answers there" in node.lines[-1]
 
 
 @pytest.mark.slow
@@ -339,7 +339,7 @@ def test_two_commands_at_one_place_never_merge(launches, nodes):
     first = nodes(one, 5, -1, rank=0)
     stray = nodes("--join-timeout", 2, other, 5, -1, rank=1)
     assert stray.end() == 1
-    assert "1 of 2 nodes have met" in stray.lines[-1]
+    assert "could not connect to the rendezvous" in stray.lines[-1] or "belongs to the job" in stray.lines[-1]
     second = nodes(one, 5, -1, rank=1)
     assert (first.end(), second.end()) == (0, 0), first.text + second.text
 
@@ -433,7 +433,7 @@ def test_two_nodes_that_lost_each_other_meet_again_when_the_link_is_back(launche
     for node in (first, second):
         node.wait_for("going with 2")
     set_link("down")
-    first.wait_for("lost ", timeout=3 * LOST_SECONDS + 30)
+    first.wait_for("is lost", timeout=3 * LOST_SECONDS + 30)
     second.wait_for("hosts the rendezvous now", timeout=3 * LOST_SECONDS + 30)
     set_link("up")
     for node in (first, second):

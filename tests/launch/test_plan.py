@@ -168,8 +168,8 @@ def test_logs_lie_in_the_log_folder():
 
 
 def test_a_fork_server_imports_once_what_the_target_is_likely_to_import():
-    options, likely = LaunchOptions(preload=("numpy",)), ("torch._dynamo",)
-    assert make_plan(SCRIPT, options, BARE, {}, imports=likely).preload == ("torch._dynamo", "numpy")
+    options, likely = LaunchOptions(preload=("numpy",)), ("torch.compiler",)
+    assert make_plan(SCRIPT, options, BARE, {}, imports=likely).preload == ("torch.compiler", "numpy")
     assert make_plan(SCRIPT, options, BARE, {}).preload == ("numpy",)
     assert make_plan(SCRIPT, LaunchOptions(start_method="spawn"), BARE, {}, imports=likely).preload == ()
 

@@ -41,45 +41,21 @@ def test_signals_of_a_process(start):
     status = procfs.read_status(pid)
     assert procfs.handles_signal(pid, signal.SIGUSR1)
     assert not any(procfs.handles_signal(pid, signum) for signum in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM))
-    assert status.has(status.blocked, signal.SIGUSR2)
-    assert status.has(status.pending, signal.SIGUSR2)
-    assert not status.has(status.pending, signal.SIGUSR1)
-    assert procfs.thread_statuses(pid).keys() == {pid}
+    assert status.blocks(signal.SIGUSR2)
+    assert status.has_pending(signal.SIGUSR2)
+    assert not status.has_pending(signal.SIGUSR1)
+    assert procfs.threads(pid) == [pid]
     assert procfs.command_line(pid).startswith(sys.executable)
-
-
-def test_descendants_come_parents_first(start):
-    pid, (child, grandchild) = start(
-        """
-        import os, time
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            grandchild = os.fork()
-            if grandchild:
-                os.write(write, str(grandchild).encode())
-            time.sleep(100)
-        print(child, os.read(read, 10).decode(), flush=True)
-        time.sleep(100)
-        """
-    )
-    try:
-        assert procfs.children(pid) == [int(child)]
-        assert procfs.descendants(pid) == [int(child), int(grandchild)]
-    finally:
-        for left in (child, grandchild):
-            os.kill(int(left), signal.SIGKILL)
 
 
 def test_a_zombie_is_not_alive_and_a_process_that_is_gone_has_no_status():
     process = subprocess.Popen(["true"])
     end = time.monotonic() + 10
-    while procfs.is_alive(process.pid):
+    while procfs.read_status(process.pid).is_alive:
         assert time.monotonic() < end
     assert procfs.read_status(process.pid).state == "Z"
     process.wait()
     assert procfs.read_status(process.pid) is None
-    assert not procfs.is_alive(process.pid)
     assert not procfs.handles_signal(process.pid, signal.SIGTERM)
-    assert (procfs.command_line(process.pid), procfs.descendants(process.pid)) == ("", [])
-    assert procfs.is_alive(os.getpid())
+    assert (procfs.command_line(process.pid), procfs.threads(process.pid)) == ("", [])
+    assert procfs.read_status(os.getpid()).is_alive

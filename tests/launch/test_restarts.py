@@ -178,10 +178,10 @@ def test_always_retries_every_failure_as_often_as_allowed(failure):
     [
         (
             RestartCost(None, 0.02, 0.03, 0.05, 0.31),
-            "restart 2 of 5 took 0.41 s: stopping 0.02, rendezvous 0.03, starting 0.05, to the first step 0.31 s",
+            "restart 2 of 5 took 0.41 s: stopped 0.02, rendezvous 0.03, started 0.05, first step 0.31 s",
         ),
         (RestartCost(), "restart 2 of 5"),
-        (RestartCost(noticed=-0.2, started=0.5), "restart 2 of 5 took 0.50 s: noticing 0.00, starting 0.50 s"),
+        (RestartCost(noticed=-0.2, started=0.5), "restart 2 of 5 took 0.50 s: noticed 0.00, started 0.50 s"),
     ],
 )
 def test_the_cost_in_a_line_leaves_out_what_is_not_known(cost, line):

@@ -343,7 +343,7 @@ def test_one_node_needs_no_meeting():
 
 def test_several_launchers_on_a_node_are_refused():
     job = job_of(TASK | {"SLURM_STEP_TASKS_PER_NODE": "4(x2)"})
-    with pytest.raises(UsageError, match="started 4 launchers on gpu08, .* type srun --ntasks-per-node=1"):
+    with pytest.raises(UsageError, match=r"started 4 launchers on gpu08, .* type srun --ntasks-per-node=1"):
         fill_in(LaunchOptions(), job, has_gpus=False, find_address=str)
 
 
@@ -694,7 +694,7 @@ for node in $ALIVE; do
     SLURMD_NODENAME=gpu0$((7 + node)) SLURM_NODEID=$node "$@" &
 done
 for task in $(jobs -p); do wait $task || code=$(($? > code ? $? : code)); done
-[[ $ALIVE == "0 1" ]] || sleep 1000
+[[ $ALIVE == "0 1" ]] || exec sleep 1000
 exit $code
 """
 

@@ -210,3 +210,23 @@ def test_a_rank_lost_in_gloo_is_secondary_wherever_gloo_raises(way, tmp_path):
     ]
     out = [worker.communicate(timeout=120)[0] for worker in workers]
     assert out[0].startswith("True RuntimeError: ")
+
+
+@pytest.mark.slow
+def test_a_scripts_own_lost_connection_is_the_first_failure_though_another_rank_complains_later(launches):
+    script = launches.script(
+        """
+        import os, time, torch, torch.distributed as dist
+        dist.init_process_group("gloo")
+        if dist.get_rank() == 1:
+            time.sleep(1)
+            raise ConnectionRefusedError(111, "Connection refused", "data server")
+        try:
+            dist.all_reduce(torch.ones(1))
+        except RuntimeError as error:
+            raise ValueError("no batch came") from error
+        """
+    )
+    done = launches.run("--nproc", 2, script)
+    assert done.returncode == 1
+    assert "rank 1 of 2 failed first: ConnectionRefusedError: [Errno 111] Connection refused" in done.stderr

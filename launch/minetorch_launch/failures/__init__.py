@@ -1,8 +1,9 @@
-"""What went wrong, and what to do about it.
+"""What went wrong and what to do about it. Pure.
 
 ::
 
-    report       how the workers ended -> who failed first, where and why
-    oom          whether memory ran out, and what to do then
-    restarts     whether to start again, and what that has cost
+    worker_exit       how one worker ended, and what it reports about its exception
+    report            how all workers ended -> which failed first, where and why
+    oom               whether memory ran out, and what to do then
+    restart_policy    whether to restart, and what a restart cost
 """

@@ -17,26 +17,28 @@ __all__ = ["FailureReport", "WorkerFailedError", "make_report"]
 
 @dataclass(frozen=True)
 class FailureReport:
-    """Which rank failed first, where and why, and what came of it."""
+    """Which rank failed first, where and why, and what came of it.
+
+    Attributes:
+        first: the failure that came first.
+        later: the other ranks that failed, in order of time.
+        finished: ranks that had already finished with exit code 0.
+        world_size: the number of ranks.
+        restarts: how often all workers had been restarted before this failure, of ``max_restarts``.
+        command: what they ran.
+        hint: what to do about the failure, in two lines, where that is known.
+        reason: why there was no restart after it.
+    """
 
     first: WorkerExit
     later: tuple[WorkerExit, ...]
-    """The other ranks that failed, in order of time."""
-
     finished: tuple[int, ...]
-    """Ranks that had already finished with exit code 0."""
-
     world_size: int
     restarts: int
-    """How often all workers had been restarted before this failure."""
-
     max_restarts: int
     command: str
     hint: str | None = None
-    """What to do about the failure, in two lines, where that is known."""
-
     reason: str | None = None
-    """Why there was no restart after it."""
 
     @property
     def exit_code(self) -> int:

@@ -80,40 +80,30 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class RestartCost:
-    """Where the time of a restart went, in seconds; None: not known."""
+    """Where the time of a restart went, in seconds; None: not known.
+
+    Attributes:
+        noticed: from the failure until the launcher noticed it.
+        stopped: until the last of the other workers had ended.
+        rendezvous: until all nodes had joined the next round.
+        started: until all workers were started.
+        first_step: until all workers had made a step.
+    """
 
     noticed: float | None = None
-    """From the failure until the launcher noticed it."""
-
     stopped: float | None = None
-    """Until the last of the other workers had ended."""
-
     rendezvous: float | None = None
-    """Until all nodes had joined the next round."""
-
     started: float | None = None
-    """Until all workers were started."""
-
     first_step: float | None = None
-    """Until all workers had made a step."""
 
     def line(self, number: int, max_restarts: int) -> str:
         """The cost of restart ``number`` of ``max_restarts`` in one line."""
         seconds = {name: max(0.0, value) for name, value in asdict(self).items() if value is not None}
         line = f"restart {number} of {max_restarts}"
         if seconds:
-            parts = ", ".join(f"{_PARTS[name]} {value:.2f}" for name, value in seconds.items())
+            parts = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in seconds.items())
             line += f" took {sum(seconds.values()):.2f} s: {parts} s"
         return line
-
-
-_PARTS = {
-    "noticed": "noticing",
-    "stopped": "stopping",
-    "rendezvous": "rendezvous",
-    "started": "starting",
-    "first_step": "to the first step",
-}
 
 
 def _none_left(max_restarts: int) -> str:

@@ -67,47 +67,40 @@ _LAUNCHER = (
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """How one worker ended."""
+    """How one worker ended.
+
+    Attributes:
+        rank: its global rank; ``host`` and ``pid`` tell where it ran.
+        exit_code: as a shell shows it: 128 + n for signal n; None if the process never started.
+        time: wall-clock second at which it failed or ended.
+        kind: what kind of failure it is; None if it did not fail by itself.
+        signal: name of the signal that ended it, if one did.
+        cause: one line: the exception, the call of sys.exit, or the signal.
+        traceback: of the exception, or the stacks that a fatal signal left.
+        error: qualified name of the exception's type; empty if there was none.
+        place: ``file:line`` of the innermost line of the script in the traceback.
+        repeats_peer_error: whether the exception only repeats that of a rank that reports it itself.
+        uses_trainer: whether it had imported minetorch.
+        was_signalled: whether the launcher sent it a signal to end it.
+        oom_kills: processes that the kernel's out-of-memory killer ended on this node during the attempt.
+        log_file: path of the rank's log file, if there is one.
+    """
 
     rank: int
     host: str
     pid: int
     exit_code: int | None
-    """As a shell shows it: 128 + n for signal n; None if the process never started."""
-
     time: float
-    """Wall-clock second at which the worker failed or ended."""
-
     kind: Kind | None = None
-    """What kind of failure it is; None if the worker did not fail by itself."""
-
     signal: str | None = None
-    """Name of the signal that ended the worker, if one did."""
-
     cause: str = ""
-    """One line: the exception, the call of sys.exit, or the signal."""
-
     traceback: str = ""
-    """Of the exception, or the stacks that a fatal signal left."""
-
     error: str = ""
-    """Qualified name of the exception's type; empty if there was none."""
-
     place: str = ""
-    """``file:line`` of the innermost line of the script in the traceback."""
-
     repeats_peer_error: bool = False
-    """The exception only repeats another rank's error, and that rank reports it itself."""
-
     uses_trainer: bool = False
-    """The worker had imported minetorch."""
-
     was_signalled: bool = False
-    """The launcher sent the worker a signal to end it."""
-
     oom_kills: int = 0
-    """How many processes the kernel's out-of-memory killer ended on this node during the attempt."""
-
     log_file: str | None = None
 
     @classmethod
@@ -126,20 +119,11 @@ class WorkerExit:
         oom_kills: int = 0,
         log_file: str | None = None,
     ) -> WorkerExit:
-        """Join what the launcher saw with the worker's own message.
+        """Join what the launcher saw with the worker's own message. The other arguments are as the attributes.
 
-        Args:
-            rank: the worker's rank.
-            host: the node's name.
-            pid: the worker's process id.
-            returncode: minus n for signal n, as `subprocess` gives it; None if the process never started.
-            ended_at: wall-clock second of the process's end.
-            message: the worker's failure message, if it sent one.
-            signalled_at: wall-clock second at which the launcher first sent the worker a signal to end it.
-            signals_sent: the signals that the launcher sent.
-            crash: the stacks that a fatal signal left.
-            oom_kills: processes that the kernel's out-of-memory killer ended on this node during the attempt.
-            log_file: path of the rank's log file.
+        ``returncode`` is minus n for signal n, as `subprocess` gives it, and None if the process never started;
+        ``ended_at`` and ``signalled_at`` are wall-clock seconds, the latter of the first of ``signals_sent``, with
+        which the launcher asked the worker to end; ``crash`` has the stacks that a fatal signal left.
         """
         said = message or {}
         code: int | None = said.get("code", returncode)

@@ -1,10 +1,10 @@
-"""Notices that the workers hang, and tells where each of them is.
+"""Detects that the workers hang, and shows where each of them is.
 
 ::
 
-    memory       what a worker shares with its launcher: heartbeat and stacks
-    watch        heartbeats -> the world stands still, or not
-    collect      asks the workers where they are
-    waits        stack -> what it waits in
-    rollcall     all ranks' answers -> those at the same place together
+    shared_memory     what a worker shares with the launcher: heartbeat and stacks
+    detector          heartbeats -> whether the workers hang
+    stack_dump        asks the workers of this node for their stacks
+    blocking_calls    a stack -> the call that it is blocked in
+    stack_summary     the stacks of all ranks -> ranks at the same place together
 """

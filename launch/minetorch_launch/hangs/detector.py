@@ -12,6 +12,7 @@ __all__ = ["HangDetector", "Stall"]
 _QUICK_PHASES = (Phase.TRAINING, Phase.VALIDATING)
 _QUICK_SECONDS = 300.0
 _SLOW_SECONDS = 1800.0
+_START_SECONDS = 60.0
 _GAP_FACTOR = 10.0
 _MAX_POLL_INTERVAL = 5.0
 
@@ -20,23 +21,21 @@ _LIMIT_FOR = {Phase.IN_HOOK: "in a hook", Phase.UNKNOWN: "between two calls of m
 
 @dataclass(frozen=True)
 class Stall:
-    """No worker has made progress for too long."""
+    """No worker has made progress for too long.
+
+    Attributes:
+        seconds: since the last beat of any rank, as far as the launcher was watching.
+        step: the highest of all ranks, and so is ``epoch``.
+        limit: seconds that were allowed; ``reason`` tells where the limit comes from.
+        has_stepped: whether all ranks have made a step in this attempt.
+    """
 
     seconds: float
-    """Since the last beat of any rank, as far as the launcher was watching."""
-
     step: int
-    """The highest of all ranks."""
-
     epoch: int
     limit: float
-    """Seconds that were allowed."""
-
     reason: str
-    """Where the limit comes from."""
-
     has_stepped: bool
-    """Whether all ranks have made a step in this attempt."""
 
     def line(self) -> str:
         """The stall in a few words, to head the stack summary."""
@@ -87,8 +86,10 @@ class HangDetector:
         return Stall(seconds, job.step, job.epoch, limit, reason, has_stepped=job.first_step_at is not None)
 
     def missing_heartbeats(self) -> str | None:
-        """A warning, once, if ``--hang-timeout`` has passed and no worker has ever sent a heartbeat."""
-        if self._hang_timeout is None or self._changed or self._missed or self._watched <= self._hang_timeout:
+        """A warning, once, if ``--hang-timeout`` and a minute have passed without a heartbeat of any worker."""
+        if self._hang_timeout is None or self._changed or self._missed:
+            return None
+        if self._watched <= max(self._hang_timeout, _START_SECONDS):
             return None
         self._missed = True
         return (

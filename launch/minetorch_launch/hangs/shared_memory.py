@@ -1,7 +1,7 @@
 """The memory that a worker shares with the launcher, which can read it whatever the worker is doing.
 
-The launcher makes three memfds for each worker and hands them down. They are no files, so there is nothing to clean
-up, and the launcher can still read them after the worker's death.
+The launcher makes three memfds for each worker and hands them down. They are not files, so nothing has to be
+cleaned up, and the launcher can read them even after the worker's death.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ __all__ = ["STACK_SIGNAL", "SharedMemory", "without_launcher_frames"]
 STACK_SIGNAL = signal.SIGRTMIN + 16
 """On this signal a worker's fault handler writes all stacks into the shared memory.
 
-It is in the middle of the real-time signals: libraries and profilers that need one count from either end. The others
-are taken: SIGUSR1 by batch systems and scripts, SIGUSR2 by torch's profiler, SIGPROF and SIGALRM by samplers.
+Libraries and profilers use the real-time signals from either end, batch systems and scripts SIGUSR1, torch's profiler
+SIGUSR2, samplers SIGPROF and SIGALRM.
 """
 
 _MAX_TEXT = 1 << 22
+_LAUNCHER_FRAMES = ("minetorch_launch/worker/", "minetorch_launch/processes/", "<frozen runpy>")
 
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """Three memfds, as descriptors of the process that holds this object."""
+    """Descriptors of the three memfds in this process.
+
+    Attributes:
+        crash: the fault handler writes the stacks here on a fatal signal.
+        heartbeat: the worker writes its heartbeat here, see `minetorch_launch.heartbeat`.
+        stacks: the worker or its fault handler writes the stacks here on request.
+    """
 
     crash: int
-    """The fault handler writes the stacks here on a fatal signal."""
-
     heartbeat: int
-    """The worker writes its heartbeat here: see `minetorch_launch.heartbeat`."""
-
     stacks: int
-    """The fault handler writes the stacks here on request."""
 
     @classmethod
     def make(cls) -> SharedMemory:
@@ -54,7 +56,7 @@ class SharedMemory:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """The descriptors, in the order of the fields."""
+        """The descriptors, in the order of the attributes."""
         return astuple(self)
 
     def read_crash(self) -> str:
@@ -95,9 +97,6 @@ def without_launcher_frames(text: str) -> str:
         if not below_script and not line.startswith("Extension modules:"):
             kept.append(line)
     return "\n".join(kept).strip()
-
-
-_LAUNCHER_FRAMES = ("minetorch_launch/worker/", "minetorch_launch/processes/", "<frozen runpy>")
 
 
 def _read(fd: int) -> str:

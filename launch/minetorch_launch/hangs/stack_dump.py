@@ -25,7 +25,15 @@ from minetorch_launch.hangs.stack_summary import CodeOwners, StackSnapshot, read
 __all__ = ["StackSource", "dump_stacks"]
 
 _POLL_INTERVAL = 0.005
-_STATES = {"R": "running", "S": "sleeping", "I": "idle", "P": "parked"}
+_STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "in uninterruptible sleep",
+    "I": "idle",
+    "T": "stopped",
+    "t": "stopped by a debugger",
+    "Z": "a zombie, which its parent has not collected",
+}
 
 
 class StackSource(Protocol):
@@ -96,27 +104,24 @@ class _Request:
             worker.ask_for_stacks()
 
     def send_signal(self) -> None:
-        worker = self._worker
-        self._refusal = _why_not_to_ask(worker)
-        self._blocking_before = _threads_that_block(worker.pid)
-        if not self._refusal and not _is_pending(procfs.read_status(worker.pid)):
+        self._refusal = _why_not_to_ask(self._worker)
+        self._blocking_before = _threads_that_block(self._worker.pid)
+        status = procfs.read_status(self._worker.pid)
+        if not self._refusal and status is not None and not status.has_pending(STACK_SIGNAL):
             with suppress(ProcessLookupError):
-                os.kill(worker.pid, STACK_SIGNAL)
+                os.kill(self._worker.pid, STACK_SIGNAL)
 
     def is_settled(self) -> bool:
         """Whether the stacks are written, or never will be."""
-        if self._refusal or self._worker.has_answered or self._worker.has_ended:
+        worker = self._worker
+        if self._refusal or worker.has_answered or worker.has_ended:
             return True
-        return self._blocking_before is not None and self._has_handled(self._blocking_before)
-
-    def _has_handled(self, blocking_before: set[int]) -> bool:
-        # The handler's thread blocks the signal while the handler runs: nothing else shows the end of a dump.
-        worker, status = self._worker, procfs.read_status(self._worker.pid)
-        if status is None or not status.is_alive:
-            return True
-        if _is_pending(status) or not worker.memory.has_stacks():
+        if self._blocking_before is None or not worker.memory.has_stacks():
             return False
-        return _threads_that_block(worker.pid) <= blocking_before
+        # The handler's thread blocks the signal while the handler runs: nothing else shows the end of a dump.
+        status = procfs.read_status(worker.pid)
+        is_pending = status is not None and status.has_pending(STACK_SIGNAL)
+        return not is_pending and _threads_that_block(worker.pid) <= self._blocking_before
 
     def snapshot(self, rank: int, host: str, owners: CodeOwners) -> StackSnapshot:
         worker, silence = self._worker, self._refusal
@@ -129,10 +134,12 @@ class _Request:
 
 
 def _why_not_to_ask(worker: StackSource) -> str:
-    status = None if worker.has_ended else procfs.read_status(worker.pid)
-    if status is None or status.state in "TtZX":
-        return "has ended" if status is None else _state(worker.pid)
-    if not status.has(status.caught, STACK_SIGNAL):
+    status = procfs.read_status(worker.pid)
+    if worker.has_ended or status is None:
+        return "has ended"
+    if status.state in "TtZX":
+        return _state(worker.pid)
+    if not status.catches(STACK_SIGNAL):
         return f"cannot be asked: its process runs {procfs.command_line(worker.pid)}"
     if not procfs.descriptor_target(worker.pid, worker.stacks_fd).startswith("/memfd:minetorch-stacks"):
         return "has closed the memory that its stacks are written to"
@@ -144,25 +151,15 @@ def _state(pid: int) -> str:
     status = procfs.read_status(pid)
     if status is None:
         return "has ended"
-    if status.state in "Tt":
-        return "stopped (T)" if status.state == "T" else "stopped by a debugger (t)"
-    if not status.is_alive:
-        return f"a zombie ({status.state}): it has ended and its parent has not collected it"
     function = procfs.kernel_function(pid)
-    where = f" in {function}" if function else ""
-    if status.state == "D":
-        return f"in uninterruptible sleep (D){where}"
-    blocked = f"; it blocks signal {STACK_SIGNAL}" if _is_pending(status) else ""
+    where = f" in {function}" if function and status.is_alive and status.state not in "Tt" else ""
+    blocked = f"; it blocks signal {STACK_SIGNAL}" if status.has_pending(STACK_SIGNAL) else ""
     return f"{_STATES.get(status.state, 'in state')} ({status.state}){where}{blocked}"
 
 
-def _is_pending(status: procfs.Status | None) -> bool:
-    return status is not None and status.has(status.pending, STACK_SIGNAL)
-
-
 def _threads_that_block(pid: int) -> set[int]:
-    statuses = procfs.thread_statuses(pid)
-    return {thread for thread, status in statuses.items() if status.has(status.blocked, STACK_SIGNAL)}
+    statuses = {thread: procfs.read_status(pid, thread) for thread in procfs.threads(pid)}
+    return {thread for thread, status in statuses.items() if status is not None and status.blocks(STACK_SIGNAL)}
 
 
 def _find_owners() -> CodeOwners:

@@ -6,6 +6,7 @@ Each rank's `StackSnapshot` is made on its own node, by `minetorch_launch.hangs.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from minetorch_launch.hangs.blocking_calls import BlockingCall, Frame, Owner, Wa
 
 __all__ = ["CodeOwners", "RankGroup", "StackSnapshot", "StackSummary", "Thread", "read_stacks", "summarize"]
 
-_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)(?: \[(.*)\])? \(most recent call first\):")
+_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)(?: \[.*\])? \(most recent call first\):")
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")
 _MAX_STACKS = 8
@@ -25,14 +26,10 @@ _MAX_COLUMN = 48
 
 @dataclass(frozen=True)
 class Thread:
-    """One thread's stack."""
-
-    name: str
-    """As Python shows it (from 3.14); else empty."""
+    """One thread's stack, innermost frame first, without the launcher's own frames."""
 
     is_main: bool
     frames: tuple[Frame, ...]
-    """Innermost first, without the launcher's own."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,8 @@ class StackSnapshot:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StackSnapshot:
         """The reverse of `to_dict`, also after a way through JSON."""
-        threads = (
-            Thread(thread["name"], thread["is_main"], tuple(Frame(**frame) for frame in thread["frames"]))
-            for thread in data["threads"]
-        )
-        return cls(**{**data, "threads": tuple(threads)})
+        threads = ((thread["is_main"], (Frame(**frame) for frame in thread["frames"])) for thread in data["threads"])
+        return cls(**{**data, "threads": tuple(Thread(is_main, tuple(frames)) for is_main, frames in threads)})
 
 
 @dataclass(frozen=True)
@@ -100,17 +94,15 @@ def read_stacks(
     Returns:
         The main thread first. Other threads that run only the launcher's code are left out.
     """
-    threads: dict[int, Thread] = {}
+    threads: dict[int, list[Frame]] = {}
     frames: list[Frame] = []
     for line in text.splitlines():
         if thread := _THREAD.fullmatch(line):
-            ident, frames = int(thread[1], 16), []
-            threads[ident] = Thread(thread[2] or "", ident == main_thread, ())
-        elif threads and (found := _FRAME.fullmatch(line)):
+            threads[int(thread[1], 16)] = frames = []
+        elif found := _FRAME.fullmatch(line):
             frames.append(_frame(found[1], found[2], found[3], owners, source))
-            ident = next(reversed(threads))
-            threads[ident] = Thread(threads[ident].name, threads[ident].is_main, tuple(frames))
-    kept = (thread for thread in threads.values() if thread.frames or thread.is_main)
+    found_threads = (Thread(ident == main_thread, tuple(frames)) for ident, frames in threads.items())
+    kept = (thread for thread in found_threads if thread.frames or thread.is_main)
     return tuple(sorted(kept, key=lambda thread: not thread.is_main))
 
 
@@ -133,7 +125,7 @@ class RankGroup:
 
     @property
     def doing(self) -> str:
-        """What they do there."""
+        """The call in words."""
         return self.call.name if self.call.kind == WaitKind.UNRESPONSIVE else f"in {self.call.name}"
 
     @property
@@ -183,28 +175,24 @@ class StackSummary:
     @property
     def odd_ranks(self) -> tuple[int, ...]:
         """The ranks that most likely hold up the rest; empty without any snapshot."""
-        return tuple(snapshot.rank for snapshot in self._odd.ranks) if self.groups else ()
+        return tuple(snapshot.rank for snapshot in self._by_blame()[0].ranks) if self.groups else ()
 
-    @property
-    def _odd(self) -> RankGroup:
-        return min(self.groups, key=lambda group: group.blame_order)
+    def _by_blame(self) -> list[RankGroup]:
+        return sorted(self.groups, key=lambda group: group.blame_order)
 
     def blame(self) -> str:
-        """The summary in one line."""
-        return f"{self._label(self._odd.ranks)} {self.cause()}" if self.groups else "no rank has told where it is"
-
-    def cause(self) -> str:
-        """`blame` without the ranks: the cause of a failure of the first of `odd_ranks`."""
+        """The summary in one line: the cause of a failure of the first of `odd_ranks`, which it does not name."""
         if not self.groups:
-            return "hung"
-        odd = self._odd
-        hung = "" if odd.call.kind == WaitKind.UNRESPONSIVE else "hung "
-        line = f"{hung}{odd.doing} {odd.where}".rstrip()
+            return "hung; no rank has told where it is"
+        odd = self._by_blame()[0]
+        line = f"{'' if odd.call.kind == WaitKind.UNRESPONSIVE else 'hung '}{odd.doing} {odd.where}".rstrip()
+        if len(odd.ranks) > 1:
+            line += f", like {self._label(odd.ranks[1:])}"
         rest = [group for group in self.groups if group is not odd]
-        if not rest:
-            return line
-        waited = {WaitKind.UNRESPONSIVE: "", WaitKind.COLLECTIVE: "waited "}.get(rest[0].call.kind, "were ")
-        line += f", while {self._label(rest[0].ranks)} {waited}{rest[0].doing} {rest[0].where}".rstrip()
+        if rest:
+            was = "was " if len(rest[0].ranks) == 1 else "were "
+            waited = {WaitKind.UNRESPONSIVE: "", WaitKind.COLLECTIVE: "waited "}.get(rest[0].call.kind, was)
+            line += f", while {self._label(rest[0].ranks)} {waited}{rest[0].doing} {rest[0].where}".rstrip()
         more = sum(len(group.ranks) for group in rest[1:])
         return line + (f" and {more} more elsewhere" if more else "")
 
@@ -215,15 +203,14 @@ class StackSummary:
             reason: why it was made, in a few words (`Stall.line`).
         """
         count = sum(len(group.ranks) for group in self.groups)
-        head = f"stack summary of {count} rank{'s' if count != 1 else ''}:"
-        lines = [f"minetorch-launch: {reason}; {head}" if reason else f"minetorch-launch: {head}"]
+        lines = [(f"{reason}; " if reason else "") + f"stack summary of {count} rank{'s' if count != 1 else ''}:"]
         labels = [self._label(group.ranks) for group in self.groups]
         width = min(max(map(len, labels), default=0), _MAX_COLUMN)
         wide = min(max((len(group.doing) for group in self.groups if group.frame), default=0), _MAX_COLUMN)
         for label, group in zip(labels, self.groups, strict=True):
             source = f": {_cut(group.frame.source)}" if group.frame and group.frame.source else ""
             lines.append(f"  {label:{width}}  {group.doing:{wide}}  {group.where}{source}".rstrip())
-        with_stacks = sorted((group for group in self.groups if group.frame), key=lambda group: group.blame_order)
+        with_stacks = [group for group in self._by_blame() if group.frame]
         for group in with_stacks[:_MAX_STACKS]:
             lines += self._stacks(group.ranks[0])
         if len(with_stacks) > _MAX_STACKS:
@@ -233,15 +220,12 @@ class StackSummary:
     def _stacks(self, snapshot: StackSnapshot) -> list[str]:
         label = self._label((snapshot,))
         main, *others = snapshot.threads
-        main_name = "main thread" if main.is_main else _name(main)
-        lines = ["", f"{label} (process {snapshot.pid}), {main_name}, most recent call first:", *_stack(main)]
-        alike: dict[tuple[str, ...], list[Thread]] = {}
-        for thread in others:
-            alike.setdefault(tuple(_stack(thread)), []).append(thread)
-        for stack, threads in list(alike.items())[:_MAX_THREADS]:
-            name = _name(threads[0]) if len(threads) == 1 else f"{len(threads)} more threads"
-            lines += [f"{label}, {name}:", *stack]
-        left_out = sum(map(len, list(alike.values())[_MAX_THREADS:]))
+        name = "main thread" if main.is_main else "a thread"
+        lines = ["", f"{label} (process {snapshot.pid}), {name}, most recent call first:", *_stack(main)]
+        alike = Counter(tuple(_stack(thread)) for thread in others)
+        for stack, count in list(alike.items())[:_MAX_THREADS]:
+            lines += [f"{label}, {'another thread' if count == 1 else f'{count} more threads'}:", *stack]
+        left_out = sum(list(alike.values())[_MAX_THREADS:])
         return [*lines, f"{label}: {left_out} more threads are left out"] if left_out else lines
 
     def _label(self, snapshots: Sequence[StackSnapshot]) -> str:
@@ -271,10 +255,6 @@ def _stack(thread: Thread) -> list[str]:
         + (f"\n    {_cut(frame.source)}" if frame.source else "")
         for frame in thread.frames
     ] or ["  (in the launcher's own code, before or after the script)"]
-
-
-def _name(thread: Thread) -> str:
-    return f"thread {thread.name}" if thread.name else "another thread"
 
 
 def _cut(text: str) -> str:

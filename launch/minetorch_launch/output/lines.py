@@ -15,14 +15,14 @@ class Lines:
 
     def feed(self, data: bytes) -> bytes:
         """Take the data that was read; return the lines that are complete now, each with its newline."""
-        head, newline, rest = (self._rest + data).rpartition(b"\n")
-        self._rest = rest
-        if len(rest) > _LONGEST:
+        end = data.rfind(b"\n") + 1
+        lines, self._rest = (self._rest + data[:end], data[end:]) if end else (b"", self._rest + data)
+        if len(self._rest) > _LONGEST:
             # A progress bar that never ends its line, or binary output: neither may fill the memory.
-            last = _last_state(rest)
+            last = _last_state(self._rest)
             self._rest, cut = (last, b"") if len(last) < _LONGEST else (b"", last + b"\n")
-            return _settle(head + newline) + cut
-        return _settle(head + newline)
+            return _settle(lines) + cut
+        return _settle(lines)
 
     def pending(self) -> bytes:
         """Return the latest state of the unfinished line."""

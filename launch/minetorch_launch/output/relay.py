@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 _PIPE = 1 << 18
 _BUFFER = 1 << 20
 _DRAIN_BUFFER = 1 << 28  # room for what all pipes hold
@@ -41,7 +41,6 @@ class _Pipe:
     fd: int
     is_shown: bool
     lines: Lines = field(default_factory=Lines)
-    is_read: bool = False
 
 
 class Relay:
@@ -72,9 +71,9 @@ class Relay:
     ) -> None:
         self._log_file, self._node, self._shows, self._clock = log_file, node, shows, clock
         self._prefix, self._colour = prefix, colour
-        error = Stream(err, self._on_written)
+        error = Stream(err, self._on_ready)
         # One stream if both lead to the same place, so that lines stay in order.
-        self._streams = {"err": error, "out": error if _is_same(out, err) else Stream(out, self._on_written)}
+        self._streams = {"err": error, "out": error if _is_same(out, err) else Stream(out, self._on_ready)}
         self._terminal = next((stream for stream in self._streams.values() if stream.is_terminal and prefix), None)
         self._logs: dict[int, int] = {}
         self._log_errors: set[str] = set()
@@ -178,7 +177,7 @@ class Relay:
             last = lines[:-1].rsplit(b"\n", _TAIL_LINES)[-_TAIL_LINES:]
             self._tails[pipe.rank].extend(line[:_TAIL_COLUMNS] for line in last)
         self._show_progress_bar()
-        if any(stream.waiting >= self._buffer for stream in self._streams.values()):
+        if any(len(stream.waiting) >= self._buffer for stream in self._streams.values()):
             self._choose_pipes()
 
     def _log(self, rank: int, lines: bytes) -> None:
@@ -204,7 +203,7 @@ class Relay:
         before = label(self._node, group.ranks) if self._prefix else b""
         if self._colour and len(group.ranks) == 1 and self._streams[group.stream].is_terminal:
             before = paint(before, group.ranks[0])
-        return before + group.text.replace(b"\n", b"\n" + before) + b"\n"
+        return b"".join((before, group.text.replace(b"\n", b"\n" + before), b"\n"))
 
     def _show_due(self) -> None:
         """Show the lines that have waited long enough for other ranks, and come back for the next."""
@@ -230,17 +229,14 @@ class Relay:
         """Read the pipes that have room in the buffer of their stream, and no others."""
         loop = asyncio.get_running_loop()
         for pipe in self._pipes:
-            has_room = not pipe.is_shown or self._streams[pipe.stream].waiting < self._buffer
-            if has_room and not pipe.is_read:
+            if not pipe.is_shown or len(self._streams[pipe.stream].waiting) < self._buffer:
                 loop.add_reader(pipe.fd, self._read, pipe)
-            elif pipe.is_read and not has_room:
+            else:
                 loop.remove_reader(pipe.fd)
-            pipe.is_read = has_room
 
-    def _on_written(self) -> None:
+    def _on_ready(self) -> None:
         self._progress.set()
-        if not all(pipe.is_read for pipe in self._pipes):
-            self._choose_pipes()
+        self._choose_pipes()
 
     async def _until(self, done: Callable[[], bool], seconds: float) -> None:
         """Wait until ``done()``, or until there is no progress for ``seconds``."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_PIECE = 1 << 16
+_PIECE = 1 << 17
 _CLEAR = b"\r\x1b[K"
 # Cyan, green, yellow, magenta, blue, then the bright ones. No red, which would look like an error.
 _COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
@@ -38,22 +38,22 @@ def paint(label: bytes, rank: int) -> bytes:
 
 
 class Stream:
-    """An output stream of the launcher. Data that the reader does not take waits here.
+    """An output stream of the launcher. Data that the reader does not take yet waits in :attr:`waiting`.
 
     Other programs share the terminal or pipe and its flags, so O_NONBLOCK is set on a descriptor of our own only. An
     error (the reader has left, the disk is full) costs the data that waits, nothing else.
 
     Args:
         fd: the launcher's descriptor.
-        on_written: is called when data that waited is written.
+        on_ready: is called when the reader has taken data that waited.
     """
 
-    def __init__(self, fd: int, on_written: Callable[[], None]) -> None:
+    def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
         self.is_terminal = terminal_columns(fd) is not None
-        self._on_written = on_written
-        self._waiting = bytearray()
-        self._live = b""
-        self._last = b"\n"
+        self.waiting = bytearray()
+        self._on_ready = on_ready
+        self._is_watched = False
+        self._last, self._live = b"\n", b""
         self._fd = -1
         self._socket: socket.socket | None = None
         self._poll: select.poll | None = None
@@ -74,11 +74,6 @@ class Stream:
                 self._fd, self._poll = os.dup(fd), select.poll()
                 self._poll.register(self._fd, select.POLLOUT)
 
-    @property
-    def waiting(self) -> int:
-        """The number of bytes that wait for the reader."""
-        return len(self._waiting)
-
     def write(self, data: bytes) -> None:
         """Write data, above the live line if there is one."""
         self._last = data[-1:] or self._last
@@ -93,13 +88,14 @@ class Stream:
         shown = _fit(label + line, terminal_columns(self._fd) or 80) if line else b""
         if rank is not None and shown.startswith(label):
             shown = paint(label, rank) + shown[len(label) :]
-        if shown != self._live and not (shown and self._waiting):  # a slow terminal misses states
+        if shown != self._live and not (shown and self.waiting):  # a slow terminal misses states
             self._live = shown
             self._put(_CLEAR + shown)
 
     def close(self) -> None:
         """Close the stream; data that waits is lost."""
-        self._forget()
+        self.waiting.clear()
+        self._watch()
         if self._socket is not None:
             self._socket.close()
         elif self._fd >= 0:
@@ -107,34 +103,21 @@ class Stream:
         self._fd = -1
 
     def _put(self, data: bytes) -> None:
-        if not self._waiting:
-            data = self._write_now(data)
-            if data:
-                asyncio.get_running_loop().add_writer(self._fd, self._write_waiting)
-        self._waiting += data
+        self.waiting += data
+        if not self._is_watched:
+            self._write_waiting()
 
     def _write_waiting(self) -> None:
-        piece = bytes(self._waiting[:_PIECE])
-        rest = self._write_now(piece)
-        if len(rest) < len(piece):
-            del self._waiting[: len(piece) - len(rest)]
-            if not self._waiting:
-                asyncio.get_running_loop().remove_writer(self._fd)
-            self._on_written()
-
-    def _write_now(self, data: bytes) -> bytes:
-        """Write as much as the reader takes; return the rest."""
-        rest = memoryview(data)
         try:
-            while rest:
-                rest = rest[self._send(rest) :]
+            while self.waiting:
+                del self.waiting[: self._send(self.waiting[:_PIECE])]
         except BlockingIOError:
-            return bytes(rest)
+            pass
         except OSError:
-            self._forget()
-        return b""
+            self.waiting.clear()
+        self._watch()
 
-    def _send(self, data: memoryview) -> int:
+    def _send(self, data: bytearray) -> int:
         if self._socket is not None:
             return self._socket.send(data, socket.MSG_DONTWAIT)
         if self._poll is not None:
@@ -143,10 +126,17 @@ class Stream:
             data = data[: 256 if self.is_terminal else select.PIPE_BUF]  # what is ready has room for so much
         return os.write(self._fd, data)
 
-    def _forget(self) -> None:
-        if self._waiting:
-            asyncio.get_running_loop().remove_writer(self._fd)
-            self._waiting.clear()
+    def _watch(self) -> None:
+        """Come back when the reader takes more, as long as data waits."""
+        if self._is_watched:
+            self._on_ready()
+        if self._is_watched != bool(self.waiting):
+            self._is_watched = not self._is_watched
+            loop = asyncio.get_running_loop()
+            if self._is_watched:
+                loop.add_writer(self._fd, self._write_waiting)
+            else:
+                loop.remove_writer(self._fd)
 
 
 def _fit(line: bytes, columns: int) -> bytes:

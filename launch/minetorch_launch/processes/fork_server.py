@@ -75,7 +75,9 @@ def _start_tracker() -> None:
 def _import(modules: Sequence[str]) -> None:
     for name in modules:
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
+            if name == "torch.compiler":
+                module.disable(_import)  # torch imports its compiler only now: as much again as torch itself
         except ImportError as error:  # the script's own import says it better
             sys.stderr.write(f"minetorch-launch: the fork server cannot import {name}: {error}\n")
 

@@ -26,10 +26,9 @@ from minetorch_launch.failures.worker_exit import describe_exception, describe_e
 from minetorch_launch.hangs.shared_memory import STACK_SIGNAL, SharedMemory
 from minetorch_launch.worker import environ_watch
 from minetorch_launch.worker.exit import end_process
-from minetorch_launch.worker.run_target import OWN_FILES, run_target
+from minetorch_launch.worker.run_target import run_target
 
 if TYPE_CHECKING:
-    import types
     from collections.abc import Mapping, Sequence
 
     from minetorch_launch.worker.task import Task
@@ -212,7 +211,6 @@ def _tell_exit(error: SystemExit, link: _Link) -> int:
 
 
 def _tell_exception(error: BaseException, link: _Link) -> int:
-    error.__traceback__ = _without_own_frames(error.__traceback__)
     message = describe_exception(error)
     link.tell({"event": "failed", **message})
     if _has_own_hook() or not link.is_ours:
@@ -220,15 +218,6 @@ def _tell_exception(error: BaseException, link: _Link) -> int:
         # not see. Otherwise the launcher shows the traceback, once.
         sys.excepthook(type(error), error, error.__traceback__)
     return int(message["code"])
-
-
-def _without_own_frames(trace: types.TracebackType | None) -> types.TracebackType | None:
-    own = {__file__, *OWN_FILES}
-    while trace is not None and (
-        trace.tb_frame.f_code.co_filename in own or "__tracebackhide__" in trace.tb_frame.f_locals
-    ):
-        trace = trace.tb_next
-    return trace
 
 
 def _has_own_hook() -> bool:

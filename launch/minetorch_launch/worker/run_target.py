@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from minetorch_launch.worker.task import Task
 
-__all__ = ["OWN_FILES", "run_target"]
-
-OWN_FILES = frozenset({__file__, runpy.__file__, "<frozen runpy>", "<frozen importlib._bootstrap>"})
-"""Files of the frames above the target's own in a traceback."""
+__all__ = ["run_target"]
 
 
 def run_target(task: Task) -> bytes | None:

@@ -16,6 +16,7 @@ from minetorch_launch.environment import worker_environment
 from minetorch_launch.errors import StartError
 from minetorch_launch.hangs.shared_memory import SharedMemory
 from minetorch_launch.processes.spawner import ForkServer, interpreter_flags, with_package
+from minetorch_launch.rendezvous.endpoints import interface_of
 from minetorch_launch.target import Command
 from minetorch_launch.worker.main import Assignment
 from minetorch_launch.workers.group import WorkerGroup
@@ -66,6 +67,9 @@ class WorkerStarter:
         self._fork_server: ForkServer | None = None
         self._stores: set[Process] = set()
         self._preparing = asyncio.Lock()
+        self.address = "127.0.0.1"
+        """This node's own, as the other nodes see it."""
+
         self.first_rank = 0
         """Global rank of this node's first worker."""
 
@@ -144,6 +148,7 @@ class WorkerStarter:
         env: dict[str, str | None] = {
             # What is in the fork server's environment for its own sake must not reach the script.
             **{name: os.environ.get(name) for name in _FORK_SERVER_ENV},
+            **_gloo_interface(self.address),
             **worker_environment(
                 self._plan,
                 view,
@@ -211,6 +216,12 @@ class WorkerStarter:
         if self._fork_server is not None and self._fork_server.is_alive:
             keep.append(self._fork_server.process.pid)
         await self._reaper.kill_descendants(keep=keep)
+
+
+def _gloo_interface(address: str) -> dict[str, str]:
+    """Else gloo goes by the host's name, which may be unknown, or 127.0.1.1 (Debian), or open to the world."""
+    interface = interface_of(address)
+    return {} if interface is None or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": interface}
 
 
 def _memory_file(stack: ExitStack, data: bytes) -> int:

@@ -8,8 +8,9 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from minetorch_launch.errors import UsageError
+from minetorch_launch.errors import UsageError, short_repr
 from minetorch_launch.numa import bind_workers
+from minetorch_launch.target import Command
 from minetorch_launch.validators import Endpoint, parse_endpoint
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def make_plan(
     Raises:
         UsageError: when the machine cannot do what the options ask for.
     """
+    if options.preload and isinstance(target, Command):
+        raise UsageError(f"--preload is for Python, and {short_repr(target.program)} is another program: leave it out")
     device = _choose_device(options, host)
     nproc = _choose_nproc(options, host, device)
     threads = _choose_threads(options.threads, environ, host.cores, nproc)

@@ -85,7 +85,7 @@ WRONG_KIND = {
     "node_rank": ["0", 0.5],
     "rdzv_id": [7],
     "preempt_before": ["60"],
-    "join_timeout": [None, "600"],
+    "join_timeout": ["600"],
     "last_call_timeout": [None, "1"],
     "local_addr": [3],
     "role": [3],

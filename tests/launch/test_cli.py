@@ -8,36 +8,42 @@ from pathlib import Path
 import pytest
 
 import minetorch_launch
-from minetorch_launch.arguments import parse
+from minetorch_launch.arguments import Wants, read
 from minetorch_launch.cli import main
 from minetorch_launch.errors import UsageError
-from minetorch_launch.plan import LaunchOptions
+from minetorch_launch.options import LaunchOptions
 from minetorch_launch.target import Module, Script
 
 
 def test_options_end_where_the_target_begins():
-    options, target = parse(["--nproc", "2", "train.py", "--nproc", "9", "--", "-m", "x"])
-    assert options == LaunchOptions(nproc=2)
-    assert target == Script("train.py", ("--nproc", "9", "--", "-m", "x"))
+    request = read(["--nproc", "2", "train.py", "--nproc", "9", "--", "-m", "x"], {})
+    assert request.options == LaunchOptions(nproc=2)
+    assert request.target == Script("train.py", ("--nproc", "9", "--", "-m", "x"))
 
 
 @pytest.mark.parametrize("words", [["-m", "pkg.run", "-x"], ["-mpkg.run", "-x"]])
 def test_module(words):
-    assert parse(["--device=cpu", *words]) == (LaunchOptions(device="cpu"), Module("pkg.run", ("-x",)))
+    request = read(["--device=cpu", *words], {})
+    assert (request.options, request.target) == (LaunchOptions(device="cpu"), Module("pkg.run", ("-x",)))
+    assert request.rest == ("-m", "pkg.run", "-x")
 
 
 def test_two_dashes_let_a_script_begin_with_one():
-    assert parse(["--nproc=auto", "--", "-odd.py", "--"])[1] == Script("-odd.py", ("--",))
+    assert read(["--nproc=auto", "--", "-odd.py", "--"], {}).target == Script("-odd.py", ("--",))
 
 
 def test_every_option():
     line = (
         "--nproc 3 --device cpu --max-restarts 2 --log-dir logs --threads 4 --start-method forkserver "
-        "--preload a --preload b.c --grace 1.5 --notice-signals usr1,TERM,12 --hang-timeout 60 --show failed "
-        "--nodes 2:4 --rdzv h:1 --node-rank 3 --run-id mine --join-timeout 7 --notice-before 30 train.py"
+        "--preload a --preload b.c --grace 1.5 --preempt-signals usr1,TERM,12 --hang-timeout 60 --show failed "
+        "--nodes 2:4 --rdzv-endpoint h:1 --node-rank 3 --rdzv-id mine --join-timeout 7 --preempt-before 30 "
+        "--restart-policy always --prefix never --last-call-timeout 3 --local-addr 10.0.0.1 --dry-run --version "
+        "--sbatch=job.sh --sbatch-options='-p x' train.py"
     )
-    options, _ = parse(shlex.split(line))
-    assert options == LaunchOptions(
+    request = read(shlex.split(line), {})
+    assert request.wants == Wants(dry_run=True, version=True, sbatch="job.sh", sbatch_options="-p x")
+    assert request.own[:2] == ("--nproc=3", "--device=cpu")
+    assert request.options == LaunchOptions(
         nproc=3,
         device="cpu",
         max_restarts=2,
@@ -45,15 +51,19 @@ def test_every_option():
         threads=4,
         preload=("a", "b.c"),
         grace=1.5,
-        notice_signals=("SIGUSR1", "SIGTERM", "SIGUSR2"),
+        preempt_signals=("SIGUSR1", "SIGTERM", "SIGUSR2"),
         hang_timeout=60.0,
         show="failed",
         nodes=(2, 4),
-        rdzv="h:1",
+        rdzv_endpoint="h:1",
         node_rank=3,
-        run_id="mine",
+        rdzv_id="mine",
         join_timeout=7.0,
-        notice_before=30.0,
+        preempt_before=30.0,
+        restart_policy="always",
+        prefix="never",
+        last_call_timeout=3.0,
+        local_addr="10.0.0.1",
     )
 
 
@@ -66,9 +76,12 @@ def test_every_option():
         (["--epochs", "3", "x.py"], "unknown option --epochs: type minetorch-launch --help"),
         (["--zork", "x.py"], "unknown option --zork"),
         (["--grace", "soon", "x.py"], "--grace 'soon' is not a number of seconds"),
-        (["--notice-signals", "KILL", "x.py"], "--notice-signals 'SIGKILL' is unknown"),
-        (["--nodes", "many", "x.py"], "--nodes 'many' is no number of nodes"),
-        (["--slurm", "'", "--sbatch", "--dry-run", "conftest.py"], '--slurm "\'": No closing quotation'),
+        (["--preempt-signals", "KILL", "x.py"], "--preempt-signals 'SIGKILL' is unknown"),
+        (["--nodes", "many", "x.py"], "--nodes 'many' is not a number of nodes"),
+        (
+            ["--sbatch-options", "'", "--sbatch", "--dry-run", "conftest.py"],
+            '--sbatch-options "\'": No closing quotation',
+        ),
         (["-m"], "-m needs a module"),
         ([], "there is nothing to run"),
         (["no/such.py"], "there is no script 'no/such.py'"),
@@ -109,16 +122,16 @@ def test_cuda_on_a_machine_that_hides_its_gpus(monkeypatch, capsys):
 
 def test_unreadable_usage_errors_are_also_value_errors():
     with pytest.raises(ValueError, match="nproc"):
-        parse(["--nproc", "no", "x.py"])
+        read(["--nproc", "no", "x.py"], {})
     with pytest.raises(UsageError):
-        parse(["--nproc", "no", "x.py"])
+        read(["--nproc", "no", "x.py"], {})
 
 
 def test_dry_run_prints_the_plan(capsys):
     assert main(["--dry-run", "--nproc", "2", "--device", "cpu", __file__, "a b"]) == 0
     out = capsys.readouterr().out
     assert "'a b'" in out
-    assert "RANK=1 LOCAL_RANK=1 WORLD_SIZE=2" in out
+    assert "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1" in out
     assert "MINETORCH_DEVICE=cpu" in out
 
 

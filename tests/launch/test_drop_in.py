@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch.distributed.run
 
-from minetorch_launch.arguments import parse
+from minetorch_launch.arguments import read
 from minetorch_launch.target import Module
 
 ELASTIC = re.compile(r"^(TORCHELASTIC|MASTER|GROUP|ROLE)_|RANK$|WORLD_SIZE$")
@@ -122,9 +122,6 @@ ENVIRONMENT = """
         json.dump({"argv": sys.argv[2:], "environ": dict(os.environ)}, file)
 """
 
-# torchrun's word to its own helpers, and to `record`, whose place our own report takes.
-NOT_FOR_SCRIPTS = {"TORCHELASTIC_SIGNALS_TO_HANDLE", "TORCHELASTIC_ERROR_FILE"}
-
 
 @pytest.fixture
 def both(launches):
@@ -166,7 +163,7 @@ def test_a_worker_finds_the_variables_and_arguments_that_torchrun_gives(launches
         assert ours["argv"] == theirs["argv"] == rest
         environ = {name: value for name, value in theirs["environ"].items() if ELASTIC.search(name)}
         assert {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "LOCAL_RANK"} <= environ.keys()
-        assert environ.keys() - NOT_FOR_SCRIPTS <= ours["environ"].keys()
+        assert environ.keys() <= ours["environ"].keys()
         same = {name: value for name, value in environ.items() if re.search(r"RANK$|WORLD_SIZE$|RESTART", name)}
         assert {name: ours["environ"][name] for name in same} == same
 
@@ -185,7 +182,7 @@ def test_a_worker_finds_the_variables_and_arguments_that_torchrun_gives(launches
 )
 def test_a_command_line_is_parted_as_torchrun_parts_it(line):
     theirs = torch.distributed.run.get_args_parser().parse_args(line.split())
-    _, ours = parse(line.split())
+    ours = read(line.split(), {}).target
     assert isinstance(ours, Module) is theirs.module
     assert (ours.name if theirs.module else ours.path) == theirs.training_script
     assert list(ours.args) == theirs.training_script_args
@@ -193,7 +190,7 @@ def test_a_command_line_is_parted_as_torchrun_parts_it(line):
 
 def test_two_dashes_right_after_the_script_are_its_own_as_under_python():
     # torchrun's argparse takes these for its own end of options, in some versions of Python.
-    assert parse(["train.py", "--", "a"])[1].args == ("--", "a")
+    assert read(["train.py", "--", "a"], {}).target.args == ("--", "a")
 
 
 @pytest.mark.slow

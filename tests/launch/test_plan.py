@@ -161,6 +161,11 @@ def test_what_this_node_cannot_do_says_what_to_type(options, host, words):
     assert words in str(refused.value)
 
 
+def test_modules_are_imported_for_python_only():
+    with pytest.raises(UsageError, match="--preload is for Python"):
+        make_plan(Command("run.sh"), LaunchOptions(preload=("numpy",)), BARE, {})
+
+
 def test_logs_lie_in_the_log_folder():
     plan = make_plan(SCRIPT, LaunchOptions(nproc=2, log_dir=Path("logs")), BARE, {})
     assert [plan.log_file(rank) for rank in (0, 11)] == [Path("logs/rank_0.log"), Path("logs/rank_11.log")]

@@ -125,6 +125,8 @@ def _exec(request: dict[str, Any], fds: list[int], failure: int) -> NoReturn:
         for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program expects the default
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, request["signal_mask"])
+        if request["cpus"]:
+            os.sched_setaffinity(0, request["cpus"])
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR) for fd in fds]
         failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR)
         for number, fd in enumerate(moved):

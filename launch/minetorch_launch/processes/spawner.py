@@ -172,6 +172,7 @@ class Reaper(_Starter):
         *,
         env: Mapping[str, str | None] | None = None,
         signal_mask: Iterable[int] = (),
+        cpus: Iterable[int] | None = None,
         dies_with_reaper: bool = True,
     ) -> Process:
         """Start a program.
@@ -181,6 +182,7 @@ class Reaper(_Starter):
             fds: its descriptors 0, 1, 2, …
             env: variables that differ from this process's; None unsets one.
             signal_mask: the signals that it begins with blocked.
+            cpus: the CPUs that it may use; None: as this process.
             dies_with_reaper: kill it when the reaper dies.
 
         Raises:
@@ -191,6 +193,7 @@ class Reaper(_Starter):
             "argv": list(argv),
             "env": dict(env or {}),
             "signal_mask": [int(signum) for signum in signal_mask],
+            "cpus": sorted(cpus or ()),
             "dies_with_reaper": dies_with_reaper,
         }
         try:

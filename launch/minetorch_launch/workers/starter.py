@@ -175,7 +175,7 @@ class WorkerStarter:
             fds = [stdin, out_write, err_write, theirs.fileno(), *memory.fds, result]
             assignment = Assignment(self._task, env, self._signal_mask, self._plan.workers[local_rank].cpus)
             if is_command:
-                process = await self._run_command(fds[:3], env)
+                process = await self._run_command(fds[:3], env, self._plan.workers[local_rank].cpus)
             else:
                 process = await self._run_python([*fds, _memory_file(stack, pickle.dumps(assignment))])
         worker.process = process
@@ -200,11 +200,11 @@ class WorkerStarter:
         code = with_package("from minetorch_launch.worker.main import main; main()")
         return await self._reaper.run([sys.executable, *interpreter_flags(), "-c", code], fds)
 
-    async def _run_command(self, fds: list[int], env: dict[str, str | None]) -> Process:
+    async def _run_command(self, fds: list[int], env: dict[str, str | None], cpus: frozenset[int] | None) -> Process:
         target = self._plan.target
         assert isinstance(target, Command)
         try:
-            return await self._reaper.run([target.program, *target.args], fds, env=env)
+            return await self._reaper.run([target.program, *target.args], fds, env=env, cpus=cpus)
         except StartError as error:
             raise StartError(
                 f"cannot start {target.program!r} ({error}): give the path of an executable file"

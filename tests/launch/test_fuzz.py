@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from minetorch_launch.arguments import _parser, read
 from minetorch_launch.channel import Channel, parse_message
 from minetorch_launch.console import Console
-from minetorch_launch.console.collapse import Collapse
-from minetorch_launch.console.lines import Lines
 from minetorch_launch.errors import UsageError
 from minetorch_launch.guard import Guard
 from minetorch_launch.hangs.watch import HEARTBEAT_BYTES, PHASES, Heartbeat, first_heartbeat
@@ -293,35 +291,3 @@ def test_strangers_at_the_channel_are_hung_up_on():
         assert channel._thread.is_alive()
     for fd in (*out, *err):
         os.close(fd)
-
-
-pieces = st.lists(st.binary(max_size=40) | st.sampled_from([b"\n", b"\r", b"\r\n", b"a\rb", b"\n\n", b"\xff"]))
-
-
-@fuzzed
-@given(pieces)
-def test_lines_are_the_same_however_they_are_cut(chunks):
-    def fed(parts):
-        lines = Lines()
-        return b"".join([*map(lines.feed, parts), lines.finish()])
-
-    whole = b"".join(chunks)
-    assert fed(chunks) == fed([whole]) == fed([bytes([byte]) for byte in whole])
-
-
-@fuzzed
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["out", "err"]), st.binary(max_size=8))), st.floats(0, 1))
-def test_no_line_is_lost_where_ranks_are_shown_together(fed, pause):
-    collapse, now, shown = Collapse(), 0.0, []
-    said = {rank: [] for rank in range(4)}
-    for rank, stream, text in fed:
-        line = text.replace(b"\n", b"") + b"\n"
-        said[rank].append((stream, line))
-        shown += collapse.feed(rank, stream, line, now)
-        now += pause
-    shown += collapse.flush()
-    heard = {rank: [] for rank in range(4)}
-    for group in shown:
-        for rank in group.ranks:
-            heard[rank] += [(group.stream, line + b"\n") for line in group.text.split(b"\n")]
-    assert heard == said

@@ -66,7 +66,9 @@ def _kill(launches, process, victim):
         return True
     commands = launches.processes()
     servers = [
-        pid for pid in _processes(launches, process.pid) if "multiprocessing.forkserver" in commands.get(pid, "")
+        pid
+        for pid, command in commands.items()
+        if "processes.fork_server" in command and "processes.reaper" in commands.get(_parent(pid), "")
     ]
     victims = (
         servers if victim == "fork server" else [pid for server in servers for pid in _processes(launches, server)]

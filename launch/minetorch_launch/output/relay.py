@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-_CHUNK = 1 << 17
+_CHUNK = 1 << 16  # larger blocks are slower: the memory of each is mapped again and again
 _PIPE = 1 << 18
 _BUFFER = 1 << 20
 _DRAIN_BUFFER = 1 << 28  # room for what all pipes hold

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_PIECE = 1 << 17
+_PIECE = 1 << 16
 _CLEAR = b"\r\x1b[K"
 # Cyan, green, yellow, magenta, blue, then the bright ones. No red, which would look like an error.
 _COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
@@ -84,7 +84,7 @@ class Stream:
         self.write((b"" if self._last == b"\n" else b"\n") + line + b"\n")
 
     def show_live(self, label: bytes, line: bytes, rank: int | None = None) -> None:
-        """Keep the unfinished ``line`` at the foot of the terminal, in the colour of ``rank``; an empty one ends it."""
+        """Keep the unfinished ``line`` at the foot of the terminal, painted for ``rank``; an empty line ends it."""
         shown = _fit(label + line, terminal_columns(self._fd) or 80) if line else b""
         if rank is not None and shown.startswith(label):
             shown = paint(label, rank) + shown[len(label) :]

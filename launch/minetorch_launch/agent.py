@@ -268,8 +268,7 @@ class Agent:
                 self._stop_group(attempt, alone=True)
             case messages.SaveAndStop(reason=reason):
                 self._say(f"{reason}: the workers save, and restart together")
-                group.ask_to_save()
-                attempt.saving_until = time.monotonic() + (self._plan.grace if group.heartbeats() else 0.0)
+                attempt.saving_until = time.monotonic() + (self._plan.grace if group.ask_to_save() else 0.0)
             case messages.Shutdown(signum=signum, host=host):
                 await self._shut_down(attempt, signum, host)
             case messages.ForwardSignal(signum=signum, host=host):

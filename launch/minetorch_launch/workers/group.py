@@ -156,11 +156,10 @@ class WorkerGroup:
             pending.difference_update(told[signum])
         return told
 
-    def ask_to_save(self) -> None:
-        """Have Trainers save and stop, so that a change of the nodes costs no step."""
-        for worker in self.workers:
-            if worker.heartbeat() is not None:
-                self._warn_one(worker, signal.SIGUSR2)
+    def ask_to_save(self) -> bool:
+        """Have Trainers save and stop, so that a change of the nodes costs no step; whether there are any."""
+        beating = [worker for worker in self.workers if worker.heartbeat() is not None]
+        return bool([worker for worker in beating if self._warn_one(worker, signal.SIGUSR2)])
 
     def _warn_one(self, worker: Worker, signum: int) -> bool:
         if worker.process.exit_code is not None:

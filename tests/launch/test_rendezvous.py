@@ -233,6 +233,7 @@ def test_a_restart_takes_some_milliseconds_and_says_nothing(job):
     asyncio.run(use())
 
 
+@pytest.mark.slow
 def test_a_node_that_is_slow_to_stop_is_waited_for_and_never_lost(job):
     async def use():
         async with job() as node:
@@ -251,6 +252,7 @@ def test_a_node_that_is_slow_to_stop_is_waited_for_and_never_lost(job):
     asyncio.run(use())
 
 
+@pytest.mark.slow
 def test_a_lost_node_is_noticed_and_the_others_go_on_without_it(job):
     async def use():
         async with job() as node:
@@ -309,6 +311,7 @@ def test_a_death_in_the_middle_of_a_write_blocks_nobody(job):
     asyncio.run(use())
 
 
+@pytest.mark.slow
 def test_foreign_bytes_in_the_store_do_no_harm(job, template):
     garbage = [
         "\ufffd\x00",
@@ -370,6 +373,7 @@ def test_a_range_of_nodes_begins_when_no_more_arrive_and_takes_in_who_comes_late
     asyncio.run(use())
 
 
+@pytest.mark.slow
 def test_a_spare_takes_the_place_of_a_lost_node(job):
     async def use():
         async with job() as node:
@@ -435,6 +439,7 @@ def test_the_next_node_leads_when_the_leader_dies(job):
     asyncio.run(use())
 
 
+@pytest.mark.slow
 def test_a_leader_that_is_stopped_is_lost_without_any_word(job):
     async def use():
         async with job() as node:
@@ -451,6 +456,7 @@ def test_a_leader_that_is_stopped_is_lost_without_any_word(job):
     asyncio.run(use())
 
 
+@pytest.mark.slow
 def test_the_node_after_the_leader_is_gone_as_well(job):
     async def use():
         async with job() as node:
@@ -465,6 +471,7 @@ def test_the_node_after_the_leader_is_gone_as_well(job):
     asyncio.run(use())
 
 
+@pytest.mark.slow
 def test_too_few_nodes_elsewhere_return_when_the_endpoint_answers_again(job):
     async def use():
         async with job() as node:
@@ -477,7 +484,7 @@ def test_too_few_nodes_elsewhere_return_when_the_endpoint_answers_again(job):
             rounds = await asyncio.wait_for(asyncio.gather(back.join(), *waiting), 20)
             assert [each.leads for each in rounds] == [True, False, False]
             assert {(each.number, each.failures) for each in rounds} == {(2, 1)}
-            assert any("answers at 127.0.0.1" in line for line in nodes[1].said)
+            assert any("goes to the rendezvous at 127.0.0.1" in line for line in nodes[1].said)
 
     asyncio.run(use())
 

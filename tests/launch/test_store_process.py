@@ -103,7 +103,7 @@ def test_a_call_to_a_stopped_host_is_given_up_and_its_process_ends(processes):
         guest = await start(processes, answer_seconds=0.5)
         await guest.connect("127.0.0.1", port, 5)
         os.kill(processes.pids[0], signal.SIGSTOP)
-        with pytest.raises(StoreLostError, match=r"no answer within 0\.5 s"):
+        with pytest.raises(StoreLostError, match=r"did not answer within 0\.5 s"):
             await guest.get("a")
         with pytest.raises(StoreLostError):
             await guest.get("a")

@@ -75,15 +75,16 @@ class _Proxy:
             try:
                 reply = {"ok": self._answer(request)}
             except Exception as error:  # torch raises several kinds, and each means that the store is of no more use
-                reply = {"error": str(error).partition("\n")[0] or type(error).__name__}
+                is_new = request["op"] in ("serve", "connect")
+                text = str(error).partition("\n")[0] or type(error).__name__
+                reply = {"error": text if is_new else "the connection to the leader broke"}
             with self._reply_lock, suppress(OSError):
                 self._commands.sendall(json.dumps({"id": request["id"], **reply}).encode() + b"\n")
 
     def _answer(self, request: dict[str, Any]) -> Any:
         operation = request["op"]
         if operation == "resolve":
-            found = socket.getaddrinfo(request["host"], request["port"], type=socket.SOCK_STREAM)
-            return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+            return _resolve(request["host"], request["port"])
         if operation == "serve":
             self._store = _serve(request["fd"])
             return None
@@ -97,6 +98,15 @@ class _Proxy:
         if self._store_of_waits is None:
             self._store_of_waits = _connect(self._store.host, self._store.port, 60)
         return _WAITS[operation](self._store_of_waits, request["key"])
+
+
+def _resolve(host: str, port: int) -> list[str] | str:
+    """The addresses of ``host``, or the reason why there are none."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def _serve(fd: int) -> TCPStore:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from minetorch_launch.errors import JoinError
 from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, pause
 from minetorch_launch.rendezvous.messages import Order, from_json, parse, to_json
 from minetorch_launch.rendezvous.round import LeaderLostError, Mailbox, Round
-from minetorch_launch.rendezvous.store_client import StoreLostError
 
 if TYPE_CHECKING:
     from minetorch_launch.rendezvous.membership import Settings
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from minetorch_launch.rendezvous.store_client import StoreClient
 
 __all__ = ["Follower"]
-
-_FAREWELL_SECONDS = 2.0
 
 
 class Follower(Membership):
@@ -173,14 +169,8 @@ class Follower(Membership):
         pulse = {"beat": self._beats, "read": self._head, "status": status, "left": self._has_left}
         await self._store.set(f"pulse/{self._node_id}", json.dumps(pulse))
 
-    async def close(self) -> None:
-        """Send the remaining reports and a farewell, and leave."""
-        if self.lost is None:
-            with suppress(StoreLostError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._say_farewell(), _FAREWELL_SECONDS)
-        self.abandon()
-
     async def _say_farewell(self) -> None:
+        """Send the remaining reports, and tell the leader that this node leaves."""
         self._unsent.put(None)
         while not self._tasks[-1].done():
             await asyncio.sleep(0.01)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from minetorch_launch.errors import JoinError
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Host", "choose"]
 
-_FAREWELL_SECONDS = 5.0
 _MAX_HOSTS = 8
 
 
@@ -231,14 +229,8 @@ class Host(Membership):
         if rank is not None:
             self.round.others[rank] = status
 
-    async def close(self) -> None:
-        """End the job for nodes that wait, and keep the store, not for long, until all have read the last entry."""
-        if self.lost is None:
-            with suppress(LeaderLostError, StoreLostError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._say_farewell(), _FAREWELL_SECONDS)
-        self.abandon()
-
     async def _say_farewell(self) -> None:
+        """End the job for nodes that wait, and keep the store until all have read the last entry."""
         await self._append({"closed": True, "reason": self._failure})
         while any(pulse.get("read") != self._head for pulse in self._pulses.values()):
             await asyncio.sleep(0.02)

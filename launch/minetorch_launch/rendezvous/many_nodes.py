@@ -97,7 +97,6 @@ class ManyNodes:
                 round_ = await self._take_part(self._membership, self._participant(failures, workers_port))
             except LeaderLostError as error:
                 self._membership.lose(str(error))
-                self._settings.say(f"minetorch-launch: the leader was lost while the nodes joined: {error}")
                 continue
             self._attempts, self._launch_id = round_.number, round_.launch_id
             self._gone.clear()
@@ -145,7 +144,7 @@ class ManyNodes:
                 task.cancel()
             await asyncio.wait(tasks)
         self._roster = None
-        raise LeaderLostError(f"a launcher answers at {self._settings.endpoint} again, and this node goes there")
+        raise LeaderLostError("a launcher answers there again, and too few nodes have come here")
 
     async def _look_for_launcher(self, host: Host) -> None:
         """Wait until a launcher of this job answers at the endpoint while too few nodes are here."""
@@ -188,6 +187,9 @@ class ManyNodes:
             # It is lost as well, or it still sees the leader that this node has lost.
             self._gone.add(candidate.node_id)
             candidates.pop(0)
+        if lost is not None:
+            host, endpoint = self._settings.host, self._settings.endpoint
+            self._settings.say(f"minetorch-launch: {host} goes to the rendezvous at {endpoint}: {lost.lost}")
         self._roster = None
         return await self._open_endpoint(end)
 
@@ -199,7 +201,7 @@ class ManyNodes:
             f"back joins with --rdzv-endpoint {endpoint}"
         )
         listener, self._standby = self._standby, None
-        await self._host(await self._start_store(), listener, expected)
+        await self._host(await self._start_store(), listener, replace(self._settings, endpoint=endpoint), expected)
         self._is_away = True
 
     # At the endpoint.
@@ -237,7 +239,7 @@ class ManyNodes:
         listener = await self._listen_at_endpoint(addresses)
         if listener is not None:
             self.address, self._is_endpoint = self._settings.local_addr or listener.getsockname()[0], True
-            await self._host(store, listener)
+            await self._host(store, listener, self._settings)
         else:
             address = await self._reach_any(addresses)
             self.address = self._settings.local_addr or address_towards(address, port)
@@ -276,8 +278,10 @@ class ManyNodes:
     async def _start_store(self) -> StoreClient:
         return await StoreClient.start(self._start_store_process, self._settings.timing.lost)
 
-    async def _host(self, store: StoreClient, listener: socket.socket, expected: Collection[str] = ()) -> None:
-        host = Host(store, self._settings, self._node_id, expected)
+    async def _host(
+        self, store: StoreClient, listener: socket.socket, settings: Settings, expected: Collection[str] = ()
+    ) -> None:
+        host = Host(store, settings, self._node_id, expected)
         try:
             await store.serve(listener)
             await host.start()

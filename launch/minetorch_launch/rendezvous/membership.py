@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minetorch_launch.rendezvous.messages import build
 from minetorch_launch.rendezvous.participant import Participant
+from minetorch_launch.rendezvous.round import LeaderLostError
 from minetorch_launch.rendezvous.store_client import StoreLostError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Liveness", "Membership", "Roster", "Settings", "Timing", "pause"]
 
 _SAY_EVERY_SECONDS = 30.0
+_FAREWELL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,16 @@ class Membership:
     def process_ended(self) -> bool:
         """Whether the leader may be well, and this node's own store process is the reason of the loss."""
         return self._store.process_ended
+
+    async def close(self) -> None:
+        """Say farewell and leave; not for long."""
+        if self.lost is None:
+            with suppress(LeaderLostError, StoreLostError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._say_farewell(), _FAREWELL_SECONDS)
+        self.abandon()
+
+    async def _say_farewell(self) -> None:
+        raise NotImplementedError
 
     def abandon(self) -> None:
         """Leave without a farewell."""

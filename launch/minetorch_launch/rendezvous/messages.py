@@ -12,33 +12,6 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = [
-    "PROTOCOL",
-    "Decision",
-    "DumpStacks",
-    "Finish",
-    "ForwardSignal",
-    "NodeArrived",
-    "NodeLost",
-    "Order",
-    "Preempted",
-    "Report",
-    "SaveAndStop",
-    "Shutdown",
-    "StackSummary",
-    "Stacks",
-    "StacksRequested",
-    "StopRequested",
-    "StopWorkers",
-    "WorkersFailed",
-    "WorkersStopped",
-    "WorkersSucceeded",
-    "build",
-    "from_json",
-    "parse",
-    "to_json",
-]
-
 PROTOCOL = 2
 """Number of this set of messages and of the store's keys; nodes with another number do not join."""
 
@@ -54,11 +27,10 @@ class WorkersFailed:
 
 @dataclass(frozen=True)
 class WorkersStopped:
-    """All workers of this node have stopped."""
+    """All workers of this node have stopped; the evidence tells how each of them exited."""
 
     node: int
     evidence: dict[str, Any]
-    """How each worker exited."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +66,10 @@ class StacksRequested:
 
 @dataclass(frozen=True)
 class Stacks:
-    """The stacks of this node's workers."""
+    """The stacks of this node's workers, with the number of the request in `DumpStacks`."""
 
     node: int
     request: int
-    """The number in `DumpStacks`."""
-
     stacks: list[Any]
 
 
@@ -156,11 +126,10 @@ class DumpStacks:
 
 @dataclass(frozen=True)
 class StackSummary:
-    """Show a summary of all stacks."""
+    """Show a summary of all stacks on the node whose user asked for it."""
 
     text: str
     for_node: int
-    """The node whose user asked for it."""
 
 
 @dataclass(frozen=True)

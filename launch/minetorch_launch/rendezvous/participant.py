@@ -2,59 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 
-from minetorch_launch.rendezvous.messages import PROTOCOL, build, parse
+from minetorch_launch.rendezvous.messages import PROTOCOL
 
 __all__ = ["Participant", "sort_key"]
 
 
 @dataclass(frozen=True)
 class Participant:
-    """A node of a round. All nodes have the same list of them, sorted by ``order``."""
+    """A node of a round.
+
+    Attributes:
+        order: sorts the nodes; see `sort_key`.
+        nproc: number of its workers.
+        standby_port: where it hosts a store when the leader is lost.
+        workers_port: where it hosts the workers' store when it is the first node.
+        failures: failures that it has counted in this launch; a node that joined late has not seen all of them.
+        attempts: number of the last round that it took part in.
+        launch_id: unique id of the launch; all nodes take over that of the node with the most attempts.
+        node_id: unique id of this launcher process.
+        version: of Minetorch.
+    """
 
     order: str
-    """Sorts the nodes; see `sort_key`."""
-
     host: str
     address: str
     pid: int
     nproc: int
-    """Number of its workers."""
-
     standby_port: int
-    """Port on which it hosts a store when the leader is lost."""
-
     workers_port: int
-    """Port on which it hosts the workers' store when it is the first node."""
-
     failures: int = 0
-    """Failures that it has counted in this launch; a node that joined late has not seen all of them."""
-
     attempts: int = 0
-    """Number of the last round that it took part in."""
-
     launch_id: str = ""
-    """The launch's unique id. The leader proposes it; the others take it over with the first round."""
-
     node_id: str = ""
-    """Unique to this launcher process."""
-
     version: str = ""
-    """Version of Minetorch."""
-
     protocol: int = PROTOCOL
-
-    @classmethod
-    def from_json(cls, text: str) -> Participant | None:
-        """The participant that :meth:`to_json` wrote; None for anything else."""
-        return build(cls, parse(text))
-
-    def to_json(self) -> str:
-        """The participant as JSON, for :meth:`from_json`."""
-        return json.dumps(vars(self))
 
 
 def sort_key(node_rank: int | None, is_endpoint: bool, host: str, address: str, pid: int) -> str:

@@ -52,6 +52,11 @@ class Mailbox(Generic[T]):
 class Round:
     """The nodes that run one worker group.
 
+    Args:
+        number: see below, as for the others.
+        deliver: takes a report to the leader; None if this node leads.
+        publish: takes an order to the other nodes; None if there are none.
+
     Attributes:
         number: which start of all workers this is, from 1; the same on every node.
         failures: failures counted so far in this launch (the highest count of all participants).
@@ -61,6 +66,7 @@ class Round:
         leads: whether this node is the leader.
         status: this node's own, JSON data; the leader gets it within about a second.
         lost: on the leader, the ranks of the nodes that are lost.
+        others: on the leader, the last statuses of the other nodes, by rank.
         world_size: number of workers of all nodes.
         ranks: global ranks of this node's workers.
     """
@@ -75,16 +81,6 @@ class Round:
         deliver: Callable[[Report], None] | None = None,
         publish: Callable[[Order], Awaitable[None]] | None = None,
     ) -> None:
-        """Make a round.
-
-        Args:
-            number: see above.
-            participants: see above.
-            node_rank: see above.
-            leads: see above.
-            deliver: takes a report to the leader; None if this node leads.
-            publish: takes an order to the other nodes; None if there are none.
-        """
         self.number, self.participants, self.node_rank, self.leads = number, participants, node_rank, leads
         self.failures = max(each.failures for each in participants)
         self.launch_id = max(participants, key=lambda each: each.attempts).launch_id

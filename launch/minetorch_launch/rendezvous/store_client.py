@@ -55,10 +55,10 @@ class StoreClient:
         Raises:
             OSError: there is none.
         """
-        reply = await self._ask({"op": "resolve", "host": host, "port": port}, seconds=60)
-        if "error" in reply:
-            raise OSError(reply["error"])
-        return [str(address) for address in reply["ok"]]
+        found = await self._call({"op": "resolve", "host": host, "port": port}, seconds=60)
+        if isinstance(found, str):
+            raise OSError(found)
+        return [str(address) for address in found]
 
     async def serve(self, listener: socket.socket) -> None:
         """Host a store at the listening socket, which is closed here."""
@@ -97,13 +97,6 @@ class StoreClient:
         self._writer.transport.abort()
 
     async def _call(self, request: dict[str, Any], *, seconds: float | None, fds: Sequence[int] = ()) -> Any:
-        reply = await self._ask(request, seconds=seconds, fds=fds)
-        if "error" in reply:
-            self._lose(str(reply["error"]))
-            raise StoreLostError(self.lost)
-        return reply["ok"]
-
-    async def _ask(self, request: dict[str, Any], *, seconds: float | None, fds: Sequence[int] = ()) -> dict[str, Any]:
         if self.lost is not None:
             raise StoreLostError(self.lost)
         number = next(self._numbers)
@@ -114,11 +107,9 @@ class StoreClient:
                 socket.send_fds(self._process, [line], fds)
             else:
                 self._writer.write(line)
-            if seconds is not None:
-                await _wait_for(reply, seconds)
-                if not reply.done():
-                    self._lose(f"no answer within {seconds:g} s")
-            return await reply  # type: ignore[no-any-return]
+            if seconds is not None and not await _comes(reply, seconds):
+                self._lose(f"the leader did not answer within {seconds:g} s")
+            return await reply
         finally:
             del self._pending[number]
 
@@ -127,22 +118,24 @@ class StoreClient:
             while line := await reader.readline():
                 answer = json.loads(line)
                 reply = self._pending.get(answer["id"])
-                if reply is not None and not reply.done():
-                    reply.set_result(answer)
+                if "error" in answer:
+                    self._lose(answer["error"])
+                elif reply is not None and not reply.done():
+                    reply.set_result(answer["ok"])
         self.process_ended = self.lost is None
         self._lose("the store process of this node ended")
 
     def _lose(self, reason: str) -> None:
-        if self.lost is None:
-            self.lost = reason
-            for reply in self._pending.values():
-                if not reply.done():
-                    reply.set_exception(StoreLostError(reason))
-                    reply.exception()  # its reader may be gone
+        self.lost = self.lost or reason
+        for reply in self._pending.values():
+            if not reply.done():
+                reply.set_exception(StoreLostError(self.lost))
+                reply.exception()  # its reader may be gone
 
 
-async def _wait_for(reply: asyncio.Future[Any], seconds: float) -> None:
-    """Wait up to ``seconds``, one by one: a launcher that was stopped itself (Ctrl-Z) first reads what has come."""
+async def _comes(reply: asyncio.Future[Any], seconds: float) -> bool:
+    """Whether ``reply`` comes in so many seconds, counted one by one: after Ctrl-Z there may be one to read first."""
     while not reply.done() and seconds > 0:
         await asyncio.wait({reply}, timeout=min(seconds, 1.0))
         seconds -= 1.0
+    return reply.done()

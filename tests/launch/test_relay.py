@@ -267,6 +267,16 @@ def test_without_labels_bytes_pass_unchanged_and_at_once(tmp_path):
     assert b"(Pdb) " in (tmp_path / "rank_0.log").read_bytes()
 
 
+def test_without_labels_there_are_no_colours_either(relayed):
+    async def scenario(job):
+        await job.write(0, "err", b"\r 50%\nlast\n")
+        job.relay.show_tail(0)
+
+    kinds = ("pipe", "terminal")
+    _, err = relayed(scenario, 0, kinds=kinds, prefix=False, colour=True, shows=lambda rank, stream: False)
+    assert err == "minetorch-launch: the last 2 lines of rank 0:\n 50%\nlast\n"
+
+
 # Progress bars and terminals
 
 

@@ -86,8 +86,9 @@ class Merge:
         if now - self._window_began > WINDOW:
             self._was_flood = self._lines > _MOST_LINES or self._bytes > _MOST_BYTES
             self._window_began, self._lines, self._bytes = now, 0, 0
-        self._lines += block.count(b"\n")
         self._bytes += len(block)
+        if self._bytes <= _MOST_BYTES:
+            self._lines += block.count(b"\n")
         return self._was_flood or self._lines > _MOST_LINES or self._bytes > _MOST_BYTES
 
     def _at_head(self, line: _Line) -> list[int]:

@@ -193,7 +193,7 @@ class Relay:
             reason = error.strerror or str(error)
             if reason not in self._log_errors:
                 self._log_errors.add(reason)
-                self.say(f"minetorch-launch: cannot write {path}: {reason}; the job goes on, this log is not complete")
+                self.say(f"minetorch-launch: cannot write the log file {path}: {reason}. The job goes on without it.")
 
     def _show(self, groups: list[Group]) -> None:
         for stream, run in groupby(groups, key=lambda group: group.stream):
@@ -201,7 +201,7 @@ class Relay:
 
     def _with_label(self, group: Group) -> bytes:
         before = label(self._node, group.ranks) if self._prefix else b""
-        if self._colour and len(group.ranks) == 1 and self._streams[group.stream].is_terminal:
+        if before and self._colour and len(group.ranks) == 1 and self._streams[group.stream].is_terminal:
             before = paint(before, group.ranks[0])
         return b"".join((before, group.text.replace(b"\n", b"\n" + before), b"\n"))
 

@@ -79,7 +79,10 @@ def launch(
     task = make_task(target, own_process=False)
     if task.kind == "function":
         plan = replace(plan, target=_PlannedFunction(str(target)))  # type: ignore[arg-type]
-    with _memory_file(pickle.dumps(launcher.Launch(plan, task))) as request, _memory_file(b"") as reply:
+    with (
+        _memory_file(pickle.dumps(launcher.Launch(plan, task, shows_failure=False))) as request,
+        _memory_file(b"") as reply,
+    ):
         _run(request, reply, streams, {**os.environ, **(env or {})})
         reply.seek(0)
         data = reply.read()

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minetorch_launch.errors import LaunchError, UsageError
+from minetorch_launch.errors import LaunchError, StoppedError, UsageError
 from minetorch_launch.validators import check_platform
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(sys.argv[1:] if argv is None else list(argv))
     except UsageError as error:
         _say(f"minetorch-launch: error: {error}")
+        return error.exit_code
+    except StoppedError as error:  # the launch has shown it: this process may wait for nobody who reads
         return error.exit_code
     except LaunchError as error:
         _say(f"minetorch-launch: {str(error).removeprefix('minetorch-launch: ')}")
@@ -88,7 +90,6 @@ def run_here(target: Target, options: LaunchOptions, job: SlurmJob | None = None
 
     from minetorch_launch import launcher
     from minetorch_launch.errors import StoppedEarlyError
-    from minetorch_launch.failures.report import WorkerFailedError
     from minetorch_launch.worker.task import make_task
 
     plan = launcher.plan_launch(target, options, job)
@@ -97,7 +98,7 @@ def run_here(target: Target, options: LaunchOptions, job: SlurmJob | None = None
         return 0
     outcome = asyncio.run(launcher.run(launcher.Launch(plan, make_task(target, own_process=True), job)))
     if outcome.failure is not None:
-        raise WorkerFailedError(outcome.failure, shown_elsewhere=outcome.shown_elsewhere)
+        return outcome.failure.exit_code
     if outcome.stopped_early:
         raise StoppedEarlyError
     return 0

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from minetorch_launch import devices, numa
 from minetorch_launch.agent import Agent, Outcome
-from minetorch_launch.errors import UsageError
+from minetorch_launch.errors import StoppedError, UsageError
+from minetorch_launch.failures.report import WorkerFailedError
 from minetorch_launch.output.relay import Relay
 from minetorch_launch.output.terminal import terminal_columns, wants_colour
 from minetorch_launch.plan import LaunchPlan, make_plan
@@ -42,6 +43,8 @@ __all__ = ["Launch", "plan_launch", "run"]
 
 _OUT_AND_ERR = 1, 2
 _FLUSH_SECONDS = 30.0
+_FLUSH_SECONDS_AFTER_A_STOP = 1.0
+"""For how long a reader may take nothing of what is still to be shown."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class Launch:
     job: SlurmJob | None = None
     streams: tuple[int, int] = _OUT_AND_ERR
     """Descriptors that the workers' stdout and stderr go to, in whole lines."""
+
+    shows_failure: bool = True
+    """Show the report of a failure, last of all."""
 
 
 def plan_launch(
@@ -118,8 +124,9 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
         prefix=plan.has_prefix(len(plan.workers) + plan.many_nodes, os.isatty(launch.streams[0])),
         colour=wants_colour(os.environ),
     )
+    flush_seconds = _FLUSH_SECONDS
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(relay.close, _FLUSH_SECONDS)
+        stack.push_async_callback(lambda: relay.close(flush_seconds))
         folder = Path(tempfile.mkdtemp(prefix="minetorch-launch-"))
         reaper = Reaper.start(folder)
         stack.callback(reaper.end)
@@ -138,9 +145,16 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
         agent.signals = stack.enter_context(StopSignals(agent.post, plan.preempt_signals, reached))
         if parent is not None:
             _stop_with_parent(parent, agent)
-        outcome = await agent.run()
+        try:
+            outcome = await agent.run()
+        except StoppedError as error:
+            relay.say(f"minetorch-launch: {error}")
+            flush_seconds = _FLUSH_SECONDS_AFTER_A_STOP
+            raise
         if outcome.failure is not None and plan.log_dir is not None:
             _write_failure(plan.log_dir, outcome.failure, relay)
+        if outcome.failure is not None and launch.shows_failure:
+            relay.say(str(WorkerFailedError(outcome.failure, shown_elsewhere=outcome.shown_elsewhere)))
         return outcome
     raise AssertionError  # for mypy, which takes an exit stack for one that may swallow exceptions
 

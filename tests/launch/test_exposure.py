@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minetorch_launch.slurm.sbatch import write
+from minetorch_launch.slurm.sbatch import _write
 
 MEETS = """
     import os, sys, time
@@ -88,7 +88,7 @@ def test_a_batch_script_is_as_open_as_the_umask_says(tmp_path, umask, rights):
     """It holds the whole command, of which an argument may be nobody else's."""
     before = os.umask(umask)
     try:
-        write(tmp_path / "job.sh", "#!/bin/bash\n")
+        _write(tmp_path / "job.sh", "#!/bin/bash\n")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "job.sh").stat().st_mode) == rights

@@ -29,6 +29,9 @@ ERRORS = {
 LOG_CALLS = {"warning", "error"}
 
 PASSED_ON = {
+    "self._stop.result()": "a signal's number",
+    "self._failure or self._who_is_here(waited)": "how many nodes have come",
+    "self._failure": "the same",
     "int(error.sigval)": "a signal's number",
     "news['signum']": "a signal's number",
     "self.stop": "a signal's number",

@@ -29,6 +29,9 @@ ERRORS = {
 LOG_CALLS = {"warning", "error"}
 
 PASSED_ON = {
+    "self._stop.result()": "a signal's number",
+    "self._failure or self._who_is_here(waited)": "how many nodes have come",
+    "self._failure": "the same",
     "int(error.sigval)": "a signal's number",
     "news['signum']": "a signal's number",
     "self.stop": "a signal's number",
@@ -150,14 +153,14 @@ def _words(text):
 
 def hints():
     """What a failure's report says of its cause, and why there was no restart."""
-    for file in ("report.py", "restarts.py", "oom.py"):
+    for file in ("report.py", "restart_policy.py", "oom.py"):
         source = Source(FAILURES / file)
         for node in ast.walk(source.tree):
-            if isinstance(node, ast.FunctionDef) and node.name in ("_cause", "_used_up", "_start_error", "_repetition"):
+            if isinstance(node, ast.FunctionDef) and node.name in ("_cause", "_none_left", "_start_error", "_repetition"):
                 for part in ast.walk(node):
                     if isinstance(part, ast.Return) and part.value is not None:
                         yield f"{file}:{part.lineno}", source.said(part.value, node)
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").endswith("_ADVICE"):
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").endswith("_HINT"):
                 yield f"{file}:{node.lineno}", source.said(node.value, source.tree)
 
 

@@ -41,7 +41,7 @@ ROWS = {
 def _minetorch(workers: int, port: int) -> list[object]:
     return [
         *(sys.executable, "-m", "minetorch_launch", "--device", "cpu"),
-        *("--nodes", NODES, "--rdzv", f"127.0.0.1:{port}", "--nproc", workers),
+        *("--nodes", NODES, "--rdzv-endpoint", f"127.0.0.1:{port}", "--nproc", workers),
     ]
 
 

@@ -150,7 +150,7 @@ def _words(text):
 
 def hints():
     """What a failure's report says of its cause, and why there was no restart."""
-    for file in ("report.py", "restarts.py", "oom.py"):
+    for file in ("report.py", "restart_policy.py", "oom.py"):
         source = Source(FAILURES / file)
         for node in ast.walk(source.tree):
             if isinstance(node, ast.FunctionDef) and node.name in ("_cause", "_used_up", "_start_error", "_repetition"):

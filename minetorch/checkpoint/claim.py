@@ -73,7 +73,7 @@ class Launch:
         |---|---|
         | SLURM_JOB_ID, SLURM_RESTART_COUNT | the job, and how often it was requeued |
         | MINETORCH_LAUNCH_ID, MINETORCH_ATTEMPT | the launch, and which start of all its workers this is |
-        | TORCHELASTIC_RUN_ID, TORCHELASTIC_RESTART_COUNT | in place of these, under torchrun: its run, and its restarts |
+        | TORCHELASTIC_RUN_ID, TORCHELASTIC_RESTART_COUNT | in place of these, under torchrun |
         """
         names = "SLURM_RESTART_COUNT", "MINETORCH_ATTEMPT", "TORCHELASTIC_RESTART_COUNT"
         requeues, attempt, restarts = (

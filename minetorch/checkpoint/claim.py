@@ -72,17 +72,21 @@ class Launch:
         | variable | meaning |
         |---|---|
         | SLURM_JOB_ID, SLURM_RESTART_COUNT | the job, and how often it was requeued |
-        | TORCHELASTIC_RUN_ID, TORCHELASTIC_RESTART_COUNT | the launcher's run, and its restarts |
-        | MINETORCH_ATTEMPT | in place of the last: it counts starts for a machine that went or came as well |
+        | MINETORCH_LAUNCH_ID, MINETORCH_ATTEMPT | the launch, and which start of all its workers this is |
+        | TORCHELASTIC_RUN_ID, TORCHELASTIC_RESTART_COUNT | in place of these, under torchrun |
         """
         names = "SLURM_RESTART_COUNT", "MINETORCH_ATTEMPT", "TORCHELASTIC_RESTART_COUNT"
         requeues, attempt, restarts = (
             int(text) if text.isdecimal() else 0 for text in (environ.get(name, "") for name in names)
         )
         restarts = attempt or restarts
-        job, run = environ.get("SLURM_JOB_ID", ""), environ.get("TORCHELASTIC_RUN_ID", "")
+        job, launch = environ.get("SLURM_JOB_ID", ""), environ.get("MINETORCH_LAUNCH_ID", "")
+        run = environ.get("TORCHELASTIC_RUN_ID", "")
         if job:
             return cls(f"slurm-{job}", (requeues, restarts))
+        # Two launches of one job have the same TORCHELASTIC_RUN_ID, and neither has ended the other.
+        if launch:
+            return cls(f"launch-{launch}", (restarts,))
         # torchrun calls a run "none" that was given no name: two of them are not one.
         return cls(f"elastic-{run}", (restarts,)) if run not in ("", "none") else cls()
 

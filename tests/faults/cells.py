@@ -219,7 +219,7 @@ def expected(cell: Cell) -> Expected:
     if victim == "fork server":
         if fault == "SIGSTOP":
             return Expected(("goes on", "restarts"), within_s=HANG_S + _NOTICE_S)
-        return Expected(("restarts",), 137, None, "killed along with the fork server")
+        return Expected(("restarts",), 137, None, "killed together with the fork server")
     return _expected_of_worker(cell)
 
 

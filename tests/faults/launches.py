@@ -85,12 +85,12 @@ class Launch:
         return room.processes(self.token)
 
     def fork_servers(self) -> list[int]:
-        """Its fork server."""
+        """Its fork server, which is a child of the orphan reaper."""
         mine = self.process.pid
         return [
             pid
             for pid, command in self.processes().items()
-            if "multiprocessing.forkserver" in command and room.parent(pid) == mine
+            if "processes.fork_server" in command and room.parent(room.parent(pid) or 0) == mine
         ]
 
     def workers(self) -> list[int]:

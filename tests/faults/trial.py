@@ -391,7 +391,7 @@ class Machines:
             room.run("ip", "-n", name, "link", "set", "eth0", state)
 
     def _start(self, node: int, rdzv: str = f"{_ADDRESSES[0]}:{_PORT}") -> Launch:
-        words = ["--nodes", 2, "--nproc", 1, "--rdzv", rdzv, "--node-rank", node, "--join-timeout", 90]
+        words = ["--nodes", 2, "--nproc", 1, "--rdzv-endpoint", rdzv, "--node-rank", node, "--join-timeout", 90]
         memory = ("sh", "-c", 'mount -t tmpfs none /dev/shm && mount -t tmpfs none "$TMPDIR" && exec "$@"', "sh")
         inside = ("ip", "netns", "exec", self.names[node], *memory)
         return self.trial.start([*words, "--max-restarts", 2], inside, f"FAULT_NODE={node}")
@@ -480,7 +480,7 @@ class Machines:
         trial.verdict.outcome = "rejoins"
 
     def _wait_for_notice(self, other: Launch, struck: float) -> float | None:
-        pattern = r"minetorch-launch: .*(lost |is gone|anew|failed|ended with it)"
+        pattern = r"minetorch-launch: .*(is lost|failed|received SIG|restart together)"
         end = struck + self.trial.expected.within_s * self.trial.slack
         while time.monotonic() < end and other.process.poll() is None:
             if found := other.find(pattern, after=struck):
@@ -490,10 +490,10 @@ class Machines:
 
     def _where(self, other: Launch) -> dict[str, Any]:
         """Where a machine that comes back finds the others."""
-        if self.victim == 0 and other.wait_for(r"keeps it now", 30):
-            found = other.find("keeps it now")
+        if self.victim == 0 and other.wait_for(r"hosts the rendezvous now", 30):
+            found = other.find("hosts the rendezvous now")
             assert found is not None
-            return {"rdzv": found[1].split("--rdzv ")[1].split()[0]}
+            return {"rdzv": found[1].split("--rdzv-endpoint ")[1].split()[0]}
         return {}
 
     def _finish(self, nodes: list[Launch]) -> None:

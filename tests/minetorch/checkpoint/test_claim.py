@@ -64,8 +64,9 @@ def test_standing(found: Claim, started_here: str | None, expected: str) -> None
         ),
         ({"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"}, Launch("elastic-x", (1,))),
         (
-            {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1", "MINETORCH_ATTEMPT": "4"},
-            Launch("elastic-x", (4,)),
+            {"MINETORCH_LAUNCH_ID": "y", "MINETORCH_ATTEMPT": "4"}
+            | {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"},
+            Launch("launch-y", (4,)),
         ),
         ({"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1"}, Launch()),
     ],

@@ -184,7 +184,7 @@ def test_the_ledger_is_read_as_documented(alone, capsys):
 
 @pytest.mark.parametrize("command", list(launches()))
 def test_a_command_of_the_launcher_is_one(command):
-    request = arguments.read(command)
+    request = arguments.read(command, {})
     assert request.target is not None
 
 

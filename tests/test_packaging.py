@@ -21,11 +21,11 @@ def wheel(tmp_path_factory, run_command):
         yield archive
 
 
-def test_the_wheel_has_both_packages_whole_and_nothing_else(wheel):
+def test_the_wheel_has_its_packages_whole_and_nothing_else(wheel):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     sources = {
         str(path.relative_to(folder.parent))
-        for folder in (ROOT / "minetorch", ROOT / "launch/minetorch_launch")
+        for folder in (ROOT / "minetorch", ROOT / "launch/minetorch_launch", ROOT / "launch/minetorch_doctor")
         for path in folder.rglob("*")
         if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "templates"
     }

@@ -61,8 +61,9 @@ def _whole_number(option: str, text: str, alternative: str = "") -> int:
     try:
         return int(text)
     except ValueError:
-        problem = f"{option} {short_repr(text)} is not a whole number"
-        raise UsageError(f"{problem}: type e.g. {option} 2{alternative}") from None
+        raise UsageError(
+            f"{option} {short_repr(text)} is not a whole number: type e.g. {option} 2{alternative}"
+        ) from None
 
 
 def _whole_numbers(option: str, text: str) -> tuple[int, ...] | None:
@@ -94,8 +95,9 @@ def _nodes(option: str, text: str) -> tuple[int, int]:
     try:
         return int(minimum), int(maximum) if colon else int(minimum)
     except ValueError:
-        problem = f"{option} {short_repr(text)} is not a number of nodes"
-        raise UsageError(f"{problem}: type e.g. {option} 4, or {option} 2:4") from None
+        raise UsageError(
+            f"{option} {short_repr(text)} is not a number of nodes: type e.g. {option} 4, or {option} 2:4"
+        ) from None
 
 
 def _signals(_: str, text: str) -> tuple[str, ...]:

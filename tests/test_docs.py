@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minetorch_launch import arguments, errors, plan
+from minetorch_launch import arguments, environment, errors, exit_codes
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = (ROOT / "docs/launcher.md").read_text(encoding="utf-8")
@@ -36,8 +36,8 @@ def test_every_exit_code_is_in_the_one_table():
     table = LAUNCHER.split("## Exit codes")[1].split("\n\n")[1]
     for code in (
         0,
-        errors.EXIT_STOPPED_EARLY,
-        errors.EXIT_HUNG,
+        exit_codes.EXIT_STOPPED_EARLY,
+        exit_codes.EXIT_HUNG,
         errors.StartError.exit_code,
         errors.UsageError.exit_code,
     ):
@@ -48,7 +48,7 @@ def test_every_exit_code_is_in_the_one_table():
 
 def test_the_readme_lists_every_variable():
     listed = set(re.findall(r"^\| `(MINETORCH_\w+)`", README, re.MULTILINE))
-    assert listed == set(re.findall(r"^(MINETORCH_\w+)", plan.__doc__, re.MULTILINE))
+    assert listed == set(re.findall(r"^(MINETORCH_\w+)", environment.__doc__, re.MULTILINE))
 
 
 def test_links_within_a_document_lead_somewhere():

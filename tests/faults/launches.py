@@ -96,7 +96,11 @@ class Launch:
     def workers(self) -> list[int]:
         """Its ranks' processes, in the order in which they were made."""
         servers = self.fork_servers()
-        return sorted(pid for pid in self.processes() if room.parent(pid) in servers)
+        return sorted(
+            pid
+            for pid, command in self.processes().items()
+            if room.parent(pid) in servers and "resource_tracker" not in command
+        )
 
     def loader_workers(self) -> list[int]:
         """The children of these."""

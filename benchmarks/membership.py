@@ -2,8 +2,9 @@
 
     python -m benchmarks.membership [--nodes 256,1024] [--rounds 3] [--quick]
 
-The agents share one process, and each has a store process of its own, forked from one that has imported torch. The
-store processes are started before the clock is, for a real job starts one on each machine.
+The agents share one process. The leader and the last node have store processes of their own, as on a real node; those
+of the others are threads of one process, so that 1,024 nodes fit into the memory of one machine. What 1,024 machines do
+at the same time, this one does in turn: the time until all have joined is an upper bound.
 """
 
 from __future__ import annotations
@@ -29,21 +30,26 @@ from minetorch_launch.validators import Endpoint
 
 __all__ = ["StoreProcesses", "measure", "simulate"]
 
-_FORK_SERVER = """
-import gc, os, signal, socket, sys
+_SERVER = """
+import gc, os, signal, socket, sys, threading
 from minetorch_launch.processes import store_process
 gc.freeze()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 control = socket.socket(fileno=int(sys.argv[1]))
 while True:
-    data, fds, _, _ = socket.recv_fds(control, 1, 1)
-    if not data:
+    how, fds, _, _ = socket.recv_fds(control, 1, 1)
+    if not how:
         os._exit(0)
-    pid = os.fork()
-    if pid == 0:
-        control.close()
-        store_process.main(fds[0])
-    os.close(fds[0])
+    pid = os.getpid()
+    if how == b"t":
+        proxy = store_process.Proxy(socket.socket(fileno=fds[0]))
+        threading.Thread(target=proxy.run, daemon=True).start()
+    else:
+        pid = os.fork()
+        if pid == 0:
+            control.close()
+            store_process.main(fds[0])
+        os.close(fds[0])
     control.sendall(b"%10d" % pid)
 """
 
@@ -54,15 +60,15 @@ class StoreProcesses:
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-c", _FORK_SERVER, str(theirs.fileno())]
-            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            command = [sys.executable, "-c", _SERVER, str(theirs.fileno())]
+            environ = {**os.environ, "TORCH_CPP_LOG_LEVEL": "FATAL", "RES_OPTIONS": "timeout:1 attempts:1"}
+            self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ)
 
-    # STOP: 1,024 store processes exhausted this machine's memory (24 GB) and cost half an hour. At most 256 here.
-    def start(self) -> tuple[int, socket.socket]:
-        """A store process's pid, and this process's end of its socket."""
+    def start(self, *, shared: bool = False) -> tuple[int, socket.socket]:
+        """A store process's pid, and this process's end of its socket; ``shared`` makes it threads of one process."""
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._control, [b"x"], [theirs.fileno()])
+            socket.send_fds(self._control, [b"t" if shared else b"p"], [theirs.fileno()])
         return int(self._control.recv(10, socket.MSG_WAITALL)), ours
 
     def close(self) -> None:
@@ -75,13 +81,16 @@ async def simulate(processes: StoreProcesses, count: int, idle_seconds: float) -
     """Figures of one job of ``count`` nodes, in seconds."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = Endpoint("127.0.0.1", free.getsockname()[1])
-    stores = [processes.start() for _ in range(count)]
+    own = 0, count - 1  # forked before there are threads
+    started = {rank: processes.start() for rank in own}
+    stores = [started.get(rank) or processes.start(shared=True) for rank in range(count)]
 
     async def join(rank: int) -> tuple[ManyNodes, Round]:
         async def start_store() -> socket.socket:
             return stores[rank][1]
 
-        settings = Settings(endpoint, "job", (count - 1, count), f"node{rank}", 8, node_rank=rank)
+        nodes, host = (count - 1, count), f"node{rank}"
+        settings = Settings(endpoint, "job", nodes, host, 8, node_rank=rank, say=lambda line: None)
         node = await ManyNodes.open(settings, start_store)
         return node, await node.join(failures=0, workers_port=1)
 
@@ -90,7 +99,7 @@ async def simulate(processes: StoreProcesses, count: int, idle_seconds: float) -
     figures = {"until all have joined": time.monotonic() - began}
     nodes, rounds = [node for node, _ in joined], [each for _, each in joined]
     assert all(len(each.participants) == count for each in rounds)
-    figures |= await _idle([pid for pid, _ in stores], idle_seconds)
+    figures |= await _idle({rank: stores[rank][0] for rank in own}, count, idle_seconds)
 
     began = time.monotonic()
     os.kill(stores[-1][0], signal.SIGKILL)
@@ -105,16 +114,15 @@ async def simulate(processes: StoreProcesses, count: int, idle_seconds: float) -
     return figures
 
 
-async def _idle(pids: list[int], seconds: float) -> dict[str, float]:
+async def _idle(pids: dict[int, int], count: int, seconds: float) -> dict[str, float]:
     """Processor time that each second takes, while nothing happens."""
-    before, agents = [_cpu(pid) for pid in pids], time.process_time()
+    before, agents = {rank: _cpu(pid) for rank, pid in pids.items()}, time.process_time()
     await asyncio.sleep(seconds)
-    used = [(_cpu(pid) - start) / seconds for pid, start in zip(pids, before, strict=True)]
-    agents = (time.process_time() - agents) / seconds
+    used = [(_cpu(pid) - before[rank]) / seconds for rank, pid in pids.items()]
     return {
         "processor time of the leader's store process, each second": used[0],
-        "processor time of one node's store process, each second": sum(used[1:]) / (len(pids) - 1),
-        "processor time of one node's agent, each second": agents / len(pids),
+        "processor time of another node's store process, each second": used[1],
+        "processor time of one agent, each second": (time.process_time() - agents) / seconds / count,
     }
 
 
@@ -129,16 +137,20 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def _simulate_alone(count: int, idle_seconds: float) -> dict[str, float]:
+    processes = StoreProcesses()
+    try:
+        return asyncio.run(simulate(processes, count, idle_seconds))
+    finally:
+        processes.close()
+
+
 def measure(options: Options) -> Iterator[Row]:
     """Simulate jobs of several sizes."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for count in [8] if options.quick else map(int, options.arguments.nodes.split(",")):
-        processes = StoreProcesses()
-        try:
-            jobs = [asyncio.run(simulate(processes, count, 1 if options.quick else 10)) for _ in range(options.rounds)]
-        finally:
-            processes.close()
+        jobs = [_simulate_alone(count, 1 if options.quick else 10) for _ in range(options.rounds)]
         for what in jobs[0]:
             yield Row.of("membership", f"{count} nodes: {what}", "s", {OURS: [job[what] for job in jobs]})
 

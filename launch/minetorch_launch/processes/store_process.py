@@ -21,7 +21,7 @@ from typing import Any
 
 from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type: ignore[attr-defined]
 
-__all__ = ["main"]
+__all__ = ["Proxy", "main"]
 
 _DAY = timedelta(days=1)
 _TAKE_AT_MOST = 4096
@@ -36,12 +36,12 @@ def main(command_fd: int) -> None:
         os.dup2(nowhere, fd)  # torch warns on stderr of each connection that ends
     # Torch looks up the name of each peer, for a message that nobody reads, and would wait 10 s for a lost answer.
     os.environ["RES_OPTIONS"] = "timeout:1 attempts:1"
-    _Proxy(socket.socket(fileno=command_fd)).run()
+    Proxy(socket.socket(fileno=command_fd)).run()
     os._exit(0)  # a thread may be blocked in C++
 
 
-class _Proxy:
-    """A store, and two threads that use it: one for calls that return at once, one for waits."""
+class Proxy:
+    """Carries out the requests of one launcher: a store, and two threads that use it: one for calls that return at once, one for waits."""
 
     def __init__(self, commands: socket.socket) -> None:
         self._commands = commands

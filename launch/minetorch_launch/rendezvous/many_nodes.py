@@ -177,16 +177,14 @@ class ManyNodes:
         participants = self._roster.participants if self._roster is not None else ()
         candidates = [each for each in participants if each.node_id not in self._gone]
         was_there = any(each.node_id == self._node_id for each in candidates)
-        while candidates:
-            candidate = candidates[0]
+        for position, candidate in enumerate(candidates):
             if candidate.node_id == self._node_id:
-                return await self._host_elsewhere({each.node_id for each in candidates})
+                return await self._host_elsewhere({each.node_id for each in candidates[position:]})
             with suppress(JoinError, _UnreachableError):
                 place = candidate.address, candidate.standby_port
                 return await self._follow(await self._start_store(), *place, was_there=was_there)
             # It is lost as well, or it still sees the leader that this node has lost.
             self._gone.add(candidate.node_id)
-            candidates.pop(0)
         if lost is not None:
             host, endpoint = self._settings.host, self._settings.endpoint
             self._settings.say(f"minetorch-launch: {host} goes to the rendezvous at {endpoint}: {lost.lost}")
@@ -291,13 +289,15 @@ class ManyNodes:
         self._membership = host
 
     async def _follow(self, store: StoreClient, address: str, port: int, *, was_there: bool = False) -> None:
-        leader = await self._greet(store, address, port)
-        follower = Follower(store, self._settings, self._node_id, leader, was_there=was_there)
         try:
+            leader = await self._greet(store, address, port)
+            follower = Follower(store, self._settings, self._node_id, leader, was_there=was_there)
             await follower.start()
-        except StoreLostError as error:
-            follower.abandon()
-            raise _UnreachableError(f"the launcher at {address} has ended: {error}") from None
+        except BaseException as error:
+            store.close()
+            if isinstance(error, StoreLostError):
+                raise _UnreachableError(f"the launcher at {address} has ended: {error}") from None
+            raise
         self._membership, self._leader_at = follower, (address, port)
 
     async def _greet(self, store: StoreClient, address: str, port: int) -> str:
@@ -307,7 +307,6 @@ class ManyNodes:
             await store.connect(address, port, min(2 * lost, max(here.join_timeout, 1.0)))
             hello = parse(await asyncio.wait_for(store.wait("hello"), lost))
         except (StoreLostError, asyncio.TimeoutError) as error:
-            store.close()
             if await reach(address, port) is not None:
                 raise _UnreachableError(f"the launcher at {there} has ended") from None
             hello = error

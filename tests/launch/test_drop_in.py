@@ -210,37 +210,3 @@ def test_a_recorded_error_is_reported(launches, both):
     assert "the real reason" in theirs.stderr
     assert "rank 1 of 2 failed first: KeyError: 'the real reason'" in ours.stderr
     assert ours.stderr.rstrip().endswith("KeyError: 'the real reason'")
-
-
-# Under torchrun it hangs within some turns on two cores: the group goes, with DDP's reducer, while gloo's thread still
-# lets go of the last step and needs the interpreter for it.
-GROUPS = """
-    import os
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-    def train(number):
-        dist.init_process_group("gloo", store=dist.PrefixStore(str(number), store), rank=rank, world_size=size)
-        model = DistributedDataParallel(torch.nn.Linear(4, 4))
-        model(torch.ones(4)).sum().backward()
-        dist.destroy_process_group()
-
-
-    torch.set_num_threads(1)
-    for number in range(20):
-        train(number)
-    print("over", rank)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
-def test_a_group_can_be_destroyed_right_after_the_last_step(launches, start_method):
-    done = launches.run("--nproc", 3, "--start-method", start_method, launches.script(GROUPS))
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["[0] over 0", "[1] over 1", "[2] over 2"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Takes a notice once it is told to begin, and says what came.
+# Takes a warning once it is told to begin, and says what came.
 TAKES = """
     import os, pathlib, signal, sys, time
 
@@ -37,7 +37,7 @@ def _lines(process, launches, text, ranks=2):
 
 
 @pytest.mark.parametrize("code", [75, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_notice_reaches_each_worker_once_and_their_exit_code_is_handed_on(launches, code):
+def test_a_preemption_warning_reaches_each_worker_once_and_their_exit_code_is_handed_on(launches, code):
     begin = launches.folder / "begin"
     begin.touch()
     process = launches.start("--nproc", 2, "--max-restarts", 0, launches.script(TAKES), code, begin)
@@ -52,12 +52,12 @@ def test_a_notice_reaches_each_worker_once_and_their_exit_code_is_handed_on(laun
 
 
 @pytest.mark.slow
-def test_a_worker_that_takes_no_notice_yet_gets_it_later(launches):
+def test_a_worker_without_a_handler_is_warned_once_it_has_one(launches):
     begin = launches.folder / "begin"
     process = launches.start("--nproc", 2, launches.script(TAKES), 75, begin)
     _lines(process, launches, "waiting")
     process.send_signal(signal.SIGUSR2)
-    assert "no worker here takes it so far" in process.stderr.readline()
+    assert "no worker here has a handler for it so far" in process.stderr.readline()
     begin.touch()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -65,25 +65,25 @@ def test_a_worker_that_takes_no_notice_yet_gets_it_later(launches):
 
 
 @pytest.mark.slow
-def test_a_script_that_knows_no_notices_runs_on(launches):
+def test_a_script_without_a_handler_runs_on(launches):
     script = launches.script("print('here', flush=True); input_ = open(__import__('sys').argv[1]); input_.read()")
     fifo = launches.folder / "fifo"
     os.mkfifo(fifo)
     process = launches.start("--nproc", 1, script, fifo)
     _lines(process, launches, "here", ranks=1)
     process.send_signal(signal.SIGUSR2)
-    assert "no worker here takes it so far" in process.stderr.readline()
+    assert "no worker here has a handler for it so far" in process.stderr.readline()
     fifo.write_text("go on")
     process.communicate(timeout=60)
     assert process.returncode == 0
 
 
 @pytest.mark.slow
-def test_another_signal_can_be_the_notice(launches):
+def test_another_signal_can_be_the_warning(launches):
     begin = launches.folder / "begin"
     begin.touch()
     script = launches.script(TAKES.replace("SIGUSR2", "SIGTERM"))
-    process = launches.start("--nproc", 2, "--notice-signals", "TERM,USR1", script, 75, begin)
+    process = launches.start("--nproc", 2, "--preempt-signals", "TERM,USR1", script, 75, begin)
     _lines(process, launches, "ready")
     process.terminate()
     out, _ = process.communicate(timeout=60)
@@ -92,9 +92,9 @@ def test_another_signal_can_be_the_notice(launches):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_of_a_notice_was_stopped_and_has_not_failed(launches):
+def test_a_worker_that_dies_of_a_warning_was_stopped_and_has_not_failed(launches):
     script = launches.script("import time\nprint('here', flush=True)\ntime.sleep(1000)")
-    process = launches.start("--nproc", 2, "--max-restarts", 5, "--notice-signals", "TERM", script)
+    process = launches.start("--nproc", 2, "--max-restarts", 5, "--preempt-signals", "TERM", script)
     _lines(process, launches, "here")
     process.terminate()
     _, err = process.communicate(timeout=60)
@@ -145,7 +145,7 @@ BEATS = """
     time.sleep(100)
 """
 
-# One launcher of a job whose workers get their notice 2 s from now.
+# One launcher of a job whose workers get their warning 2 s from now.
 IN_A_JOB = """
     import sys, time
 

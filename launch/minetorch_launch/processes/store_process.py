@@ -41,7 +41,7 @@ def main(command_fd: int) -> None:
 
 
 class Proxy:
-    """Carries out the requests of one launcher: a store, and two threads that use it: one for calls that return at once, one for waits."""
+    """A store, and two threads that use it for one launcher: one for calls that return at once, one for waits."""
 
     def __init__(self, commands: socket.socket) -> None:
         self._commands = commands

@@ -69,7 +69,7 @@ def test_a_script_without_a_handler_runs_on(launches):
     script = launches.script("print('here', flush=True); input_ = open(__import__('sys').argv[1]); input_.read()")
     fifo = launches.folder / "fifo"
     os.mkfifo(fifo)
-    process = launches.start("--nproc", 1, script, fifo)
+    process = launches.start("--prefix", "always", script, fifo)
     _lines(process, launches, "here", ranks=1)
     process.send_signal(signal.SIGUSR2)
     assert "no worker here has a handler for it so far" in process.stderr.readline()

@@ -1,6 +1,6 @@
 """What the membership of many nodes costs: agents without workers, over one store, all on this machine.
 
-    python -m benchmarks.membership [--nodes 256,1024] [--rounds 3] [--quick]
+    python -m benchmarks.membership [--nodes 64,256] [--rounds 3] [--quick]
 
 The agents share one process. The leader and the last node have store processes of their own, as on a real node; those
 of the others are threads of one process, so that 1,024 nodes fit into the memory of one machine. What 1,024 machines do

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import shutil
 import signal
 import socket
 import tempfile
@@ -128,6 +129,7 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(lambda: relay.close(flush_seconds))
         folder = Path(tempfile.mkdtemp(prefix="minetorch-launch-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)  # a reaper that was killed leaves it
         reaper = Reaper.start(folder)
         stack.callback(reaper.end)
         _raise_descriptor_limit()  # after the reaper's start: a script finds the user's own limit

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ForkServer", "Process", "Reaper", "interpreter_flags", "with_package"]
 
 _PACKAGES = str(Path(__file__).parents[2])
+_REAPER_SECONDS = 10.0
 _TORCH = ("torch", "minetorch_launch.worker.main", "minetorch_launch.processes.store_process")
 
 
@@ -204,14 +205,15 @@ class Reaper(_Starter):
 
     async def kill_descendants(self, *, keep: Iterable[int] = ()) -> None:
         """Kill every process of the launch but ``keep``, daemons included."""
-        with suppress(ConnectionError):
-            await self._ask({"op": "kill", "keep": list(keep)})
+        # A reaper that somebody has stopped does not answer.
+        with suppress(ConnectionError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._ask({"op": "kill", "keep": list(keep)}), _REAPER_SECONDS)
 
     def end(self) -> None:
         """Have the reaper kill what is left, and wait until it is gone."""
         self.close()
         try:
-            self._process.wait(10)
+            self._process.wait(_REAPER_SECONDS)
         except subprocess.TimeoutExpired:  # somebody has stopped it
             self._process.kill()
             self._process.wait()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pickle
+import resource
 import socket
 import sys
 import time
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerStarter"]
 
+_DESCRIPTORS_OF_A_WORKER = 16
 _FORK_SERVER_ENV = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 """A preloaded module that asks whether there is a GPU must not start CUDA, which does not survive a fork."""
 
@@ -136,7 +139,7 @@ class WorkerStarter:
         for failure in started:
             if isinstance(failure, BaseException):
                 await self.end_descendants()
-                raise failure
+                raise _start_error(failure, len(ranks))
         return group
 
     async def _start_one(
@@ -190,7 +193,7 @@ class WorkerStarter:
 
     def _stdin(self, stack: ExitStack, view: RoundView) -> int:
         """The launcher's stdin goes to a worker that is alone; several would take each other's lines."""
-        if view.world_size == 1:
+        if view.world_size == 1 and sys.stdin is not None:  # None: it is closed
             return 0
         return stack.enter_context(open(os.devnull, "rb")).fileno()
 
@@ -216,6 +219,16 @@ class WorkerStarter:
         if self._fork_server is not None and self._fork_server.is_alive:
             keep.append(self._fork_server.process.pid)
         await self._reaper.kill_descendants(keep=keep)
+
+
+def _start_error(failure: BaseException, workers: int) -> BaseException:
+    if not isinstance(failure, OSError) or failure.errno != errno.EMFILE:
+        return failure
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return StartError(
+        f"{workers} workers need some {_DESCRIPTORS_OF_A_WORKER * workers} open files, and the launcher may have "
+        f"{limit}: raise the limit (ulimit -n, LimitNOFILE=), or start fewer workers"
+    )
 
 
 def _gloo_interface(address: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -33,13 +34,19 @@ def send(connection: socket.socket, message: dict[str, Any], fds: Iterable[int] 
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
-    """The next message and its descriptors, which the caller closes; None when the other end is gone."""
+    """The next message and its descriptors, which the caller closes; None when the other end is gone.
+
+    Raises:
+        OSError: with EMFILE, if this process may have no more descriptors.
+    """
     try:
         data, fds, _, _ = socket.recv_fds(connection, 1, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError:
         return None
     if not data:
         return None
+    if not fds:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     body, *rest = fds
     with open(body, "rb") as file:
         file.seek(0)

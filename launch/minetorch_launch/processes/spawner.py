@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import signal
@@ -99,6 +100,9 @@ class _Starter:
             received = receive(self._control)
         except BlockingIOError:
             return
+        except OSError as error:
+            self._fail(error)
+            return
         if received is None:
             self._lose()
             return
@@ -113,9 +117,13 @@ class _Starter:
             self._take_reply(message, fds)
 
     def _take_reply(self, message: dict[str, Any], fds: list[int]) -> None:
-        reply = self._replies.pop(message["id"])
+        reply = self._replies.pop(message["id"], None)
+        if reply is None:
+            return
         if "error" in message:
             reply.set_exception(StartError(message["error"]))
+        elif "pid" in message and not fds:
+            reply.set_exception(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
         elif fds:
             process = self._processes[message["pid"]] = Process(message["pid"], fds[0])
             if reply.cancelled():
@@ -128,9 +136,13 @@ class _Starter:
     def _lose(self) -> None:
         """The process at the other end has died, and with it what it has forked."""
         self.close()
+        self._fail(ConnectionError())
+
+    def _fail(self, error: OSError) -> None:
+        """Have every answer that is waited for raise ``error``."""
         for reply in (*self._replies.values(), self._ready):
             if not reply.done():
-                reply.set_exception(ConnectionError())
+                reply.set_exception(error)
                 reply.exception()  # so that asyncio does not report one that nobody waits for
         self._replies.clear()
 

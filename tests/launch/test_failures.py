@@ -292,3 +292,11 @@ def test_an_error_in_a_loaders_worker_is_named_in_the_first_line(launches):
     done = launches.run("--nproc", 1, script)
     assert done.returncode == 1
     assert "rank 0 of 1 failed first: RuntimeError: struck (in DataLoader worker process 0)\n" in done.stderr
+
+
+def test_a_log_folder_that_vanishes_swallows_neither_the_report_nor_the_exit_code(launches):
+    script = launches.script("import shutil, sys\nshutil.rmtree('logs')\nsys.exit(7)")
+    done = launches.run("--log-dir", "logs", script)
+    assert done.returncode == 7
+    assert "rank 0 of 1 failed first: called sys.exit(7)" in done.stderr
+    assert "cannot write logs/failure.json" in done.stderr

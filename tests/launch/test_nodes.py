@@ -360,6 +360,65 @@ def test_the_node_that_kept_the_rendezvous_comes_back_with_its_own_command(launc
     assert not launches.processes()
 
 
+# Rank 0 fails while rank 1 takes longer to save than a silent node is waited for.
+SAVES_SLOWLY = """
+    import os, signal, sys, time
+
+    def save(signum, frame):
+        print("saving", flush=True)
+        time.sleep(14)
+        sys.exit(0)
+
+    if os.environ["RANK"] == "1":
+        signal.signal(signal.SIGTERM, save)
+    print("here", flush=True)
+    if os.environ["RANK"] == "0":
+        time.sleep(1)
+        raise ValueError("a bug")
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.slow
+def test_a_failure_ends_the_job_although_another_worker_is_slow_to_stop(launches, nodes):
+    script = launches.script(SAVES_SLOWLY)
+    first, second = (nodes("--nproc", 2 - rank, script, rank=rank) for rank in (0, 1))
+    assert (first.end(), second.end()) == (1, 1), first.text + second.text
+    assert "rank 0 of 3 failed first: ValueError: a bug" in first.text
+    assert sum("here" in line for line in first.lines + second.lines) <= 3
+    assert "lost" not in first.text + second.text
+
+
+# Every rank steps, until the one that is named stands still.
+HANGS = """
+    import os, sys, time
+    import torch, torch.distributed as dist
+    from minetorch_launch import beat
+
+    def stand_still():
+        time.sleep(1000)
+
+    dist.init_process_group()
+    for step in range(10**6):
+        dist.all_reduce(torch.ones(1))
+        beat(step)
+        if step == 50 and dist.get_rank() == int(sys.argv[1]):
+            stand_still()
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blamed", [0, 3])
+def test_a_hang_on_two_nodes_is_blamed_on_the_rank_that_hangs(launches, nodes, blamed):
+    script = launches.script(HANGS)
+    options = ("--nproc", 2, "--grace", 2, "--hang-timeout", 3)
+    first, second = (nodes(*options, script, blamed, rank=rank) for rank in (0, 1))
+    assert (first.end(), second.end()) == (124, 124), first.text + second.text
+    assert f"rank {blamed} of 4 failed first: hung" in first.text
+    assert "stack summary of 4 ranks" in first.text
+
+
 # Two machines with a link between them that can be cut without a word.
 
 needs_root = pytest.mark.skipif(

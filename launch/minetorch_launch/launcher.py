@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Launch", "plan_launch", "run"]
 
 _OUT_AND_ERR = 1, 2
+_MAX_TMPDIR = 65
 _FLUSH_SECONDS = 30.0
 _FLUSH_SECONDS_AFTER_A_STOP = 1.0
 """For how long a reader may take nothing of what is still to be shown."""
@@ -128,7 +129,7 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
     flush_seconds = _FLUSH_SECONDS
     async with AsyncExitStack() as stack:
         stack.push_async_callback(lambda: relay.close(flush_seconds))
-        folder = Path(tempfile.mkdtemp(prefix="minetorch-launch-"))
+        folder = _make_folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)  # a reaper that was killed leaves it
         reaper = Reaper.start(folder)
         stack.callback(reaper.end)
@@ -185,6 +186,12 @@ async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Rela
         timing=Timing(first_quiet=plan.last_call_timeout),
     )
     return await ManyNodes.open(settings, start_store_process)
+
+
+def _make_folder() -> Path:
+    """A folder that goes with the launch; workers make sockets in it, whose paths have at most 107 bytes."""
+    is_short = len(os.fsencode(tempfile.gettempdir())) <= _MAX_TMPDIR
+    return Path(tempfile.mkdtemp(prefix="minetorch-", dir=None if is_short else "/tmp"))
 
 
 def _stop_with_parent(parent: int, agent: Agent) -> None:

@@ -240,9 +240,11 @@ def _expected_of_worker(cell: Cell) -> Expected:
         if is_early and fault in SIGNALS:
             # What it has fetched ahead may carry its rank over the first step.
             return Expected(("ends", "restarts"), 1, cell.rank, says)
-        return Expected(("ends",) if is_early else ("restarts",), 1, cell.rank, says)
+        return Expected(("restarts", "ends") if is_early else ("restarts",), 1, cell.rank, says)
     own_doing = fault not in ("SIGKILL", "out of memory")
-    return Expected(("ends",) if own_doing and is_early else ("restarts",), CODES[fault], cell.rank, _SAID[fault])
+    return Expected(
+        ("restarts", "ends") if own_doing and is_early else ("restarts",), CODES[fault], cell.rank, _SAID[fault]
+    )
 
 
 def _number(fault: str) -> int:

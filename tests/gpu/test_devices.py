@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from minetorch_launch.devices import find_driver, find_node, torch_cuda_build
+from minetorch_launch.devices import find_driver, find_host, torch_cuda_build
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -30,7 +30,7 @@ def seen_by_torch(mask):
 def test_the_launcher_sees_what_torch_sees(mask):
     uuid = seen_by_torch(None)[0]
     mask = {"first UUID": uuid, "its beginning": uuid[:12]}.get(mask, mask)
-    node = find_node({} if mask is None else {"CUDA_VISIBLE_DEVICES": mask})
+    node = find_host({} if mask is None else {"CUDA_VISIBLE_DEVICES": mask})
     assert [device.name for device in node.gpus] == seen_by_torch(mask)
     assert [device.index for device in node.gpus] == list(range(len(node.gpus)))
 

@@ -131,6 +131,8 @@ def _exec(request: dict[str, Any], fds: list[int], failure: int) -> NoReturn:
         failure = fcntl.fcntl(failure, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_DESCRIPTOR)
         for number, fd in enumerate(moved):
             os.dup2(fd, number)
+        # Above all the sockets of other processes, whose end shows in their closing.
+        os.closerange(len(moved), _FIRST_FREE_DESCRIPTOR)
         argv = request["argv"]
         env = {**os.environ, **request["env"]}
         os.execvpe(argv[0], argv, {name: value for name, value in env.items() if value is not None})

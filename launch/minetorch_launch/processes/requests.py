@@ -40,13 +40,15 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | Non
         OSError: with EMFILE, if this process may have no more descriptors.
     """
     try:
-        data, fds, _, _ = socket.recv_fds(connection, 1, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = socket.recv_fds(connection, 1, _MAX_DESCRIPTORS)
     except ConnectionError:
         return None
     if not data:
         return None
     if not fds:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for fd in fds:
+        os.set_inheritable(fd, False)  # recv_fds takes MSG_CMSG_CLOEXEC, and ignores it
     body, *rest = fds
     with open(body, "rb") as file:
         file.seek(0)

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import io
 import json
+import multiprocessing.process
 import os
 import pickle
 import signal
@@ -55,6 +56,9 @@ class Assignment:
     cpus: frozenset[int] | None
     """The CPUs to run on; None: all."""
 
+    folder: str
+    """For files that go with the launch."""
+
 
 def main() -> NoReturn:
     """Be a worker that was started and not forked."""
@@ -83,6 +87,7 @@ def run(fds: Sequence[int], *, forked: bool) -> NoReturn:
     _take_streams(named)
     with open(named["task"], "rb") as file:
         assignment: Assignment = pickle.load(file)
+    _keep_files_in(assignment.folder)
     _set_environment(assignment.env, memory.heartbeat)
     if assignment.cpus is not None:
         with suppress(OSError):  # a container may have taken some away
@@ -146,6 +151,12 @@ def _take_streams(named: Mapping[str, int]) -> None:
         # Into a pipe Python would keep lines back until 8 KiB are full: the console would lag by minutes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
+
+
+def _keep_files_in(folder: str) -> None:
+    """Have ``multiprocessing`` make its sockets in a folder that goes with the launch, even if this process is killed."""
+    config: dict[str, object] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    config["tempdir"] = folder
 
 
 def _set_environment(env: Mapping[str, str | None], heartbeat: int) -> None:

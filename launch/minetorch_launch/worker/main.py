@@ -154,7 +154,7 @@ def _take_streams(named: Mapping[str, int]) -> None:
 
 
 def _keep_files_in(folder: str) -> None:
-    """Have ``multiprocessing`` make its sockets in a folder that goes with the launch, even if this process is killed."""
+    """Have ``multiprocessing`` make its sockets in a folder that goes with the launch."""
     config: dict[str, object] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     config["tempdir"] = folder
 

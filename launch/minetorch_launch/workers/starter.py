@@ -176,9 +176,8 @@ class WorkerStarter:
             is_command = isinstance(self._plan.target, Command)
             worker = Worker(rank, local_rank, link=ours, memory=memory, result=result, on_change=group.note_change)
             fds = [stdin, out_write, err_write, theirs.fileno(), *memory.fds, result]
-            assignment = Assignment(
-                self._task, env, self._signal_mask, self._plan.workers[local_rank].cpus, str(self._folder)
-            )
+            cpus = self._plan.workers[local_rank].cpus
+            assignment = Assignment(self._task, env, self._signal_mask, cpus, str(self._folder))
             if is_command:
                 process = await self._run_command(fds[:3], env, cpus)
             else:

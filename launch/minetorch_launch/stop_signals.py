@@ -84,6 +84,8 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for signum in self._taken:
             asyncio.get_running_loop().remove_signal_handler(signum)
+        for signum in self._preempt_signals:
+            signal.signal(signum, signal.SIG_IGN)  # one that comes, or came, too late must not kill this process
         if self._mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 

@@ -81,7 +81,7 @@ def test_data_waits_for_the_reader_and_arrives_whole(place):
         began = time.process_time()
         await asyncio.sleep(0.5)  # nobody reads
         assert time.process_time() - began < 0.2
-        assert not progress
+        assert len(progress) <= 3  # a terminal's driver may still take some
         reading = asyncio.create_task(asyncio.to_thread(place.read, len(data)))
         await written(stream)
         assert await reading == data

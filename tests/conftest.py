@@ -17,7 +17,7 @@ from tests.faults.room import is_torchs
 ROOT = Path(__file__).parents[1]
 
 # What stays in TMPDIR where a test kills a script with SIGKILL, or torchrun does.
-LEFT_BY_THE_KILLED = ("pymp-", "minetorch-tensorboard-", "torchelastic_")
+LEFT_BY_THE_KILLED = ("pymp-", "minetorch-tensorboard-", "minetorch-launch-", "torchelastic_")
 
 # The suite takes the same examples each time, so that a change is never blamed for what it has not done;
 # pytest --hypothesis-profile=deep looks for new ones, for minutes where the suite looks for seconds.

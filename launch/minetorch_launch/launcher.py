@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Launch", "plan_launch", "run"]
 
 _OUT_AND_ERR = 1, 2
-_MAX_TMPDIR = 65
+_MAX_TMPDIR = 60
 _FLUSH_SECONDS = 30.0
 _FLUSH_SECONDS_AFTER_A_STOP = 1.0
 """For how long a reader may take nothing of what is still to be shown."""
@@ -191,7 +191,7 @@ async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Rela
 def _make_folder() -> Path:
     """A folder that goes with the launch; workers make sockets in it, whose paths have at most 107 bytes."""
     is_short = len(os.fsencode(tempfile.gettempdir())) <= _MAX_TMPDIR
-    return Path(tempfile.mkdtemp(prefix="minetorch-", dir=None if is_short else "/tmp"))
+    return Path(tempfile.mkdtemp(prefix="minetorch-launch-", dir=None if is_short else "/tmp"))
 
 
 def _stop_with_parent(parent: int, agent: Agent) -> None:

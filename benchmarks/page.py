@@ -21,7 +21,7 @@ IMAGES = PAGE.parent / "images"
 
 SECTIONS = (
     *("launch", "restart", "answers", "resume", "scale", "step", "data", "checkpoint", "drawing", "exactness"),
-    *("elastic", "gpu"),
+    *("elastic", "gpu", "membership"),
 )
 """In the order in which they are run and shown."""
 

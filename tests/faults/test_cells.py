@@ -59,7 +59,7 @@ def test_what_cannot_be_says_why(cell, words):
     ("cell", "outcomes", "code", "rank"),
     [
         ("SIGKILL / rank 1 / import", ("restarts",), 137, 1),
-        ("exception / rank 1 / first step", ("ends",), 1, 1),
+        ("exception / rank 1 / first step", ("restarts", "ends"), 1, 1),
         ("exception / rank 1 / mid-epoch", ("restarts",), 1, 1),
         ("sys.exit / rank 0 / exit", ("restarts",), 7, 0),
         ("GIL held / loader worker / validation", ("restarts",), 124, 0),

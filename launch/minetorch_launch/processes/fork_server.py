@@ -10,16 +10,13 @@ import gc
 import importlib
 import multiprocessing.resource_tracker
 import os
-import select
 import signal
-import socket
 import sys
-import time
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from minetorch_launch.processes.requests import receive, send
+from minetorch_launch.processes.parent import Parent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,24 +41,10 @@ def main(fd: int, preload: Sequence[str]) -> None:
     gc.disable()  # looking for garbage takes an eighth of torch's import, and there is none
     _import(preload)
     gc.freeze()  # what workers share is nothing for their collectors, which would copy it by looking
-    signal.signal(signal.SIGCHLD, lambda signum, frame: None)
-    wakeup, wakeup_write = os.pipe()
-    os.set_blocking(wakeup, False)
-    os.set_blocking(wakeup_write, False)
-    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-    control = socket.socket(fileno=fd)
-    send(control, {"event": "ready"})
-    while True:
-        ready, _, _ = select.select([control.fileno(), wakeup], [], [])
-        if wakeup in ready:
-            with suppress(BlockingIOError):
-                os.read(wakeup, 4096)
-        _reap(control)
-        if control.fileno() in ready:
-            received = receive(control)
-            if received is None:
-                os._exit(0)
-            _answer(control, *received, inherited=(wakeup, wakeup_write))
+    parent = Parent(fd)
+    parent.send({"event": "ready"})
+    parent.serve(lambda request, fds: _answer(parent, request, fds))
+    os._exit(0)
 
 
 def _start_tracker() -> None:
@@ -82,31 +65,18 @@ def _import(modules: Sequence[str]) -> None:
             sys.stderr.write(f"minetorch-launch: the fork server cannot import {name}: {error}\n")
 
 
-def _reap(control: socket.socket) -> None:
-    with suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            with suppress(OSError):
-                send(control, {"event": "exit", "pid": ended[0], "status": ended[1], "time": time.time()})
-
-
-def _answer(control: socket.socket, request: dict[str, Any], fds: list[int], *, inherited: tuple[int, int]) -> None:
+def _answer(parent: Parent, request: dict[str, Any], fds: list[int]) -> None:
     with warnings.catch_warnings():
         # Python warns of a fork beside threads; a library that a user preloads may have started some.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for fd in inherited:
-            os.close(fd)
-        control.close()
+        parent.leave()
         _run(request, fds)
     for fd in fds:
         os.close(fd)
-    pidfd = os.pidfd_open(pid)
     with suppress(OSError):
-        send(control, {"event": "reply", "id": request["id"], "pid": pid}, [pidfd])
-    os.close(pidfd)
+        parent.report_start(request, pid)
 
 
 def _run(request: dict[str, Any], fds: list[int]) -> NoReturn:

@@ -13,14 +13,12 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import select
 import signal
-import socket
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from minetorch_launch.processes.requests import receive, send
+from minetorch_launch.processes.parent import Parent
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -42,13 +40,8 @@ def main(fd: int, folder: str) -> None:
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _do_nothing)
-    signal.signal(signal.SIGCHLD, _do_nothing)
-    wakeup, wakeup_write = os.pipe()
-    os.set_blocking(wakeup, False)
-    os.set_blocking(wakeup_write, False)
-    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-    control = socket.socket(fileno=fd)
-    _serve(control, wakeup)
+    parent = Parent(fd)
+    parent.serve(lambda request, fds: _answer(parent, request, fds))
     kill_descendants(keep=())
     end = time.monotonic() + _TRACKER_SECONDS
     while _descendants() and time.monotonic() < end:
@@ -61,45 +54,21 @@ def main(fd: int, folder: str) -> None:
 def _do_nothing(signum: int, frame: object) -> None: ...
 
 
-def _serve(control: socket.socket, wakeup: int) -> None:
-    while True:
-        ready, _, _ = select.select([control.fileno(), wakeup], [], [])
-        if wakeup in ready:
-            with suppress(BlockingIOError):
-                os.read(wakeup, 4096)
-        _reap(control)
-        if control.fileno() in ready:
-            received = receive(control)
-            if received is None:
-                return
-            _answer(control, *received)
-
-
-def _reap(control: socket.socket) -> None:
-    """Report the children that have ended; the launcher picks those that it has started."""
-    with suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            with suppress(OSError):
-                send(control, {"event": "exit", "pid": ended[0], "status": ended[1], "time": time.time()})
-
-
-def _answer(control: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
+def _answer(parent: Parent, request: dict[str, Any], fds: list[int]) -> None:
     if request["op"] == "start":
         try:
             pid = _start(request, fds)
         except OSError as error:
-            send(control, {"event": "reply", "id": request["id"], "error": error.strerror})
+            parent.send({"event": "reply", "id": request["id"], "error": error.strerror})
             return
         finally:
             for fd in fds:
                 os.close(fd)
-        pidfd = os.pidfd_open(pid)
-        send(control, {"event": "reply", "id": request["id"], "pid": pid}, [pidfd])
-        os.close(pidfd)
+        parent.report_start(request, pid)
     else:
         kill_descendants(keep=request["keep"])
-        _reap(control)
-        send(control, {"event": "reply", "id": request["id"]})
+        parent.report_exits()
+        parent.send({"event": "reply", "id": request["id"]})
 
 
 def _start(request: dict[str, Any], fds: list[int]) -> int:

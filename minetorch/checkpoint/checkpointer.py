@@ -300,10 +300,13 @@ class Checkpointer:
             self._committed(draft, manifest)
         finally:
             self._drafted = None
+        if self._store.is_local:
+            # Before `tidy` deletes anything, so that no link ever points to a file that is gone.
+            sync_links(self._store, wanted_links(self._manifests), self._logger)
         return manifest
 
     def tidy(self) -> None:
-        """Set links, delete what has expired, sweep. The checkpoint is safe by now: what fails here is only logged.
+        """Delete what has expired, and sweep. The checkpoint is safe by now: what fails here is only logged.
 
         Raises:
             SupersededError: another start of the run has taken it over. Nothing of its is touched.
@@ -313,9 +316,6 @@ class Checkpointer:
         except StorageError as err:
             self._logger.warning("Expired checkpoints stay for now: %s", err)
             return
-        if self._store.is_local:
-            # First, so that no link ever points to a file that is gone.
-            sync_links(self._store, wanted_links(self._manifests), self._logger)
         for name in [*self._doomed]:
             try:
                 for file in name.files:

@@ -354,7 +354,7 @@ def test_the_node_that_kept_the_rendezvous_comes_back_with_its_own_command(launc
     back = nodes(script, 10**6, -1, rank=0)
     for node in (second, back):
         node.wait_for("going with 2", count=2 if node is second else 1)
-    assert "answers at" in second.text
+    assert "answers there again" in second.text
     second.process.send_signal(signal.SIGINT)
     assert (second.end(), back.end()) == (130, 130)
     assert not launches.processes()

@@ -415,6 +415,15 @@ class TestSaving:
         make_trainer(hooks=hooks, max_epochs=1).train()
         assert seen == [True] * 5
 
+    def test_what_is_durable_can_be_opened_by_its_name_at_once(self, make_trainer, tmp_path, monkeypatch):
+        monkeypatch.setattr(Checkpointer, "tidy", lambda checkpointer: None)  # as long as it takes its time
+
+        def persist(trainer, **_):
+            trainer.persist("mine", wait=True)
+            assert (tmp_path / "runs/default/models/mine.pth.tar").is_file()
+
+        make_trainer(hooks={"after_epoch_end": persist}, max_epochs=1).train()
+
     def test_a_save_that_fails_ends_the_training_and_says_why(self, make_trainer, tmp_path):
         models = tmp_path / "runs/default/models"
 

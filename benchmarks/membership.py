@@ -1,10 +1,10 @@
 """What the membership of many nodes costs: agents without workers, over one store, all on this machine.
 
-    python -m benchmarks.membership [--nodes 64,256] [--rounds 3] [--quick]
+    python -m benchmarks.membership [--nodes 64,256,1024] [--rounds 3] [--quick]
 
 The agents share one process. The leader and the last node have store processes of their own, as on a real node; those
-of the others are threads of one process, so that 1,024 nodes fit into the memory of one machine. What 1,024 machines do
-at the same time, this one does in turn: the time until all have joined is an upper bound.
+of the others are threads, 64 in a process, so that 1,024 nodes fit into the memory of one machine. What 1,024 machines
+do at the same time, this one does in turn: the time until all have joined is an upper bound.
 """
 
 from __future__ import annotations
@@ -48,10 +48,14 @@ while True:
         pid = os.fork()
         if pid == 0:
             control.close()
-            store_process.main(fds[0])
+            if how == b"p":
+                store_process.main(fds[0])
+            control = socket.socket(fileno=fds[0])
+            continue
         os.close(fds[0])
     control.sendall(b"%10d" % pid)
 """
+_THREADS_OF_A_PROCESS = 64
 
 
 class StoreProcesses:
@@ -59,31 +63,46 @@ class StoreProcesses:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
+        self._controls: list[socket.socket] = []
         with theirs:
             command = [sys.executable, "-c", _SERVER, str(theirs.fileno())]
             environ = {**os.environ, "TORCH_CPP_LOG_LEVEL": "FATAL", "RES_OPTIONS": "timeout:1 attempts:1"}
             self._server = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ)
 
-    def start(self, *, shared: bool = False) -> tuple[int, socket.socket]:
-        """A store process's pid, and this process's end of its socket; ``shared`` makes it threads of one process."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(self._control, [b"t" if shared else b"p"], [theirs.fileno()])
-        return int(self._control.recv(10, socket.MSG_WAITALL)), ours
+    def start(self) -> tuple[int, socket.socket]:
+        """A store process's pid, and this process's end of its socket."""
+        return _ask(self._control, b"p")
+
+    def start_many(self, count: int) -> list[tuple[int, socket.socket]]:
+        """As ``start``, but many of them are threads of one process."""
+        started: list[tuple[int, socket.socket]] = []
+        while len(started) < count:
+            _, control = _ask(self._control, b"s")
+            self._controls.append(control)
+            started += [_ask(control, b"t") for _ in range(min(_THREADS_OF_A_PROCESS, count - len(started)))]
+        return started
 
     def close(self) -> None:
-        """End the process that forks them; they end with their sockets."""
-        self._control.close()
+        """End the processes that start them; they end with their sockets."""
+        for control in [self._control, *self._controls]:
+            control.close()
         self._server.wait(10)
+
+
+def _ask(server: socket.socket, how: bytes) -> tuple[int, socket.socket]:
+    """Start a process ("p"), a thread ("t") or another server ("s"): its pid, and this process's end of its socket."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        socket.send_fds(server, [how], [theirs.fileno()])
+    return int(server.recv(10, socket.MSG_WAITALL)), ours
 
 
 async def simulate(processes: StoreProcesses, count: int, idle_seconds: float) -> dict[str, float]:
     """Figures of one job of ``count`` nodes, in seconds."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = Endpoint("127.0.0.1", free.getsockname()[1])
-    own = 0, count - 1  # forked before there are threads
-    started = {rank: processes.start() for rank in own}
-    stores = [started.get(rank) or processes.start(shared=True) for rank in range(count)]
+    own = 0, count - 1
+    stores = [processes.start(), *processes.start_many(count - 2), processes.start()]
 
     async def join(rank: int) -> tuple[ManyNodes, Round]:
         async def start_store() -> socket.socket:
@@ -157,5 +176,5 @@ def measure(options: Options) -> Iterator[Row]:
 
 if __name__ == "__main__":
     parser = make_parser(__doc__, rounds=3)
-    parser.add_argument("--nodes", default="64,256", help="sizes of the jobs")
+    parser.add_argument("--nodes", default="64,256,1024", help="sizes of the jobs")
     main(measure, parser)

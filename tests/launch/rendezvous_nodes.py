@@ -21,8 +21,8 @@ class StoreProcesses(Forked):
         super().__init__()
         self.pids = []
 
-    def start(self, *, shared=False):
-        pid, ours = super().start(shared=shared)
+    def start(self):
+        pid, ours = super().start()
         self.pids.append(pid)
         return pid, ours
 

@@ -58,7 +58,10 @@ class Proxy:
         rest = b""
         fds: list[int] = []
         while True:
-            data, received, _, _ = socket.recv_fds(self._commands, 2**16, 4)
+            try:
+                data, received, _, _ = socket.recv_fds(self._commands, 2**16, 4)
+            except ConnectionResetError:  # closed while a reply was on its way
+                return
             if not data:
                 return
             fds += received

@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks.groups import group_of_one
 from benchmarks.harness import OURS, Options, Row, interleave, main, make_parser
-from minetorch.backend import settle_buckets
 from minetorch.data import share_out
 from minetorch.data.fetching import Fetcher, Task
 from minetorch.randomness import kept_generators, reseed
+from minetorch.strategies.buckets import settle_buckets
 from minetorch.world import World
 
 SAMPLES, BATCH = 4096, 32

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from minetorch.checkpoint.curves_file import CurvesSnapshot
+from minetorch.checkpoint.model_names import ModelNames
 from minetorch.checkpoint.plain import plain_state
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, MinetorchError
 from minetorch.history import History
 from minetorch.log import RunLog
-from minetorch.model_names import ModelNames
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
@@ -44,7 +44,7 @@ class Contents:
             for group, members in self._groups.items()
         }
         return {
-            **trainer.backend.state_dict(),
+            **trainer.strategy.state_dict(),
             **groups,
             "epoch": trainer.progress.epoch,
             "progress": trainer.progress.state_dict(),
@@ -65,7 +65,7 @@ class Contents:
         Raises:
             ConfigurationError: it could not.
         """
-        plain_state(self._trainer.backend.state_dict())
+        plain_state(self._trainer.strategy.state_dict())
         for group, members in self._groups.items():
             for name, member in members.items():
                 try:
@@ -103,7 +103,7 @@ class Contents:
             trainer.drawer.load_state_dict(state.get("drawer", {}))
         for group, members in self._groups.items():
             self._load_group(group, members, state.get(group, {}), path)
-            trainer.backend.optimizer_state.rebase_schedulers(members.values())
+            trainer.strategy.optimizer_state.rebase_schedulers(members.values())
         with _taken_over("random generators", path):
             self._generators = self._own_generators(state.get("random", []))
             self.put_back_generators()
@@ -116,7 +116,7 @@ class Contents:
     def _load_model_and_optimizer(self, state: dict[str, Any]) -> None:
         trainer = self._trainer
         prefer_script = trainer.settings.optimizer_options == "script"
-        differences = ", ".join(trainer.backend.load_state_dict(state, prefer_script=prefer_script))
+        differences = ", ".join(trainer.strategy.load_state_dict(state, prefer_script=prefer_script))
         if not differences or not trainer.is_main:
             return
         if prefer_script:
@@ -165,7 +165,7 @@ class Contents:
     def _own_generators(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """This rank's own; where the world's size has changed, fresh ones for this point of the run."""
         trainer = self._trainer
-        if states and trainer.settings.elastic:
+        if states and trainer.strategy.shares_generators:
             # Between iterations they are the same on every rank.
             return states[0]
         if len(states) == trainer.world_size:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from minetorch.checkpoint.model_names import without_compile
 from minetorch.checkpoint.reader import decode_onto
 from minetorch.checkpoint.restoring import add_curves
 from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.verification import read_verified
 from minetorch.errors import CheckpointCorruptError
-from minetorch.model_names import without_compile
 
 if TYPE_CHECKING:
     import os

@@ -277,7 +277,7 @@ class Persistence:
             found = self._checkpointer.open(resume)
             return found.state if found is not None else None
 
-        state = read_once(read, self._trainer.backend.weights, world)
+        state = read_once(read, self._trainer.strategy.weights, world)
         if state is not None:
             path: str = world.broadcast(found.path if found is not None else "")
             self._contents.take_over(state, path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from minetorch.data import Batch
+from minetorch.data.stream import StreamPosition
 
 
 @dataclass
@@ -28,8 +31,8 @@ class Progress:
     """Sum of the current epoch's training losses over its samples so far, of all ranks, as of the last save."""
     loss_sums: list[float] = field(default_factory=list)
     """Each rank's part of it. Summed up anew at each save, the last bits would depend on when there was one."""
-    stream: dict[str, Any] | None = None
-    """Where the readers of an IterableDataset stand in the epoch (see `StreamPosition`)."""
+    stream: StreamPosition | None = None
+    """Where the readers of an IterableDataset stand in the epoch."""
     data: dict[str, Any] | None = None
     """What tells the epoch's data from other data (see `EpochData`); None in checkpoints of before this was kept."""
 
@@ -41,19 +44,23 @@ class Progress:
             self.iteration = self.position = self.samples_in_epoch = 0
             self.loss_sum, self.loss_sums, self.stream, self.data = 0.0, [], None, None
 
-    def count(self, units: int, samples: int) -> None:
-        """Count an iteration of `units` units and `samples` samples on all ranks."""
+    def count(self, batch: Batch) -> None:
+        """Count an iteration on all ranks."""
         self.iteration += 1
-        self.position += units
-        self.samples += samples
-        self.samples_in_epoch += samples
+        self.position += batch.units
+        self.samples += batch.total
+        self.samples_in_epoch += batch.total
+        self.stream = batch.stream
 
     def state_dict(self) -> dict[str, Any]:
         """The counters by name."""
-        return asdict(self)
+        stream = None if self.stream is None or self.epoch_complete else self.stream.to_plain()
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {"stream": stream}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over counters that `state_dict` returned; those it lacks stay."""
         for one in fields(self):
             if one.name in state_dict:
                 setattr(self, one.name, state_dict[one.name])
+        stream = state_dict.get("stream")
+        self.stream = None if stream is None else StreamPosition.from_plain(stream)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from minetorch.backend import Backend
 from minetorch.data import Batch, RankLoader
 from minetorch.drawers import Drawers
 from minetorch.drawers.drawer import RunStore
 from minetorch.progress import Progress
 from minetorch.requests import Requests
 from minetorch.settings import Settings
+from minetorch.strategies import Strategy
 from minetorch.training.modes import Modes
 from minetorch.world import ReduceOp, World
 from minetorch_launch.heartbeat import HeartbeatWriter
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class TrainerState:
@@ -34,7 +36,7 @@ class TrainerState:
     """The run's options."""
     world: World
     """This worker's place among all, and the collectives."""
-    backend: Backend
+    strategy: Strategy
     progress: Progress
     """Counters of epochs, iterations, steps and samples."""
     optimizer: torch.optim.Optimizer
@@ -92,17 +94,17 @@ class TrainerState:
 
         It is in train mode while an epoch trains, and in eval mode from then on to the next epoch.
         """
-        return self.backend.model
+        return self.strategy.model
 
     @property
     def unwrapped_model(self) -> nn.Module:
         """The user's own model. A loss function that calls it in place of `model` gets no gradients of other ranks."""
-        return self.backend.unwrapped_model
+        return self.strategy.unwrapped_model
 
     @property
     def accelerator(self) -> Accelerator:
         """The `accelerate.Accelerator` underneath."""
-        return self.backend.accelerator
+        return self.strategy.accelerator
 
     @property
     def current_epoch(self) -> int:

@@ -1,4 +1,4 @@
-"""The training loop and its order of events."""
+"""The Trainer: joins the other workers, wires the parts of a training together, and runs it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from functools import partial
-from itertools import islice, repeat
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -16,20 +14,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from minetorch import arguments
-from minetorch.agreement import NOTHING, Request
-from minetorch.backend import Backend, placement
 from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.checkpoint.permit import check_folders
 from minetorch.contents import REQUIRED_KEYS, Contents
-from minetorch.data import Batch, Comparison, Epoch, RankLoader, mark_last, share_out, share_out_by_shards
+from minetorch.data import Comparison
 from minetorch.data.order import derive_seed
-from minetorch.data.stream import StreamPosition
 from minetorch.deadline import JobEnd
 from minetorch.drawers import Drawer, make_drawers
-from minetorch.elastic import Exact, check_exact
-from minetorch.errors import ConfigurationError, StoppedEarly
+from minetorch.errors import StoppedEarly
 from minetorch.facts import facts_of
 from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
@@ -47,19 +41,21 @@ from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
 from minetorch.prove.orders import Orders
-from minetorch.randomness import generator_states, restore_generators, seed_generators
-from minetorch.receipt import log_data
+from minetorch.randomness import seed_generators
 from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
+from minetorch.strategies import choose_strategy
+from minetorch.strategies.replicas import Replicas
+from minetorch.training.loop import Loop
+from minetorch.training.losses import LossFunction, TrainingLoss
 from minetorch.training.modes import Modes
-from minetorch.training.replicas import Replicas
+from minetorch.training.saves import Saves
+from minetorch.training.step import TrainStep
+from minetorch.training.validation import Validation
 from minetorch.world import World
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase
-
-TRIVIAL_ITERATIONS = 10
-"""Iterations of a pass over the data under `trival=True`."""
 
 
 class Trainer(TrainerState):
@@ -250,15 +246,9 @@ class Trainer(TrainerState):
         self.around_validation = []
         self._names_of_next_save = []
         self.world = World.from_environ(os.environ)
-        if elastic:
-            check_exact(self.settings, self.world, model, optimizer)
-        self._exact: Exact | None = None
+        self.strategy = choose_strategy(self.world, model, optimizer, self.settings)
         self._job_end = JobEnd.from_environ(os.environ)
         self._requests = Requests(self.world, must_stop=self._must_stop)
-        self._loss_sum = self._zero()
-        self._stream: StreamPosition | None = None
-        self._accumulating = False
-        self._persist_later: list[tuple[tuple[str, ...], bool]] = []
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins, hooks = arguments.check_plugins(plugins), arguments.check_hooks(hooks)
         arguments.check_monitor(self.settings, val_dataloader, hooks, plugins)
@@ -296,6 +286,10 @@ class Trainer(TrainerState):
         self._comparison = Comparison(self.world, self.logger)
         self._contents = Contents(self, *states, log=self._log)
         self._persistence = Persistence(self, checkpointer, self._contents, self._log)
+        self._modes = Modes(model, lambda: self.model, self.logger)
+        self._replicas = Replicas(self.world, model, optimizer, self.logger)
+        self._losses = TrainingLoss(self.world, self.progress, self._loss_watch)
+        self._wire_loop()
         self._in_loop = False
         self._ended: Ended | None = None
         check_folders(store)
@@ -303,19 +297,8 @@ class Trainer(TrainerState):
         self.world.connect(say=self.logger.warning)
         try:
             self._comparison.traits({"train_dataloader": self.train_dataloader, "val_dataloader": self.val_dataloader})
-            self.backend = Backend(
-                self.world,
-                model,
-                optimizer,
-                amp,
-                exchanges=not elastic,
-                find_unused_parameters=find_unused_parameters,
-            )
-            self._modes = Modes(model, lambda: self.model, self.logger)
-            self._replicas = Replicas(self.world, model, optimizer, self.logger)
-            if elastic:
-                self._exact = Exact(self.world, self.backend, shards=virtual_shards, seed=seed)
-            seed_generators(derive_seed(seed, "rank", 0 if elastic else self.rank))
+            self.strategy.place()
+            seed_generators(derive_seed(seed, "rank", 0 if self.strategy.shares_generators else self.rank))
             fence = Fence(store.child("models"), logger=self.logger) if checkpointer is None else checkpointer.fence
             fence.follow(self._persistence.claim())
             # Once this Trainer is garbage, its thread ends all others and releases the run.
@@ -328,9 +311,9 @@ class Trainer(TrainerState):
                 finally:
                     self._log.begin(guard=fence.check)
                 if checkpointer is not None:
-                    options = self.backend.optimizer_state.options
+                    options = self.strategy.optimizer_state.options
                     checkpointer.settings = facts_of(self.settings, model, optimizer, options, train_dataloader)
-                self._take_up_epoch()
+                self._losses.take_up()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
                 self._persistence.check_state()
@@ -339,6 +322,42 @@ class Trainer(TrainerState):
         except BaseException:
             self.close()
             raise
+
+    def _wire_loop(self) -> None:
+        settings, loss = self.settings, LossFunction(self._loss_func, self, self.device)
+        step = TrainStep(
+            self.strategy,
+            loss,
+            self._losses,
+            accumulated=settings.accumulated_iter,
+            clip_grad_norm=settings.clip_grad_norm,
+        )
+        self._saves = Saves(
+            self,
+            step=step,
+            losses=self._losses,
+            hooks=self._hooks,
+            requests=self._requests,
+            persistence=self._persistence,
+            replicas=self._replicas,
+            heartbeat=self._heartbeat,
+        )
+        self._loop = Loop(
+            self,
+            step=step,
+            losses=self._losses,
+            validation=Validation(
+                self, loss, self._hooks, self._requests, self._comparison, self._heartbeat, self._progress_bar
+            ),
+            saves=self._saves,
+            hooks=self._hooks,
+            modes=self._modes,
+            contents=self._contents,
+            comparison=self._comparison,
+            watch=self._loss_watch,
+            bar=self._progress_bar,
+            heartbeat=self._heartbeat,
+        )
 
     def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
         settings, gathered = self.settings, Hooks(self, self._heartbeat)
@@ -383,15 +402,8 @@ class Trainer(TrainerState):
         return self._persistence.origin()
 
     def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
-        settings = self.settings
-        share: Callable[..., RankLoader] = (
-            partial(share_out_by_shards, shards=settings.virtual_shards)
-            if settings.elastic
-            else partial(share_out, split_batches=settings.split_batches)
-        )
-        share = partial(share, world=self.world, seed=settings.seed, place=placement(self.device))
-        self.train_dataloader = share(train, training=True)
-        self.val_dataloader = None if val is None else share(val, training=False)
+        self.train_dataloader = self.strategy.share_out(train, training=True)
+        self.val_dataloader = None if val is None else self.strategy.share_out(val, training=False)
         arguments.check_length("train_dataloader", self.train_dataloader)
         if val is not None:
             arguments.check_length("val_dataloader", self.val_dataloader)
@@ -432,13 +444,15 @@ class Trainer(TrainerState):
                 self._modes.begin()
                 self._replicas.check()
                 self._requests.connect()
-                self._train_epochs()
-                self._hear(wait=True)
-                noticed = not self._at_end() and self._is_noticed(is_time_up=self.is_main and self._job_end.is_near)
+                self._loop.run()
+                self._saves.hear(wait=True)
+                noticed = not self._loop.is_at_end and self._is_noticed(
+                    is_time_up=self.is_main and self._job_end.is_near
+                )
                 self._hooks.call("before_quit")
-                self._hear(wait=True)
+                self._saves.hear(wait=True)
                 self._log.ended(self.progress.step)
-                self._ended = "finished" if self._at_end() else "stopped early"
+                self._ended = "finished" if self._loop.is_at_end else "stopped early"
             except KeyboardInterrupt:
                 self._ended = "interrupted"
                 raise
@@ -449,331 +463,6 @@ class Trainer(TrainerState):
                 self._heartbeat.enter(Phase.DONE)
         if noticed:
             raise StoppedEarly
-
-    def _train_epochs(self) -> None:
-        if self._at_end():
-            self.logger.info("All %d epochs are done. Raise max_epochs to continue.", self.current_epoch)
-        elif self.progress.epoch_complete and self._is_stopped_before_epoch():
-            self.logger.info("Stopped before epoch %d, as asked.", self.current_epoch + 1)
-            return
-        elif self.is_main:
-            self.logger.info("Training on %s.", self.world.describe())
-        while not self._at_end():
-            self._begin_epoch()
-            if not self._run_epoch():
-                break
-
-    def _begin_epoch(self) -> None:
-        """Turn to the next epoch, or to the rest of one.
-
-        Hooks that run when a Trainer starts may draw random numbers, and an uninterrupted run would not have.
-        """
-        if self.progress.epoch_complete:
-            self._contents.let_generators_go()
-        self.progress.start_epoch()
-        self._take_up_epoch()
-        self._heartbeat.epoch(self.current_epoch)
-        self._modes.train()
-        self._hooks.call("before_epoch_start", epoch=self.current_epoch)
-        self._contents.let_generators_go()
-
-    @property
-    def history(self) -> History:
-        """The run's starts up to this one: `trainer.history.starts`."""
-        return self._contents.history
-
-    def _must_stop(self) -> bool:
-        return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)
-
-    def _is_stopped_before_epoch(self) -> bool:
-        """Whether it was asked to stop while no epoch was under way, as a hook at `after_init` may."""
-        asked = self._ask_all()
-        if asked & {"save_and_stop", "save"}:
-            self._save()
-        return bool(asked & {"save_and_stop", "stop_after_epoch"})
-
-    def _is_noticed(self, *, is_time_up: bool = False) -> bool:
-        """Whether a signal, or its time, asks any rank to make way: then the log says so, and it counts as obeyed.
-
-        Every rank calls it.
-        """
-        signals, times = zip(*self.world.gather((NOTICES.signum, is_time_up)), strict=True)
-        if not any((*signals, *times)):
-            return False
-        self.logger.info(
-            "%s: stopped early, with all work saved up to step %d. Run the same command again to continue.",
-            describe(signals) or "The job's time is nearly up",
-            self.progress.step,
-        )
-        NOTICES.answered()
-        return True
-
-    def _at_end(self) -> bool:
-        last = self.settings.max_epochs
-        return last is not None and self.progress.epoch_complete and self.progress.epoch >= last
-
-    def _run_epoch(self) -> bool:
-        """Run the current epoch, or the rest of it. Returns whether to go on after it."""
-        asked = self._train_epoch()
-        self._modes.evaluate()
-        if "save_and_stop" in asked:
-            return self._stop_in_epoch()
-        train_loss, val_loss = self._train_loss(), None
-        if self._is_validation_due():
-            val_loss, cut_short = self._validate()
-            if cut_short:
-                return self._stop_in_epoch()
-        self._end_epoch(train_loss, val_loss)
-        asked |= self._ask_all()
-        stop = bool(asked & {"save_and_stop", "stop_after_epoch"})
-        self._persist_epoch(must=stop or self._at_end() or "save" in asked)
-        if stop:
-            self.logger.info("Stopped after epoch %d, as asked.", self.current_epoch)
-        return not stop
-
-    def _stop_in_epoch(self) -> bool:
-        self.logger.info(
-            "Stopped in epoch %d after iteration %d, as asked.", self.current_epoch, self.progress.iteration
-        )
-        return False
-
-    def _train_epoch(self) -> frozenset[Request]:
-        """Train on this rank's share of the epoch's data. Returns what any rank asked for on the way.
-
-        It saves before it stops, while the loader's workers are still there: to end them may take seconds, which
-        who asked to stop may not grant.
-        """
-        progress, step_every = self.progress, self.settings.accumulated_iter
-        self.backend.start_epoch()
-        epoch = self._limited(self._open_epoch(), done=progress.iteration)
-        left, batches = epoch.iterations, epoch.batches
-        self.train_iterations = None if left is None else progress.iteration + left
-        asked: frozenset[Request] = NOTHING
-        pending = 0
-        if self._progress_bar is not None:
-            batches = self._progress_bar.watch(batches)
-        for batch, is_last in mark_last(batches) if step_every > 1 else zip(batches, repeat(True), strict=False):
-            pending += 1
-            stepping = is_last or pending == step_every
-            self._train_iteration(batch, pending, stepping)
-            if stepping:
-                pending = 0
-                if after := self._after_step():
-                    asked |= after
-                if "save_and_stop" in asked:
-                    return asked
-        asked |= self._ask_all()
-        if "save_and_stop" in asked:
-            self._save()
-        return asked
-
-    def _open_epoch(self) -> Epoch:
-        """The epoch's data, or the rest of it. In the middle of an epoch, say what has changed since the checkpoint."""
-        progress, loader = self.progress, self.train_dataloader
-        open_epoch = partial(self._comparison.epoch, "train_dataloader", loader, progress.epoch)
-        epoch = open_epoch(progress.position, self._stream)
-        if progress.iteration:
-            differences = [] if progress.data is None else epoch.data.differences(progress.data)
-            if differences:
-                # Batches of another batch sampler cannot be counted on; samples can.
-                epoch = open_epoch(stream=self._stream, after_samples=progress.samples_in_epoch)
-            if self.is_main:
-                log_data(self.logger, progress, epoch, differences, is_recorded=progress.data is not None)
-        progress.position, progress.data = epoch.start, epoch.data.to_plain()
-        return epoch
-
-    def _train_iteration(self, batch: Batch, pending: int, stepping: bool) -> None:
-        """One forward and backward and, at the end of an accumulation, the optimizer's step."""
-        progress, hooks, data = self.progress, self._hooks, batch.data
-        index = progress.iteration
-        self.batch = batch
-        if pending == 1:
-            self.backend.forget_other_gradients()
-        if hooks.any_at("before_train_iteration_start"):
-            hooks.call("before_train_iteration_start", index=index, data=data)
-        loss = self._add_gradients(batch, stepping) if self._exact is None else self._add_exact(self._exact, batch)
-        progress.count(batch.units, batch.total)
-        self._stream = batch.stream
-        self._accumulating = not stepping
-        if stepping:
-            # The epoch's last accumulation may be shorter than the others.
-            self.backend.step(self.settings.clip_grad_norm, scale=self.settings.accumulated_iter / pending)
-            progress.step += 1
-        self._heartbeat.iteration(progress.step)
-        if self._progress_bar is not None:
-            self._progress_bar.trained(self, index, loss)
-        if hooks.any_at("after_train_iteration_end"):
-            hooks.call("after_train_iteration_end", index=index, data=data, loss=loss)
-
-    def _add_gradients(self, batch: Batch, stepping: bool) -> torch.Tensor:
-        """Forward and backward of this rank's batch. Returns its mean loss."""
-        backend, counted = self.backend, batch.counted
-        # DDP takes the ranks' mean; a smaller share of the last batch must weigh less in it.
-        weight = counted * self.world.size / (batch.total * self.settings.accumulated_iter)
-        with backend.exchanging(stepping):
-            loss = self._loss(batch.data, training=True)
-            backend.backward(loss if weight == 1.0 else loss * weight)
-        loss = loss.detach()
-        self._loss_sum.add_(loss, alpha=counted)
-        return loss
-
-    def _add_exact(self, exact: Exact, batch: Batch) -> torch.Tensor:
-        """Forward and backward of this rank's virtual shards. Returns the mean loss of all ranks' samples."""
-        loss = exact.add_gradients(
-            batch,
-            partial(self._loss, training=True),
-            epoch=self.current_epoch,
-            accumulated=self.settings.accumulated_iter,
-        )
-        if self.is_main:
-            self._loss_sum.add_(loss, alpha=batch.total)
-        return loss
-
-    def _after_step(self) -> frozenset[Request]:
-        """Exchange requests between ranks, and save if it is time. Returns what is asked of the loop."""
-        if self._persist_later:
-            self._persist_what_waited()
-        self._ask_for_news()
-        asked, every = self._requests.at_step(), self.settings.persist_steps
-        due = every is not None and self.progress.step % every == 0
-        if not (asked or due):
-            return NOTHING
-        if "hear" in asked:
-            self._hear()
-        due = due or "save" in asked
-        if "save_and_stop" in asked or (due and not self._is_put_off()):
-            self._save()
-        return asked - {"save", "hear"}
-
-    def _persist_what_waited(self) -> None:
-        """Save what was asked for in the middle of the accumulation."""
-        for names, wait in self._persist_later:
-            self.persist(*names, wait=wait)
-        self._persist_later.clear()
-
-    def _ask_all(self) -> frozenset[Request]:
-        """What any rank has asked for up to now."""
-        self._ask_for_news()
-        asked = self._requests.now()
-        if "hear" in asked:
-            self._hear()
-        return asked - {"hear"}
-
-    def _ask_for_news(self) -> None:
-        if self._persistence.has_news:
-            self._requests.ask("hear")
-        if self._persistence.another_is_due():
-            self._requests.ask("save")
-
-    def _hear(self, *, wait: bool = False) -> None:
-        """Tell of the checkpoints that have become durable, or raise what kept one from it, on every rank."""
-        before = self._heartbeat.enter(Phase.SAVING) if wait else None
-        news = self._persistence.news(wait=wait)
-        if before is not None:
-            self._heartbeat.enter(before)
-        for names, path, step in news:
-            self._heartbeat.saved(step)
-            self._hooks.call("after_checkpoint_persisted", names=names, path=path)
-
-    def _is_put_off(self) -> bool:
-        return self.settings.persist_policy == "coalesce" and self._persistence.put_off()
-
-    @torch.no_grad()
-    def _validate(self) -> tuple[float | None, bool]:
-        """The world's mean validation loss (None where there is not one sample), and whether a stop cut it short.
-
-        What is saved then is the state before the validation, which the run does anew when it goes on.
-        """
-        assert self.val_dataloader is not None
-        self._heartbeat.enter(Phase.VALIDATING)
-        self.backend.align_buffers()
-        loader = self.val_dataloader
-        opened = self._limited(self._comparison.epoch("val_dataloader", loader, self.current_epoch))
-        self.val_iterations, batches = opened.iterations, opened.batches
-        if self._progress_bar is not None:
-            batches = self._progress_bar.watch(batches)
-        # One for each virtual shard: added up at the end alone, they do not depend on which rank had which.
-        loss_sums = self._zero(self.settings.virtual_shards if self._exact else 1)
-        samples, cut_short, generators = 0, False, generator_states()
-        with ExitStack() as around:
-            for make in self.around_validation:
-                around.enter_context(make())
-            for index, batch in enumerate(batches):
-                self.batch = batch
-                if self._requests.stop_is_wanted:
-                    cut_short = True
-                    break
-                if self._hooks.any_at("before_val_iteration_start"):
-                    self._hooks.call("before_val_iteration_start", index=index, data=batch.data)
-                loss = self._validation_loss(batch, loss_sums)
-                samples += batch.counted
-                self._heartbeat.beat()
-                if self._progress_bar is not None:
-                    self._progress_bar.validated(self, index, loss)
-                if self._hooks.any_at("after_val_iteration_end"):
-                    self._hooks.call("after_val_iteration_end", index=index, data=batch.data, loss=loss)
-        sums = torch.cat([loss_sums, loss_sums.new_tensor([samples, cut_short])])
-        *world_sums, world_samples, world_cut = self.reduce(sums, "sum").tolist()
-        if world_cut or self._exact is not None:
-            restore_generators(generators)
-        if world_cut:
-            self._save()
-        else:
-            self._comparison.stream_end("val_dataloader", loader)
-        return sum(world_sums) / world_samples if world_samples else None, world_cut > 0
-
-    def _validation_loss(self, batch: Batch, sums: torch.Tensor) -> torch.Tensor:
-        """The mean loss of this rank's batch; times its samples, it is added to `sums`."""
-        if self._exact is not None:
-            loss_of = partial(self._loss, training=False)
-            return self._exact.validation_loss(batch, loss_of, sums, epoch=self.current_epoch)
-        loss = self._loss(batch.data, training=False).detach()
-        sums[0].add_(loss, alpha=batch.counted)
-        return loss
-
-    def _loss(self, data: Any, *, training: bool) -> torch.Tensor:
-        try:
-            loss = self._loss_func(self, data)
-        except RuntimeError as error:
-            explained = self.backend.explain_unused(error)
-            if explained is None:
-                raise
-            raise explained from None
-        device = self._loss_sum.device
-        if (
-            not isinstance(loss, torch.Tensor)
-            or loss.numel() != 1
-            or (training and not loss.requires_grad)
-            or loss.device != device
-            or loss.is_complex()
-        ):
-            arguments.refuse_loss(loss, device)
-        return loss if loss.ndim == 0 else loss.reshape(())
-
-    def _is_validation_due(self) -> bool:
-        return self.val_dataloader is not None and self.current_epoch % self.settings.eval_stride == 0
-
-    def _end_epoch(self, train_loss: float, val_loss: float | None) -> None:
-        self.progress.epoch_complete = True
-        self.metrics = {"train_loss": train_loss}
-        self.lowest_train_loss = min(self.lowest_train_loss, train_loss)
-        if val_loss is not None:
-            self.metrics["val_loss"] = val_loss
-            self._watch_loss(val_loss, "validation")
-            self.lowest_val_loss = min(self.lowest_val_loss, val_loss)
-        self._hooks.call("after_epoch_end", epoch=self.current_epoch, train_loss=train_loss, val_loss=val_loss)
-        self.drawer.flush()
-
-    def _persist_epoch(self, *, must: bool) -> None:
-        """Save at the strides, at the best, and where it must be.
-
-        Raises:
-            ConfigurationError: `monitor` is no metric of this run. The checkpoint is on its way nevertheless.
-        """
-        stride = self.settings.persist_stride
-        if must or (stride is not None and self.current_epoch % stride == 0) or self._persistence.is_best():
-            self._save()
-        self._persistence.check_monitor()
 
     def persist(self, *names: str, wait: bool = False) -> str | None:
         """Save a checkpoint of this moment, under the names given and `latest`. Every rank must call it.
@@ -794,72 +483,7 @@ class Trainer(TrainerState):
             StorageError: the storage failed; the run's earlier checkpoints are as they were. If it fails later, that
                 is raised after the next optimizer step.
         """
-        if self._accumulating:
-            # The gradients so far are in no checkpoint: going on from here, the step would lack them.
-            self._persist_later.append((names, wait))
-            return None
-        path = self._save(names)
-        if wait or not self._in_loop:
-            self._hear(wait=True)
-        return path
-
-    def _save(self, names: Sequence[str] = ()) -> str:
-        names = (*names, *self._names_of_next_save)
-        self._names_of_next_save.clear()
-        self._hooks.call("before_checkpoint_persisted", names=names)
-        self._sum_up()
-        stream = None if self.progress.epoch_complete else self._stream
-        self.progress.stream = None if stream is None else stream.to_plain()
-        before = self._heartbeat.enter(Phase.SAVING)
-        self._replicas.check()
-        path = self._persistence.save(names)
-        self._heartbeat.enter(before)
-        return path
-
-    def _train_loss(self) -> float:
-        """The world's mean training loss of the epoch."""
-        self._sum_up()
-        samples = self.progress.samples_in_epoch
-        if not samples:
-            raise ConfigurationError(
-                "train_dataloader gave no batch in a whole epoch. Is its dataset empty, or smaller than a batch of all "
-                "workers with drop_last=True?"
-            )
-        return self.progress.loss_sum / samples
-
-    def _sum_up(self) -> None:
-        """Bring the ranks' sums of losses into the counters, from where a resumed epoch goes on."""
-        sums = torch.zeros(self.world_size, dtype=self._loss_sum.dtype, device=self.device)
-        sums[self.rank] = self._loss_sum
-        self.progress.loss_sums = self.world.reduce(sums, "sum").tolist()
-        self.progress.loss_sum = sum(self.progress.loss_sums)
-        self._watch_loss(self.progress.loss_sum, "training")
-
-    def _watch_loss(self, loss: float, which: str) -> None:
-        if self.is_main:
-            self._loss_watch.look(loss, step=self.progress.step, epoch=self.current_epoch, which=which)
-
-    def _take_up_epoch(self) -> None:
-        """Go on with the epoch's sum of losses (rank 0 has it all at another world size than before) and its stream."""
-        progress = self.progress
-        own = progress.loss_sum if self.is_main else 0.0
-        if len(progress.loss_sums) == self.world_size:
-            own = progress.loss_sums[self.rank]
-        self._loss_sum = self._zero() + own
-        self._stream = None if progress.stream is None else StreamPosition.from_plain(progress.stream)
-
-    def _zero(self, *shape: int) -> torch.Tensor:
-        """A sum of losses that stays on the device, where adding to it waits for nothing."""
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        return torch.zeros(shape, dtype=dtype, device=self.device)
-
-    def _limited(self, epoch: Epoch, done: int = 0) -> Epoch:
-        """The epoch, or its beginning under `trival`, of which `done` iterations were done before."""
-        if not self.settings.trival:
-            return epoch
-        allowed = max(0, TRIVIAL_ITERATIONS - done)
-        left = None if epoch.iterations is None else min(epoch.iterations, allowed)
-        return epoch._replace(iterations=left, batches=islice(epoch.batches, allowed))
+        return self._saves.persist(names, wait=wait or not self._in_loop)
 
     def close(self) -> None:
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
@@ -868,8 +492,7 @@ class Trainer(TrainerState):
         steps: list[Callable[[], object]] = [self._requests.close]
         if self._progress_bar is not None:
             steps.append(self._progress_bar.close)
-        if self._exact is not None:
-            steps.append(self._exact.close)
+        steps.append(self.strategy.close)
         if self._ledger is not None:
             steps.append(self._ledger.close)
         steps += [self._persistence.close, self.drawer.close, self._log.close]
@@ -884,3 +507,27 @@ class Trainer(TrainerState):
             for step in reversed(steps):
                 stack.callback(step)
         self._heartbeat.enter(before)
+
+    @property
+    def history(self) -> History:
+        """The run's starts up to this one: `trainer.history.starts`."""
+        return self._contents.history
+
+    def _must_stop(self) -> bool:
+        return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)
+
+    def _is_noticed(self, *, is_time_up: bool = False) -> bool:
+        """Whether a signal, or its time, asks any rank to make way: then the log says so, and it counts as obeyed.
+
+        Every rank calls it.
+        """
+        signals, times = zip(*self.world.gather((NOTICES.signum, is_time_up)), strict=True)
+        if not any((*signals, *times)):
+            return False
+        self.logger.info(
+            "%s: stopped early, with all work saved up to step %d. Run the same command again to continue.",
+            describe(signals) or "The job's time is nearly up",
+            self.progress.step,
+        )
+        NOTICES.answered()
+        return True

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from minetorch.checkpoint.model_names import ModelNames, without_compile
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
-from minetorch.model_names import ModelNames, without_compile
 from minetorch.plugins.monitoring import check_count
 from minetorch.state import TrainerState
 
@@ -84,7 +84,7 @@ class EMA:
         if step == self._stepped:
             return
         self._stepped = step
-        if step % self.every == 0 and trainer.backend.has_stepped:
+        if step % self.every == 0 and trainer.strategy.has_stepped:
             self._update()
 
     def before_checkpoint_persisted(self, trainer: TrainerState) -> None:

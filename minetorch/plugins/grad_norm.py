@@ -67,7 +67,7 @@ class GradNorm:
         self._handle.remove()
 
     def _add(self, trainer: TrainerState) -> None:
-        self._norms.append(trainer.backend.gradient_norm())
+        self._norms.append(trainer.strategy.gradient_norm())
         if len(self._norms) == self.every:
             self._end_point(trainer, trainer.progress.step + 1)
 

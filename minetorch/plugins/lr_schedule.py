@@ -77,7 +77,7 @@ class LRSchedule:
         self._stepped = step
         if step % self.draw_every == 0 or step == 1:
             self._draw(trainer, step)
-        if trainer.backend.has_stepped:
+        if trainer.strategy.has_stepped:
             self.scheduler.step()
 
     def after_epoch_end(self, trainer: TrainerState) -> None:

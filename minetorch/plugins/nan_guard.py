@@ -85,9 +85,9 @@ class NaNGuard:
         self._handle.remove()
 
     def _before_step(self, trainer: TrainerState) -> None:
-        if trainer.backend.overflows:
+        if trainer.strategy.overflows:
             return  # amp="fp16" leaves the step out, and lowers its scale
-        norm, *losses = self._fetch([trainer.backend.gradient_norm()])
+        norm, *losses = self._fetch([trainer.strategy.gradient_norm()])
         self._look_at_losses(losses)
         if not math.isfinite(norm):
             self._stop(trainer, self._window, "The gradients are not finite", "That step was not taken, and no")
@@ -123,7 +123,7 @@ class NaNGuard:
 
     def _search(self, trainer: TrainerState, one: _Iteration) -> str | None:
         trainer._modes.train()
-        with trainer.backend.on_this_rank():  # the others search batches of their own
+        with trainer.strategy.on_this_rank():  # the others search batches of their own
             place = find_not_finite(
                 trainer.unwrapped_model,
                 trainer.optimizer,

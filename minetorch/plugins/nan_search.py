@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from minetorch.model_names import ModelNames
+from minetorch.checkpoint.model_names import ModelNames
 
 
 def find_not_finite(

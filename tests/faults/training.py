@@ -239,7 +239,7 @@ def digest(value):
 
 def write_result(trainer, diary):
     """Everything at the end, by name."""
-    state = trainer.backend.state_dict()
+    state = trainer.strategy.state_dict()
     result = {
         "weights": digest(state["state_dict"]),
         "optimizer": digest(state["optimizer"]),

@@ -162,7 +162,7 @@ def test_an_overflow_is_skipped_and_survives_a_resumption(make_trainer):
     scales = []
 
     def note(trainer, index):
-        scales.append(trainer.backend.accelerator.scaler.get_scale())
+        scales.append(trainer.strategy.accelerator.scaler.get_scale())
 
     def huge(trainer, data):
         return squared_error(trainer, data) * (1e30 if trainer.progress.step == 3 else 1.0)
@@ -171,7 +171,7 @@ def test_an_overflow_is_skipped_and_survives_a_resumption(make_trainer):
     trainer.train()
     assert scales[3] == scales[2] / 2
     again = make_trainer(amp="fp16")
-    assert again.backend.accelerator.scaler.get_scale() == scales[-1]
+    assert again.strategy.accelerator.scaler.get_scale() == scales[-1]
     assert all(torch.isfinite(value).all() for value in again.unwrapped_model.state_dict().values())
 
 

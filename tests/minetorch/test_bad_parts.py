@@ -1,5 +1,7 @@
 """Losses, hooks, states, foreign checkpoints and environments that cannot be: one clear error, and nothing lost."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -8,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from minetorch import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, Trainer
+from minetorch.data.stream import StreamPosition
 from minetorch.deadline import JobEnd
 from minetorch.progress import Progress
 from minetorch.world import World
@@ -186,8 +189,8 @@ def test_a_file_of_another_program_may_have_anything_in_it(parts, foreign):
 def test_counters_of_every_kind_come_back():
     progress = Progress()
     progress.start_epoch()
-    progress.count(4, 4)
-    progress.loss_sums, progress.loss_sum, progress.stream = [1.5], 1.5, {"seen": [4]}
+    progress.count(SimpleNamespace(units=4, total=4, stream=StreamPosition((4,))))
+    progress.loss_sums, progress.loss_sum = [1.5], 1.5
     other = Progress()
     other.load_state_dict(progress.state_dict())
     assert other == progress

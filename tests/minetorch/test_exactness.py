@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.groups import group_of_one
-from minetorch.backend import settle_buckets
+from minetorch.strategies.buckets import settle_buckets
 
 WORLDS = Path(__file__).parent / "worlds"
 

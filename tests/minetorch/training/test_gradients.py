@@ -33,7 +33,7 @@ def scaled(monkeypatch):
             super().__init__(*args, **kwargs)
             self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=10**6)
 
-    monkeypatch.setattr("minetorch.backend.Accelerator", Scaling)
+    monkeypatch.setattr("minetorch.strategies.accelerated.Accelerator", Scaling)
 
 
 def head_only(frozen, **options):

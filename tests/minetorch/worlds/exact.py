@@ -381,12 +381,12 @@ def train(case, folder, workers, stop=None):
 
 def end_of(trainer, diary, scheduler):
     """Everything at a run's end on this rank, by name, as text."""
-    state = trainer.backend.state_dict()
+    state = trainer.strategy.state_dict()
     return {
         "weights": {name: digest(value) for name, value in state["state_dict"].items()},
         "optimizer": digest_all(state["optimizer"]),
         "scheduler": digest_all(scheduler.state_dict()),
-        "progress": asdict(trainer.progress),
+        "progress": trainer.progress.state_dict(),
         "metrics": trainer.metrics,
         "lowest": [trainer.lowest_train_loss, trainer.lowest_val_loss],
         "curves": sorted(trainer.drawer.curves.points()) if trainer.is_main else [],

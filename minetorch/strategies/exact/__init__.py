@@ -5,11 +5,10 @@ tree.py         pure: which sum is made of which, at any world size
 exchange.py     the part of the tree that spans ranks, in two collectives
 statistics.py   BatchNorm's running statistics, as one more thing to sum
 refusals.py     what this cannot be promised for
-exact.py        an iteration by virtual shards
+strategy.py     an iteration by virtual shards
 ```
 """
 
-from minetorch.elastic.exact import Exact
-from minetorch.elastic.refusals import check_exact
+from minetorch.strategies.exact.strategy import Exact
 
-__all__ = ["Exact", "check_exact"]
+__all__ = ["Exact"]

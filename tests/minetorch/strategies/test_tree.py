@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minetorch.data.order import split_evenly
-from minetorch.elastic.tree import TreeSum, nodes_by_rank
+from minetorch.strategies.exact.tree import TreeSum, nodes_by_rank
 
 anywhere = settings(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 """On a busy machine, too, and without leaving files."""

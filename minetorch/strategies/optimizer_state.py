@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from minetorch.checkpoint.model_names import ModelNames
 from minetorch.errors import CheckpointMismatchError
-from minetorch.model_names import ModelNames
 
 Options = dict[str, Any]
 

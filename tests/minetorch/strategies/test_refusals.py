@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import ConfigurationError
-from minetorch.elastic import check_exact
 from minetorch.settings import Settings
+from minetorch.strategies.exact.refusals import check_exact
 from minetorch.world import World
 
 SETTINGS = Settings(elastic="exact", split_batches=True)

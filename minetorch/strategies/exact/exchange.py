@@ -13,7 +13,7 @@ from itertools import chain
 import torch
 import torch.distributed as dist
 
-from minetorch.elastic.tree import TreeSum, nodes_by_rank
+from minetorch.strategies.exact.tree import TreeSum, nodes_by_rank
 from minetorch.world import World
 
 SMALL_BYTES = 128 * 2**10

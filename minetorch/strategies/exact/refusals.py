@@ -10,9 +10,9 @@ from typing import NoReturn
 import torch
 from torch import nn
 
-from minetorch.elastic.statistics import keeps_statistics
 from minetorch.errors import ConfigurationError
 from minetorch.settings import Settings
+from minetorch.strategies.exact.statistics import keeps_statistics
 from minetorch.world import World
 
 

@@ -7,19 +7,22 @@ its generators, not its number of threads. What comes of them is summed in a tre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from minetorch.backend import Backend
-from minetorch.data import Batch
+from minetorch.data import Batch, RankLoader, share_out_by_shards
 from minetorch.data.order import derive_seed
-from minetorch.elastic.exchange import Exchange
-from minetorch.elastic.refusals import BufferGuard, refuse_gradients
-from minetorch.elastic.statistics import RunningStatistics
 from minetorch.randomness import reseed
+from minetorch.settings import Settings
+from minetorch.strategies.accelerated import placement
+from minetorch.strategies.base import Counted, LossOf, Strategy
+from minetorch.strategies.exact.exchange import Exchange
+from minetorch.strategies.exact.refusals import BufferGuard, check_exact, refuse_gradients
+from minetorch.strategies.exact.statistics import RunningStatistics
 from minetorch.world import World
 
 THREADS = 1
@@ -27,30 +30,33 @@ THREADS = 1
 each worker as many as there are cores for it."""
 
 
-LossOf = Callable[[Any], torch.Tensor]
+class Exact(Strategy):
+    """Gradients, losses and BatchNorm's statistics have the same bits at any world size."""
 
+    shares_generators: ClassVar[bool] = True
 
-class Exact:
-    """Gradients, losses and BatchNorm's statistics that have the same bits at any world size."""
+    def __init__(self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> None:
+        """Check the arguments.
 
-    def __init__(self, world: World, backend: Backend, *, shards: int, seed: int) -> None:
-        """Take over the number of threads until `close`.
-
-        Args:
-            world: of at most `shards` ranks.
-            backend: whose model no DDP is around.
-            shards: virtual shards of each iteration.
-            seed: what the shards' generators derive from.
+        Raises:
+            ConfigurationError: the same bits cannot be promised for this.
         """
-        self._world = world
-        self._backend = backend
-        self._shards = shards
-        self._seed = seed
-        self._exchange = Exchange(world, shards)
-        self._statistics = RunningStatistics(backend.unwrapped_model)
-        self._buffers = BufferGuard(backend.unwrapped_model)
-        self._parameters = list(backend.unwrapped_model.parameters())
-        self._threads: int | None = torch.get_num_threads()
+        super().__init__(world, model, optimizer, settings.amp)
+        check_exact(settings, world, model, optimizer)
+        self._shards = settings.virtual_shards
+        self._seed = settings.seed
+        self._threads: int | None = None
+
+    def place(self) -> None:
+        """Move the model to the device, and take over the number of threads until `close`."""
+        super().place()
+        if self.world.size > 1:
+            self._start_alike()
+        self._exchange = Exchange(self.world, self._shards)
+        self._statistics = RunningStatistics(self.unwrapped_model)
+        self._buffers = BufferGuard(self.unwrapped_model)
+        self._parameters = list(self.unwrapped_model.parameters())
+        self._threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
 
     def close(self) -> None:
@@ -59,17 +65,22 @@ class Exact:
             torch.set_num_threads(self._threads)
             self._threads = None
 
-    def add_gradients(self, batch: Batch, loss_of: LossOf, *, epoch: int, accumulated: int) -> torch.Tensor:
-        """Add the mean gradient over all ranks' samples to the parameters'. Every rank calls it.
+    def share_out(self, source: DataLoader[Any], *, training: bool) -> RankLoader:
+        """Split each batch into virtual shards, and give every rank a run of them."""
+        return share_out_by_shards(
+            source,
+            self.world,
+            seed=self._seed,
+            shards=self._shards,
+            training=training,
+            place=placement(self.world.device),
+        )
 
-        Args:
-            batch: this rank's shards of the iteration.
-            loss_of: does a shard's forward, and returns its mean loss.
-            epoch: for the shards' generators.
-            accumulated: iterations that make a step; the gradient is divided by it.
+    def add_gradients(self, batch: Batch, loss_of: LossOf, *, epoch: int, accumulated: int, stepping: bool) -> Counted:
+        """Do the forward and the backward of this rank's shards, and sum up all ranks' gradients.
 
         Returns:
-            The mean loss over all ranks' samples, the same on every rank.
+            The mean loss over all ranks' samples, which rank 0 counts.
 
         Raises:
             ConfigurationError: a parameter has no gradient that can be summed, or the forward changes a buffer.
@@ -95,29 +106,24 @@ class Exact:
         _deposit(sums[: len(parameters)], earlier, parameters)
         # Hooks draw alike on every rank, whatever shards it had.
         self._reseed("hooks", epoch, batch.position, 0)
-        return loss
+        return Counted(loss, batch.total if self.world.is_main else 0)
 
     def _gradients(self, loss: torch.Tensor, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
         for parameter in parameters:
             parameter.grad = None
-        self._backend.backward(loss)
+        self._backward(loss)
         gradients = [parameter.grad for parameter in parameters]
         if any(gradient is None or gradient.is_sparse for gradient in gradients):
-            refuse_gradients(self._backend.unwrapped_model)
+            refuse_gradients(self.unwrapped_model)
         return cast("list[torch.Tensor]", gradients)
 
+    @property
+    def validation_parts(self) -> int:
+        """One for each virtual shard: added up at the end alone, they do not depend on which rank had which."""
+        return self._shards
+
     def validation_loss(self, batch: Batch, loss_of: LossOf, sums: torch.Tensor, *, epoch: int) -> torch.Tensor:
-        """Add each shard's loss, times its samples, to its place in `sums`.
-
-        Args:
-            batch: this rank's shards of the iteration, one at least.
-            loss_of: as in `add_gradients`.
-            sums: of shape (shards,).
-            epoch: for the shards' generators.
-
-        Returns:
-            The mean loss over this rank's samples.
-        """
+        """Do the forward of each of this rank's shards, of which there is one at least."""
         mean = torch.zeros_like(sums[0])
         for shard, counted, data in batch.parts():
             self._reseed("validate", epoch, batch.position, shard)
@@ -127,7 +133,7 @@ class Exact:
         return mean
 
     def _reseed(self, purpose: str, epoch: int, position: int, shard: int) -> None:
-        reseed(derive_seed(self._seed, purpose, epoch, position, shard), self._world.device)
+        reseed(derive_seed(self._seed, purpose, epoch, position, shard), self.world.device)
 
 
 def _deposit(

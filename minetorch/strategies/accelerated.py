@@ -1,0 +1,76 @@
+"""What the Trainer takes of accelerate: the device, mixed precision, and how a batch moves. Nothing else imports it.
+
+Its optimizer wrapper and loaders cost more a step than all of the Trainer's own work, and its DDP cannot be made again
+when a hook has thawed parameters. So the few lines that they would do stand in this package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+from torch import nn
+
+from minetorch.errors import ConfigurationError
+from minetorch.world import World
+
+Amp = Literal[False, "bf16", "fp16"]
+
+
+def placement(device: torch.device) -> Callable[[Any], Any] | None:
+    """What moves a batch (tensors in lists, dicts, tuples) to the device; None for a CPU, where it is already."""
+    if device.type == "cpu":
+        return None
+    return lambda data: send_to_device(data, device, non_blocking=True)
+
+
+def make_accelerator(world: World, amp: Amp) -> Accelerator:
+    """An Accelerator for this worker's device, with this precision.
+
+    Raises:
+        ConfigurationError: the device cannot compute in it.
+    """
+    cpu = world.device.type == "cpu"
+    precision = amp or "no"
+    shared = AcceleratorState._shared_state
+    if shared and (shared.get("_mixed_precision") != precision or shared.get("_cpu") != cpu):
+        # accelerate keeps one state a process and refuses another precision; a notebook has many Trainers.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with _environment_for_accelerate(world):
+            return Accelerator(cpu=cpu, mixed_precision=precision, step_scheduler_with_optimizer=False)
+    except ValueError as error:
+        raise ConfigurationError(f"amp={amp!r} cannot be had on {world.device}: {error}") from error
+
+
+@contextmanager
+def _environment_for_accelerate(world: World) -> Iterator[None]:
+    """One worker needs no process group, though a launcher set LOCAL_RANK; nor other threads than torch has."""
+    names = ("LOCAL_RANK", "OMP_NUM_THREADS")
+    saved = {name: os.environ.get(name) for name in names}
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    if world.size == 1:
+        os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def forget_precision(model: nn.Module) -> None:
+    """Undo what accelerate has done to the model for an earlier Trainer, whose `amp` would stay in force."""
+    attributes = vars(model)
+    attributes.pop("_is_accelerate_prepared", None)
+    forward = attributes.pop("_original_forward", None)
+    if forward is not None:
+        model.forward = forward

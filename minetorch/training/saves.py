@@ -1,0 +1,138 @@
+"""When all ranks save and stop: what was asked for, what is due, and what has become durable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minetorch.agreement import NOTHING, Request
+from minetorch.hooks import Hooks
+from minetorch.persistence import Persistence
+from minetorch.requests import Requests
+from minetorch.state import TrainerState
+from minetorch.strategies.replicas import Replicas
+from minetorch.training.losses import TrainingLoss
+from minetorch.training.step import TrainStep
+from minetorch_launch.heartbeat import HeartbeatWriter, Phase
+
+
+class Saves:
+    """Saves the run where it is due or asked for. All ranks do it after the same step."""
+
+    def __init__(
+        self,
+        trainer: TrainerState,
+        *,
+        step: TrainStep,
+        losses: TrainingLoss,
+        hooks: Hooks,
+        requests: Requests,
+        persistence: Persistence,
+        replicas: Replicas,
+        heartbeat: HeartbeatWriter,
+    ) -> None:
+        self._trainer = trainer
+        self._step = step
+        self._losses = losses
+        self._hooks = hooks
+        self._requests = requests
+        self._persistence = persistence
+        self._replicas = replicas
+        self._heartbeat = heartbeat
+        self._after_step: list[tuple[tuple[str, ...], bool]] = []
+        """Names and `wait` of what was to be saved in the middle of an accumulation."""
+
+    def save(self, names: Sequence[str] = ()) -> str:
+        """Copy the state, and start to save the copy. Every rank calls it.
+
+        Returns:
+            The checkpoint's path or URL.
+
+        Raises:
+            RanksDifferError: the ranks do not have the same weights.
+            StorageError: the save before it failed.
+        """
+        trainer = self._trainer
+        names = (*names, *trainer._names_of_next_save)
+        trainer._names_of_next_save.clear()
+        self._hooks.call("before_checkpoint_persisted", names=names)
+        self._losses.sum_up()
+        before = self._heartbeat.enter(Phase.SAVING)
+        self._replicas.check()
+        path = self._persistence.save(names)
+        self._heartbeat.enter(before)
+        return path
+
+    def persist(self, names: tuple[str, ...], *, wait: bool) -> str | None:
+        """Save, or do so when the accumulation under way has had its step; see `Trainer.persist`."""
+        if self._step.is_open:
+            # The gradients so far are in no checkpoint: going on from here, the step would lack them.
+            self._after_step.append((names, wait))
+            return None
+        path = self.save(names)
+        if wait:
+            self.hear(wait=True)
+        return path
+
+    def after_step(self) -> frozenset[Request]:
+        """Save if it is time. Returns what any rank asks of the loop. Every rank calls it after every step."""
+        if self._after_step:
+            for names, wait in self._after_step:
+                self.persist(names, wait=wait)
+            self._after_step.clear()
+        self._ask_for_news()
+        asked, every = self._requests.at_step(), self._trainer.settings.persist_steps
+        due = every is not None and self._trainer.progress.step % every == 0
+        if not (asked or due):
+            return NOTHING
+        if "hear" in asked:
+            self.hear()
+        due = due or "save" in asked
+        if "save_and_stop" in asked or (due and not self._is_put_off()):
+            self.save()
+        return asked - {"save", "hear"}
+
+    def asked(self) -> frozenset[Request]:
+        """What any rank has asked for up to now. Every rank calls it."""
+        self._ask_for_news()
+        asked = self._requests.now()
+        if "hear" in asked:
+            self.hear()
+        return asked - {"hear"}
+
+    def at_epoch_end(self, *, must: bool) -> None:
+        """Save at the stride, at the best, and where it must be. Every rank calls it.
+
+        Raises:
+            ConfigurationError: `monitor` is no metric of this run. The checkpoint is on its way nevertheless.
+        """
+        stride = self._trainer.settings.persist_stride
+        due = stride is not None and self._trainer.current_epoch % stride == 0
+        if must or due or self._persistence.is_best():
+            self.save()
+        self._persistence.check_monitor()
+
+    def hear(self, *, wait: bool = False) -> None:
+        """Tell the hooks of the checkpoints that have become durable. Every rank calls it.
+
+        Args:
+            wait: until nothing is on its way.
+
+        Raises:
+            StorageError: one could not be saved. Every rank raises it.
+        """
+        before = self._heartbeat.enter(Phase.SAVING) if wait else None
+        news = self._persistence.news(wait=wait)
+        if before is not None:
+            self._heartbeat.enter(before)
+        for names, path, step in news:
+            self._heartbeat.saved(step)
+            self._hooks.call("after_checkpoint_persisted", names=names, path=path)
+
+    def _ask_for_news(self) -> None:
+        if self._persistence.has_news:
+            self._requests.ask("hear")
+        if self._persistence.another_is_due():
+            self._requests.ask("save")
+
+    def _is_put_off(self) -> bool:
+        return self._trainer.settings.persist_policy == "coalesce" and self._persistence.put_off()

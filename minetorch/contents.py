@@ -35,6 +35,8 @@ class Contents:
         self._groups = {"statable": statable, "plugins": plugins}
         self._log = log
         self._generators: dict[str, Any] | None = None
+        self._of_plugins: tuple[Mapping[str, Any], str] | None = None
+        """The checkpoint's state and path, until the plugins have taken over theirs."""
 
     def gather(self) -> dict[str, Any]:
         """The state of every part that all ranks share, as rank 0 has it."""
@@ -75,7 +77,7 @@ class Contents:
                 plain_state({group: {name: state}})
 
     def take_over(self, state: dict[str, Any], path: str) -> None:
-        """Restore every part of the run.
+        """Restore every part of the run but the plugins.
 
         Args:
             state: what `gather` gave, with every rank's generators and places in its logs; from the file at `path`.
@@ -101,9 +103,8 @@ class Contents:
             self.history.load_state_dict(state.get("history", []))
         with _taken_over("curves", path):
             trainer.drawer.load_state_dict(state.get("drawer", {}))
-        for group, members in self._groups.items():
-            self._load_group(group, members, state.get(group, {}), path)
-            trainer.strategy.optimizer_state.rebase_schedulers(members.values())
+        self._load_group("statable", state, path)
+        self._of_plugins = state, path
         with _taken_over("random generators", path):
             self._generators = self._own_generators(state.get("random", []))
             self.put_back_generators()
@@ -112,6 +113,16 @@ class Contents:
         logs = state.get("logs", [])
         if trainer.rank < len(logs):
             self._log.heal(logs[trainer.rank], progress.step)
+
+    def take_over_plugins(self) -> None:
+        """Restore the plugins, which have seen `after_init` by now.
+
+        Raises:
+            CheckpointMismatchError: one cannot take over its state.
+        """
+        if self._of_plugins is not None:
+            self._load_group("plugins", *self._of_plugins)
+            self._of_plugins = None
 
     def _load_model_and_optimizer(self, state: dict[str, Any]) -> None:
         trainer = self._trainer
@@ -142,7 +153,8 @@ class Contents:
             path,
         )
 
-    def _load_group(self, group: str, members: Mapping[str, Stateful], states: Mapping[str, Any], path: str) -> None:
+    def _load_group(self, group: str, state: Mapping[str, Any], path: str) -> None:
+        members, states = self._groups[group], state.get(group, {})
         for name, member in members.items():
             if name in states:
                 with _taken_over(f"state of {group} {name!r}", path):
@@ -151,6 +163,7 @@ class Contents:
                 self._trainer.logger.warning("The checkpoint has no state of %s %r: it starts afresh.", group, name)
         for name in states.keys() - members.keys():
             self._trainer.logger.warning("The checkpoint's state of %s %r is not used: there is none now.", group, name)
+        self._trainer.strategy.optimizer_state.rebase_schedulers(members.values())
 
     def put_back_generators(self) -> None:
         """Have the random generators as the checkpoint has them, whatever drew from them since."""

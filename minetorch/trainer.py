@@ -316,6 +316,7 @@ class Trainer(TrainerState):
                 self._losses.take_up()
                 self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
                 self._hooks.call("after_init")
+                self._contents.take_over_plugins()
                 self._persistence.check_state()
                 if self._is_noticed():
                     raise StoppedEarly

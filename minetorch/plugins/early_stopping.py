@@ -49,10 +49,11 @@ class EarlyStopping:
         """The epoch that had it."""
         self.waited = 0
         """Epochs in a row since then."""
+        self._trainer: TrainerState | None = None
 
     def after_init(self, trainer: TrainerState) -> None:
-        """Stay stopped, where a resumed run had stopped."""
-        self._stop_if_due(trainer)
+        """Remember whom to stop."""
+        self._trainer = trainer
 
     def after_epoch_end(self, trainer: TrainerState) -> None:
         """Count, and stop if it is time."""
@@ -77,5 +78,7 @@ class EarlyStopping:
         return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` returned."""
+        """Take over a state that `state_dict` returned, and stay stopped where the run had stopped."""
         self.best, self.best_epoch, self.waited = (state_dict[key] for key in ("best", "best_epoch", "waited"))
+        if self._trainer is not None:
+            self._stop_if_due(self._trainer)

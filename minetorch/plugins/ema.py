@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,17 +62,13 @@ class EMA:
         self._trainer: TrainerState | None = None
 
     def after_init(self, trainer: TrainerState) -> None:
-        """Begin with the weights as they are, or with the checkpoint's average."""
+        """Begin with the weights as they are."""
         self._trainer = trainer
         self._stepped = trainer.progress.step
-        tensors = _tensors(trainer)
-        loaded, self._average = self._average, {}
-        if not loaded.keys() >= tensors.keys():
-            loaded = {**without_compile(loaded)}
         copies: dict[int, torch.Tensor] = {}  # tied weights have one average
-        for name, tensor in tensors.items():
+        for name, tensor in _tensors(trainer).items():
             if id(tensor) not in copies:
-                copies[id(tensor)] = _loaded_for(name, tensor, loaded) if loaded else _start(tensor)
+                copies[id(tensor)] = tensor.detach().to(_dtype(tensor), copy=True)
                 self._pairs.append((copies[id(tensor)], tensor))
             self._average[name] = copies[id(tensor)]
         if self.validate:
@@ -150,8 +146,22 @@ class EMA:
         return {"average": dict(self._average), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` returned."""
-        self._average, self.updates = dict(state_dict["average"]), state_dict["updates"]
+        """Take over a state that `state_dict` returned.
+
+        Raises:
+            CheckpointMismatchError: it is another model's.
+        """
+        loaded: Mapping[str, torch.Tensor] = state_dict["average"]
+        if not loaded.keys() >= self._average.keys():
+            loaded = without_compile(loaded)
+        for name, average in self._average.items():
+            if name not in loaded or loaded[name].shape != average.shape:
+                raise CheckpointMismatchError(
+                    f"The checkpoint's EMA does not fit this model: {name!r} is missing in it, or of another shape. "
+                    "Use the model it was made with, another `code`, or resume=False to start afresh."
+                )
+            average.copy_(loaded[name])
+        self.updates = state_dict["updates"]
 
 
 def _tensors(trainer: TrainerState) -> dict[str, torch.Tensor]:
@@ -159,19 +169,6 @@ def _tensors(trainer: TrainerState) -> dict[str, torch.Tensor]:
     names = ModelNames(trainer.unwrapped_model)
     own = names.parameters() | names.buffers()
     return {name: own[name] for name in names.state_dict() if name in own}
-
-
-def _start(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to(_dtype(tensor), copy=True)
-
-
-def _loaded_for(name: str, tensor: torch.Tensor, loaded: dict[str, torch.Tensor]) -> torch.Tensor:
-    if name not in loaded or loaded[name].shape != tensor.shape:
-        raise CheckpointMismatchError(
-            f"The checkpoint's EMA does not fit this model: {name!r} is missing in it, or of another shape. "
-            "Use the model it was made with, another `code`, or resume=False to start afresh."
-        )
-    return loaded[name].to(tensor.device, _dtype(tensor))
 
 
 def _dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -87,7 +87,6 @@ class NoisySamples:
         self._waiting: list[tuple[Sequence[int], torch.Tensor]] = []
         self._own = self._world = EpochLosses(0)
         self._history: History | None = None
-        self._loaded: dict[str, Any] | None = None
 
     def after_init(self, trainer: TrainerState) -> None:
         """Make room for every sample, and watch the model."""
@@ -98,8 +97,6 @@ class NoisySamples:
             )
         length = len(dataset)
         self._own, self._world, self._history = EpochLosses(length), EpochLosses(length), History(length)
-        if self._loaded is not None:
-            self._take_over(self._loaded, length)
         self._outputs.watch(trainer.unwrapped_model)
 
     def after_train_iteration_end(self, trainer: TrainerState, data: Any) -> None:
@@ -163,25 +160,26 @@ class NoisySamples:
         self._world.add_all(trainer.reduce(self._own.table, "sum"))
         self._own.table.zero_()
 
-    def _take_over(self, loaded: dict[str, Any], length: int) -> None:
-        assert self._history is not None
-        before = loaded["epoch"].shape[1]
-        if before != length:
-            raise CheckpointMismatchError(
-                f"The checkpoint's NoisySamples are of a dataset of {before} samples, and this one has {length}: it is "
-                "not known which is which. Leave the plugin out, or use another `code`."
-            )
-        self._world.table.copy_(loaded["epoch"])
-        self._history.table.copy_(loaded["history"])
-
     def state_dict(self) -> dict[str, Any]:
         """What there is of every sample: of the epoch under way, and of those before it."""
         assert self._history is not None
         return {"epoch": self._world.table, "history": self._history.table}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` returned."""
-        self._loaded = state_dict
+        """Take over a state that `state_dict` returned.
+
+        Raises:
+            CheckpointMismatchError: it is of another number of samples.
+        """
+        assert self._history is not None
+        before, length = state_dict["epoch"].shape[1], self._history.table.shape[1]
+        if before != length:
+            raise CheckpointMismatchError(
+                f"The checkpoint's NoisySamples are of a dataset of {before} samples, and this one has {length}: it is "
+                "not known which is which. Leave the plugin out, or use another `code`."
+            )
+        self._world.table.copy_(state_dict["epoch"])
+        self._history.table.copy_(state_dict["history"])
 
 
 class EpochLosses:

@@ -92,7 +92,7 @@ def test_an_option_has_its_meaning(line, expected):
         ("-m --nproc-per-node=2 pkg.run --x", Module("pkg.run", ("--x",))),
         ("--nproc-per-node=2 --module pkg.run", Module("pkg.run")),
         ("-mpkg.run -m", Module("pkg.run", ("-m",))),
-        ("--no-python ./run.sh -- x", Command("./run.sh", ("--", "x"))),
+        ("--no-python ./run.sh x -- y", Command("./run.sh", ("x", "--", "y"))),
     ],
 )
 def test_what_is_run(line, target):

@@ -64,9 +64,13 @@ class Recipe(NamedTuple):
     file: str = "train.py"
     workers: int = 2
     nodes: int = 1
+    slow: bool = False
+
+    def param(self):
+        return pytest.param(self, id=self.name, marks=[pytest.mark.slow] if self.slow or self.nodes > 1 else [])
 
 
-ONE_NODE = [
+RECIPES = [
     Recipe(
         # karpathy/nanoGPT: README.md, and train.py for what it reads
         "nanogpt",
@@ -146,6 +150,7 @@ ONE_NODE = [
             state.wait_for_everyone()
         """,
         "nlp_example.py",
+        slow=True,
     ),
     Recipe(
         # huggingface/transformers: examples/pytorch/README.md (there as torch.distributed.launch, whose --local_rank
@@ -192,13 +197,13 @@ ONE_NODE = [
         # huggingface/pytorch-image-models: distributed_train.sh
         "timm",
         """
-            set -- 2 /data/imagenet --model seresnet34 --log-interval 50 --experiment 'a b'
+            set -- 2 /data/imagenet --model seresnet34 --experiment 'a b'
             NUM_PROC=$1
             shift
             minetorch-launch --nproc_per_node=$NUM_PROC train.py "$@"
         """,
         """
-            assert sys.argv[1:] == ["/data/imagenet", "--model", "seresnet34", "--log-interval", "50", "--experiment", "a b"]
+            assert sys.argv[1:] == ["/data/imagenet", "--model", "seresnet34", "--experiment", "a b"]
             join(init_method="env://")
         """,
     ),
@@ -288,8 +293,8 @@ ONE_NODE = [
                 +data.response_dict_keys=['answer']
         """,
         """
-            assert sys.argv[2:] == ["optim.lr=1e-4", "data.prompt_dict_keys=[question]", "+data.response_dict_keys=[answer]"]
             assert sys.argv[1].endswith("/data/gsm8k/train.parquet")
+            assert sys.argv[3:] == ["data.prompt_dict_keys=[question]", "+data.response_dict_keys=[answer]"]
             join()
         """,
         "verl/trainer/fsdp_sft_trainer.py",
@@ -348,6 +353,7 @@ ONE_NODE = [
         """,
         "torchtitan/train.py",
         workers=4,
+        slow=True,
     ),
     Recipe(
         # pytorch/examples: distributed/ddp-tutorial-series/slurm/sbatch_run.sh and multigpu_torchrun.py
@@ -379,10 +385,8 @@ ONE_NODE = [
             DistributedDataParallel(torch.nn.Linear(20, 1))(torch.ones(1, 20)).sum().backward()
         """,
         "multinode_torchrun.py",
+        slow=True,
     ),
-]
-
-TWO_NODES = [
     Recipe(
         # karpathy/nanoGPT: README.md
         "nanogpt-two-nodes",
@@ -396,6 +400,7 @@ TWO_NODES = [
             join()
         """,
         workers=4,
+        nodes=2,
     ),
     Recipe(
         # NVIDIA/Megatron-LM: examples/mixtral/train_mixtral_8x7b_distributed.sh, in a container of a SLURM job
@@ -425,14 +430,16 @@ TWO_NODES = [
             dist.barrier(group=expert_parallel)
         """,
         "pretrain_gpt.py",
+        nodes=2,
     ),
     Recipe(
         # aws/sagemaker-training-toolkit: src/sagemaker_training/torch_distributed.py; the host's name is algo-1 there
         "sagemaker",
         """
-            export FI_PROVIDER=efa NCCL_SOCKET_IFNAME=lo SM_HOSTS='["algo-1","algo-2"]' SM_CURRENT_HOST=algo-$((NODE + 1))
-            minetorch-launch --nnodes 2 --nproc_per_node 1 --master_addr localhost --master_port $PORT --node_rank $NODE \
-                train.py --epochs 1 --model-dir /opt/ml/model
+            export SM_HOSTS='["algo-1","algo-2"]' SM_CURRENT_HOST=algo-$((NODE + 1))
+            export FI_PROVIDER=efa NCCL_SOCKET_IFNAME=lo
+            minetorch-launch --nnodes 2 --nproc_per_node 1 --master_addr localhost --master_port $PORT \
+                --node_rank $NODE train.py --epochs 1 --model-dir /opt/ml/model
         """,
         """
             import json
@@ -442,6 +449,7 @@ TWO_NODES = [
             assert sys.argv[1:] == ["--epochs", "1", "--model-dir", "/opt/ml/model"]
             join()
         """,
+        nodes=2,
     ),
     Recipe(
         # kubeflow/training-operator: pkg/controller.v1/pytorch/elastic.go and envvar.go, and
@@ -460,6 +468,7 @@ TWO_NODES = [
         """,
         "imagenet.py",
         workers=4,
+        nodes=2,
     ),
     Recipe(
         # kubeflow/trainer: pkg/runtime/framework/plugins/torch/torch.go
@@ -472,6 +481,7 @@ TWO_NODES = [
             assert rank == int(os.environ["NODE"]) == int(os.environ["GROUP_RANK"])
             join()
         """,
+        nodes=2,
     ),
     Recipe(
         # huggingface/accelerate: examples/README.md
@@ -494,14 +504,15 @@ TWO_NODES = [
             assert accelerator.reduce(torch.ones(1)).item() == world
         """,
         "nlp_example.py",
+        nodes=2,
     ),
     Recipe(
-        # Lightning-AI/pytorch-lightning: docs/source-pytorch/clouds/cluster_intermediate_2.rst, and TorchElasticEnvironment
-        # in src/lightning/fabric/plugins/environments/torchelastic.py
+        # Lightning-AI/pytorch-lightning: docs/source-pytorch/clouds/cluster_intermediate_2.rst, and
+        # TorchElasticEnvironment in src/lightning/fabric/plugins/environments/torchelastic.py
         "lightning",
         """
-            minetorch-launch --nproc_per_node=2 --nnodes=2 --node_rank $NODE --master_addr 127.0.0.1 --master_port $PORT \
-                train.py --arg1 --arg2
+            minetorch-launch --nproc_per_node=2 --nnodes=2 --node_rank $NODE --master_addr 127.0.0.1 \
+                --master_port $PORT train.py --arg1 --arg2
         """,
         """
             assert dist.is_available() and dist.is_torchelastic_launched()
@@ -511,6 +522,7 @@ TWO_NODES = [
             join()
         """,
         workers=4,
+        nodes=2,
     ),
     Recipe(
         # hiyouga/LLaMA-Factory: src/llamafactory/cli.py, with its NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT
@@ -518,13 +530,14 @@ TWO_NODES = [
         """
             export FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=$NODE NPROC_PER_NODE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=$PORT
             minetorch-launch --nnodes $NNODES --node_rank $NODE_RANK --nproc_per_node $NPROC_PER_NODE \
-                --master_addr $MASTER_ADDR --master_port $MASTER_PORT src/llamafactory/launcher.py examples/llama3_lora_sft.yaml
+                --master_addr $MASTER_ADDR --master_port $MASTER_PORT src/llamafactory/launcher.py train.yaml
         """,
         """
             assert os.environ["NODE_RANK"] == os.environ["GROUP_RANK"] == str(rank)
             join()
         """,
         "src/llamafactory/launcher.py",
+        nodes=2,
     ),
     Recipe(
         # axolotl-ai-cloud/axolotl: docs/multi-node.qmd
@@ -540,6 +553,7 @@ TWO_NODES = [
             join()
         """,
         "axolotl/cli/train.py",
+        nodes=2,
     ),
 ]
 
@@ -569,25 +583,14 @@ def write_worker(launches, text, file):
     launches.script(textwrap.dedent(COMMON) + textwrap.dedent(text) + "\ndone()\n", file)
 
 
-def check(launches, recipe, ends):
+@pytest.mark.parametrize("recipe", [recipe.param() for recipe in RECIPES])
+def test_a_recipe_runs_as_under_torchrun(launches, shell, recipe):
+    write_worker(launches, recipe.worker, recipe.file)
+    ends = shell(recipe.line, recipe.nodes)
     assert [code for _, _, code in ends] == [0] * recipe.nodes, ends
     done = sorted(path.name for path in launches.folder.glob("done.*"))
     assert done == [f"done.{rank}" for rank in range(recipe.workers)], ends
     assert not [err for _, err, _ in ends if "minetorch-launch:" in err], ends
-
-
-@pytest.mark.parametrize("recipe", ONE_NODE, ids=lambda recipe: recipe.name)
-def test_the_line_of_one_command(launches, shell, recipe):
-    write_worker(launches, recipe.worker, recipe.file)
-    check(launches, recipe, shell(recipe.line))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", TWO_NODES, ids=lambda recipe: recipe.name)
-def test_the_line_of_each_of_two_nodes(launches, shell, recipe):
-    recipe = recipe._replace(nodes=2)
-    write_worker(launches, recipe.worker, recipe.file)
-    check(launches, recipe, shell(recipe.line, nodes=2))
 
 
 def test_torchtitan_shows_one_rank_and_keeps_the_lines_of_all(launches, shell):

@@ -333,6 +333,35 @@ RECIPES = [
         workers=1,
     ),
     Recipe(
+        # pytorch/torchx: dist.ddp in torchx/components/dist.py (in some versions as python -m torch.distributed.run)
+        "torchx",
+        """
+            bash -c "minetorch-launch --rdzv_backend c10d --rdzv_endpoint localhost:0 --rdzv_id main-a1b2 --nnodes 1 \
+                --nproc_per_node 2 --tee 3 --role '' main.py --epochs 1" 2>notes
+        """,
+        """
+            assert (os.environ["ROLE_NAME"], os.environ["TORCHELASTIC_RUN_ID"]) == ("", "main-a1b2")
+            assert sys.argv[1:] == ["--epochs", "1"]
+            join()
+        """,
+        "main.py",
+    ),
+    Recipe(
+        # determined-ai/determined: harness/determined/launch/torch_distributed.py
+        "determined",
+        """
+            python -m minetorch_launch --nnodes 1 --nproc_per_node 2 --node_rank 0 --max_restarts 0 \
+                --master_addr localhost --master_port $PORT --module determined.exec.pid_client /tmp/pid_server-1 -- \
+                python3 -m determined.launch.wrap_rank RANK -- train.py
+        """,
+        """
+            wrapped = ["python3", "-m", "determined.launch.wrap_rank", "RANK", "--", "train.py"]
+            assert sys.argv[1:] == ["/tmp/pid_server-1", "--", *wrapped]
+            join()
+        """,
+        "determined/exec/pid_client.py",
+    ),
+    Recipe(
         # pytorch/torchtitan: multinode_trainer.slurm
         "torchtitan-slurm",
         """
@@ -537,6 +566,20 @@ RECIPES = [
             join()
         """,
         "src/llamafactory/launcher.py",
+        nodes=2,
+    ),
+    Recipe(
+        # apache/spark: TorchDistributor in python/pyspark/ml/torch/distributor.py
+        "spark",
+        """
+            export MASTER_ADDR=127.0.0.1 MASTER_PORT=$PORT WORLD_SIZE=2 NODE_RANK=$NODE RANK=$NODE
+            minetorch-launch --nnodes=2 --node_rank=$RANK --rdzv_endpoint=$MASTER_ADDR:$MASTER_PORT --rdzv_id=0 \
+                --nproc_per_node=1 train.py
+        """,
+        """
+            assert rank == int(os.environ["NODE"])
+            join()
+        """,
         nodes=2,
     ),
     Recipe(

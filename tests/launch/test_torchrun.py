@@ -69,6 +69,7 @@ def test_every_option_of_torchrun_is_known():
         ("--rdzv-backend c10d --rdzv-conf timeout=30,store_type=tcp", {}),
         ("--rdzv-conf timeout=30 --join-timeout 7", {"join_timeout": 7.0}),
         ("--local-addr 10.0.0.1 --role r --max_restarts=3", {"local_addr": "10.0.0.1", "role": "r", "max_restarts": 3}),
+        ("--role=", {"role": ""}),
         ("--shutdown-timeout 5", {"grace": 5.0}),
         ("--start-method fork", {}),
         ("--start-method spawn", {"start_method": "spawn"}),

@@ -487,7 +487,7 @@ RECIPES = [
         """
             export PYTHONUNBUFFERED=0 MASTER_PORT=$PORT MASTER_ADDR=localhost WORLD_SIZE=2 RANK=$NODE LOGLEVEL=DEBUG
             export PET_RDZV_ENDPOINT=localhost:$PORT PET_RDZV_BACKEND=c10d PET_NNODES=1:2 PET_MAX_RESTARTS=100
-            export PET_NPROC_PER_NODE=2 PET_RDZV_ID=job PET_RDZV_CONF=last_call_timeout=30 PET_STANDALONE=
+            export PET_NPROC_PER_NODE=2 PET_RDZV_ID=job PET_RDZV_CONF=last_call_timeout=30
             minetorch-launch imagenet.py --arch=resnet18 --epochs=1 --batch-size=32 /workspace/data/tiny-imagenet-200
         """,
         """

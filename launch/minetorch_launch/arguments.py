@@ -1,7 +1,7 @@
 """The command line's words -> what they ask for; torchrun's spellings are understood, too.
 
-The words are read here, and not by argparse, which interprets ``--`` and prefixes of options in the script's own
-arguments as well.
+The words are read here, and not by argparse, which interprets prefixes of options in the script's own arguments as
+well.
 """
 
 from __future__ import annotations

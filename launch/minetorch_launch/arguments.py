@@ -1,7 +1,7 @@
 """The command line's words -> what they ask for; torchrun's spellings are understood, too.
 
-The words are read here, and not by argparse, which interprets ``--`` and prefixes of options in the script's own
-arguments as well.
+The words are read here, and not by argparse, which interprets prefixes of options in the script's own arguments as
+well.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Request:
     """The launcher's options, ours and torchrun's, in one word each; read again, they mean the same."""
 
     rest: tuple[str, ...]
-    """What follows them: the target and its arguments, after ``-m`` for a module."""
+    """What follows them, after ``-m`` for a module: the target and its arguments, with two dashes where they stood."""
 
     target: Script | Module | Command | None
     options: LaunchOptions
@@ -252,11 +252,8 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str], tuple[str, .
     given: dict[str, str] = {}
     own: list[str] = []
     words = list(argv)
-    while words and words[0].startswith("-") and words[0] != "-":
-        word = words.pop(0)
-        if word == "--":
-            break
-        name, value = _name_and_value(word)
+    while words and words[0].startswith("-") and words[0] not in ("-", "--"):
+        name, value = _name_and_value(words.pop(0))
         if name in _FLAGS:
             if name == "--module" and value:  # -mMODULE, as with python
                 words.insert(0, value)
@@ -303,6 +300,11 @@ def _hint(name: str) -> str:
 
 
 def _target(given: Mapping[str, str], words: tuple[str, ...]) -> Script | Module | Command | None:
+    # Two dashes before or after the target end the options, as argparse has it: torchrun -m MODULE -- ARGS is common.
+    if words[:1] == ("--",):
+        words = words[1:]
+    elif words[1:2] == ("--",):
+        words = (words[0], *words[2:])
     module, no_python = "--module" in given, "--no-python" in given
     if module and (not words or not words[0]):
         raise UsageError("-m needs a module: type -m MODULE [ARGS]...")

@@ -158,7 +158,8 @@ class LaunchOptions:
         validators.check_choice("--show", self.show, SHOWS)
         validators.check_choice("--prefix", self.prefix, PREFIXES)
         validators.check_path("--log-dir", self.log_dir)
-        for option, name in (("--rdzv-id", self.rdzv_id), ("--local-addr", self.local_addr), ("--role", self.role)):
+        role = self.role or None  # TorchX gives its workers an empty one
+        for option, name in (("--rdzv-id", self.rdzv_id), ("--local-addr", self.local_addr), ("--role", role)):
             validators.check_name(option, name)
         validators.check_names("--preload", self.preload)
         validators.check_names("--preempt-signals", self.preempt_signals or ())

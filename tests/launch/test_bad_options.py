@@ -59,7 +59,7 @@ BAD = {
     "--local-ranks-filter": ["x", "0,", "-1", "²"],
     "--numa-binding": ["", "all"],
     "--virtual-local-rank": FLAGS,
-    "--role": ["", " "],
+    "--role": [" "],
     "--dry-run": FLAGS,
     "--version": FLAGS,
     "--help": FLAGS,

@@ -174,9 +174,13 @@ def test_a_worker_finds_the_variables_and_arguments_that_torchrun_gives(launches
         "train.py",
         "train.py --threads 3 -m x",
         "train.py a -- b --",
+        "train.py -- -a",
+        "train.py -- -- a",
+        "-- train.py -- a",
         "-- train.py a",
         "-- -odd.py a",
         "-m package.tool",
+        "-m package.tool -- --depth=20",
         "-m package.tool x -- -m x --threads 3",
     ],
 )
@@ -186,11 +190,6 @@ def test_a_command_line_is_parted_as_torchrun_parts_it(line):
     assert isinstance(ours, Module) is theirs.module
     assert (ours.name if theirs.module else ours.path) == theirs.training_script
     assert list(ours.args) == theirs.training_script_args
-
-
-def test_two_dashes_right_after_the_script_are_its_own_as_under_python():
-    # torchrun's argparse takes these for its own end of options, in some versions of Python.
-    assert read(["train.py", "--", "a"], {}).target.args == ("--", "a")
 
 
 @pytest.mark.slow

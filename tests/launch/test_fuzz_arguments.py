@@ -58,6 +58,8 @@ pet_names = st.sampled_from(["PET_" + name[2:].replace("-", "_").upper() for nam
 @example([f"--no\nsuch{HUGE}", "x.py"], {}, HOSTS[0])
 @example(["--preempt-signals", HUGE, "x.py"], {"PET_REDIRECTS": f"{HUGE}:1"}, HOSTS[0])
 @example(["--start-method", "spawn", "--nproc", "999999999999", "x.py"], {}, HOSTS[0])
+@example(["x.py", "--", "--"], {}, HOSTS[0])
+@example(["--", "-x.py", "--"], {}, HOSTS[0])
 def test_a_command_line_is_understood_or_refused_in_one_line(line, environ, host):
     try:
         request = read(line, environ)
@@ -66,7 +68,8 @@ def test_a_command_line_is_understood_or_refused_in_one_line(line, environ, host
             plan = make_plan(request.target, request.options, host, {"OMP_NUM_THREADS": "²"}, topology=topology)
             assert plan.text()
             assert math.isfinite(plan.grace)
-            assert read([*request.own, *request.rest], environ).own == request.own
+            again = read([*request.own, *request.rest], environ)
+            assert (again.own, again.target) == (request.own, request.target)
     except UsageError as error:
         check(error)
 

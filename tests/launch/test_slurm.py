@@ -667,6 +667,7 @@ def test_a_line_break_is_refused():
         ),
         (["-m", "pkg.run", "x"], "--job-name=pkg.run", ["-m", "pkg.run", "x"]),
         (["--", "-odd.py"], "--job-name=-odd", ["--", "-odd.py"]),
+        (["-m", "pkg.run", "--", "--", "x"], "--job-name=pkg.run", ["-m", "pkg.run", "--", "--", "x"]),
     ],
 )
 def test_a_command_line_becomes_a_batch_script(tmp_path, words, name, command):

@@ -69,6 +69,7 @@ def test_every_option_of_torchrun_is_known():
         ("--rdzv-backend c10d --rdzv-conf timeout=30,store_type=tcp", {}),
         ("--rdzv-conf timeout=30 --join-timeout 7", {"join_timeout": 7.0}),
         ("--local-addr 10.0.0.1 --role r --max_restarts=3", {"local_addr": "10.0.0.1", "role": "r", "max_restarts": 3}),
+        ("--role=", {"role": ""}),
         ("--shutdown-timeout 5", {"grace": 5.0}),
         ("--start-method fork", {}),
         ("--start-method spawn", {"start_method": "spawn"}),
@@ -92,7 +93,7 @@ def test_an_option_has_its_meaning(line, expected):
         ("-m --nproc-per-node=2 pkg.run --x", Module("pkg.run", ("--x",))),
         ("--nproc-per-node=2 --module pkg.run", Module("pkg.run")),
         ("-mpkg.run -m", Module("pkg.run", ("-m",))),
-        ("--no-python ./run.sh -- x", Command("./run.sh", ("--", "x"))),
+        ("--no-python ./run.sh x -- y", Command("./run.sh", ("x", "--", "y"))),
     ],
 )
 def test_what_is_run(line, target):

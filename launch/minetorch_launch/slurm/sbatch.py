@@ -44,11 +44,9 @@ def run(request: Request, *, say: Callable[[str], None]) -> int:
         example = "type e.g. --sbatch-options='--partition=gpu --time=4:00:00'"
         raise UsageError(f"--sbatch-options {wants.sbatch_options!r}: {error}; {example}") from None
     own = [word for word in request.own if word.split("=")[0] not in _OURS]
-    rest = request.rest
-    name = rest[1] if rest[0] == "-m" else Path(rest[0]).stem
-    # Two dashes keep a script whose name begins with a dash from being read as an option.
-    dashes = ["--"] if rest[0].startswith("-") and rest[0] != "-m" else []
-    launcher = [*LAUNCHER, *own, *dashes, *rest]
+    first = next(word for word in request.rest if word not in ("-m", "--"))
+    name = first if request.rest[0] == "-m" else Path(first).stem
+    launcher = [*LAUNCHER, *own, *request.rest]
     text = batch_script(request.options, launcher, name=name, sbatch_options=words, folder=str(Path.cwd()))
     if wants.dry_run:
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ from minetorch.facts import facts_of
 from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
 from minetorch.inline import NOTEBOOK_VARIABLE, ShownStore, find_view
-from minetorch.log import LOGGING_FORMAT, RunLog
+from minetorch.log import RunLog
 from minetorch.notices import NOTICES, describe
 from minetorch.persistence import Persistence
 from minetorch.plugins.drawing import DrawLosses
@@ -55,6 +56,7 @@ from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
 from minetorch.training.modes import Modes
 from minetorch.training.replicas import Replicas
+from minetorch.training.summary import Batches, ending, starting
 from minetorch.world import World
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
@@ -120,7 +122,7 @@ class Trainer(TrainerState):
         statable: Mapping[str, Stateful] | None = None,
         max_epochs: int | None = None,
         max_time: float | timedelta | None = None,
-        logging_format: str = LOGGING_FORMAT,
+        logging_format: str | None = None,
         trival: bool = False,
         trivial: bool | None = None,
         in_notebook: bool = False,
@@ -174,7 +176,8 @@ class Trainer(TrainerState):
             statable: named objects to keep in the checkpoint, such as an LR scheduler.
             max_epochs: the last epoch; None: until stopped.
             max_time: seconds (or a timedelta) after which to save and stop.
-            logging_format: of a log line, as in the standard library's `logging`.
+            logging_format: of a log line, as in the standard library's `logging`; None:
+                `"%(levelname)s %(asctime)s %(message)s"` in log.txt, and a shorter form on the console.
             trival: stop every pass over the data after 10 iterations.
             trivial: the same as `trival`.
             in_notebook: show output as a notebook can; so do workers of `minetorch.notebook.launch` in any case.
@@ -277,12 +280,12 @@ class Trainer(TrainerState):
         self.logger = self._log.logger
         self._loss_watch = LossWatch(self.logger)
         self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
-        self._hooks = self._gather_hooks(plugins, hooks)
+        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
+        self._hooks = self._gather_hooks(plugins, hooks, checkpointer)
         if self._proof is not None:
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
             )
-        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self.files = store if checkpointer is None else self._fenced(store, checkpointer.fence)
         self.drawer = make_drawers(
             drawer,
@@ -340,7 +343,9 @@ class Trainer(TrainerState):
             self.close()
             raise
 
-    def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
+    def _gather_hooks(
+        self, plugins: Iterable[Any], hooks: Mapping[str, Any], checkpointer: Checkpointer | None
+    ) -> Hooks:
         settings, gathered = self.settings, Hooks(self, self._heartbeat)
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
@@ -358,9 +363,9 @@ class Trainer(TrainerState):
         for plugin in [*built_in, *plugins]:
             gathered.add_plugin(plugin)
         gathered.add_all(hooks)
-        if self.is_main:
+        if checkpointer is not None:
             # Last, for the line to have what the hooks add to the metrics.
-            gathered.add_plugin(EpochLog())
+            gathered.add_plugin(EpochLog(checkpointer.would_be_best))
         if self._view is not None:
             gathered.add_plugin(InlineEpochs(self._view))
         return gathered
@@ -422,6 +427,7 @@ class Trainer(TrainerState):
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
             SupersededError: it was called again, and another process has started the run since the first call.
         """
+        began = time.monotonic()
         self._persistence.renew()
         self._log.reopen()
         self._in_loop, self._ended = True, "failed"
@@ -437,7 +443,7 @@ class Trainer(TrainerState):
                 noticed = not self._at_end() and self._is_noticed(is_time_up=self.is_main and self._job_end.is_near)
                 self._hooks.call("before_quit")
                 self._hear(wait=True)
-                self._log.ended(self.progress.step)
+                self._log_end(time.monotonic() - began)
                 self._ended = "finished" if self._at_end() else "stopped early"
             except KeyboardInterrupt:
                 self._ended = "interrupted"
@@ -456,12 +462,24 @@ class Trainer(TrainerState):
         elif self.progress.epoch_complete and self._is_stopped_before_epoch():
             self.logger.info("Stopped before epoch %d, as asked.", self.current_epoch + 1)
             return
-        elif self.is_main:
-            self.logger.info("Training on %s.", self.world.describe())
+        else:
+            self._log_start(self.world.gather(self.world.device_name))
         while not self._at_end():
             self._begin_epoch()
             if not self._run_epoch():
                 break
+
+    def _log_start(self, devices: Sequence[str]) -> None:
+        if self.is_main:
+            loader, most = self.train_dataloader, TRIVIAL_ITERATIONS if self.settings.trival else None
+            count = loader.iterations if most is None or loader.iterations is None else min(loader.iterations, most)
+            batches = Batches(count, loader.global_batch_size)
+            directory = self._store.url_of()
+            self.logger.info("%s", starting(self.unwrapped_model, self.settings, batches, devices, directory))
+
+    def _log_end(self, seconds: float) -> None:
+        summary = ending(self._persistence.best, seconds, self._store.url_of()) if self.is_main else ""
+        self._log.ended(self.progress.step, summary)
 
     def _begin_epoch(self) -> None:
         """Turn to the next epoch, or to the rest of one.

@@ -97,7 +97,7 @@ class Throughput:
         trainer.drawer.scalar(rate, RATE_GRAPH)
         trainer.drawer.scalars(mean, PARTS_GRAPH)
         parts = ", ".join(f"{part} {value:.3g}" for part, value in mean.items())
-        trainer.logger.info("A step took, in ms: %s%s", parts, slowest_for_data([values[0] for values in of_ranks]))
+        trainer.logger.info("Step time in ms: %s%s", parts, slowest_for_data([values[0] for values in of_ranks]))
 
     def _begin(self, trainer: TrainerState) -> None:
         self._samples, self._steps = trainer.progress.samples, trainer.progress.step

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from minetorch.inline.view import View
 
+CONSOLE_COLUMNS = 110
+"""Columns within which a line about an epoch stays on the console, with what stands in front of it."""
+MESSAGE_COLUMNS = CONSOLE_COLUMNS - len("[0] 12:34:56 ")
+"""Of these, columns for the message, after the launcher's rank and the time."""
+
 _ON_CONSOLE = "minetorch_on_console"
 
 

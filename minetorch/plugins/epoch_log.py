@@ -8,15 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from minetorch.figures import four_digits, rate_text, time_text
-from minetorch.log import on_console
+from minetorch.log import MESSAGE_COLUMNS, on_console
 from minetorch.plugins.throughput import RATE_GRAPH
 
 if TYPE_CHECKING:
     from minetorch.state import TrainerState
     from minetorch.world import World
-
-CONSOLE_COLUMNS = 110
-"""Columns within which the line stays on the console, with the time and the launcher's rank in front of it."""
 
 
 class EpochLog:
@@ -85,6 +82,6 @@ def _fitted(title: str, figures: Sequence[str], times: tuple[str, str], best: st
 
 
 def _columns(world: World) -> int:
-    """Columns for the message, without the time and the launcher's `[0]`, or `[node:0]` on several nodes."""
+    """Columns for the message: on several nodes the launcher puts `[node:0]` in front of it."""
     node = f"{socket.gethostname().partition('.')[0]}:" if world.size > world.local_size else ""
-    return CONSOLE_COLUMNS - len("12:34:56 ") - len(f"[{node}0] ")
+    return MESSAGE_COLUMNS - len(node)

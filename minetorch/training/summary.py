@@ -44,7 +44,7 @@ def starting(model: nn.Module, settings: Settings, batches: Batches, devices: Se
     kinds = ", ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in Counter(devices).items())
     return (
         f"Training {_class_name(model)} ({parameters:,} parameters) on {kinds}: {_batches(batches)} per epoch"
-        f"{'' if settings.accumulated_iter == 1 else f', {settings.accumulated_iter} per step'}, "
+        f"{'' if settings.accumulated_iter == 1 else f', {settings.accumulated_iter} batches per step'}, "
         f"{_precision(model, settings)}. Directory: {directory}"
     )
 

@@ -23,8 +23,8 @@ from benchmarks.processes import DiedError, Tree, count_opened_files, environmen
 __all__ = ["WALL", "commands", "measure", "measure_size", "title"]
 
 SCRIPTS = Path(__file__).parent / "scripts"
-WALL = {2: 0.65, 8: 0.3, 32: 0.1}
-CPU = {32: 0.1}
+WALL = {2: 0.5, 8: 0.25, 32: 0.09}
+CPU = {2: 0.35, 32: 0.1}
 MEMORY = 0.5
 LONGEST = 240.0
 ACCELERATE_AT_MOST = 8

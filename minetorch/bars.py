@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from minetorch.log import MESSAGE_COLUMNS, on_console
+
 if TYPE_CHECKING:
     import logging
 
@@ -134,7 +136,9 @@ class Lines:
     def show(self, figures: Figures, logger: logging.Logger) -> None:
         """Log a line."""
         of_total = "" if figures.total is None else f"/{figures.total} ({figures.done / max(figures.total, 1):.0%})"
-        logger.info("%s: batch %d%s, %s", figures.title, figures.done, of_total, figures.details())
+        place = f"{figures.title}: batch {figures.done}{of_total}, "
+        short = on_console(f"{place}{figures.details_within(MESSAGE_COLUMNS - len(place))}")
+        logger.info("%s", f"{place}{figures.details()}", extra=short)
 
     def end(self) -> None:
         """Nothing stays open."""

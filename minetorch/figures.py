@@ -34,7 +34,7 @@ class Figures:
         """All figures in words."""
         parts = [f"loss {self.loss:.4g}"]
         if self.rate is not None:
-            parts.append(f"{_number(self.rate)} {self.rate_unit}/s")
+            parts.append(f"{rate_text(self.rate)} {self.rate_unit}/s")
         if self.waiting is not None:
             parts.append(f"data wait {self.waiting:.0%}")
         if self.memory is not None:
@@ -60,7 +60,7 @@ class Figures:
     def _short(self, shown: Collection[str]) -> str:
         parts = [f"loss {self.loss:.4g}"]
         if self.rate is not None and "rate" in shown:
-            parts.append(f"{_number(self.rate)}/s")
+            parts.append(f"{rate_text(self.rate)}/s")
         if self.waiting is not None and "data" in shown:
             parts.append(f"data {self.waiting:.0%}")
         if self.memory is not None and "memory" in shown:
@@ -71,8 +71,19 @@ class Figures:
         return " ".join(parts)
 
 
-def _number(rate: float) -> str:
+def four_digits(value: float) -> str:
+    """A metric with four significant digits, zeros at the end included: 0.5000, 633.3, 1797."""
+    return f"{value:#.4g}".removesuffix(".")
+
+
+def rate_text(rate: float) -> str:
+    """Samples per second: 0.4, 12,346."""
     return f"{rate:,.{0 if rate >= 10 else 1}f}"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds as 4.2 s, and from a minute on as `clock_time`."""
+    return f"{seconds:.1f} s" if seconds < 59.95 else clock_time(seconds)
 
 
 def clock_time(seconds: float) -> str:

@@ -10,12 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 from minetorch.checkpoint import Checkpoint, Checkpointer
+from minetorch.checkpoint.manifest import Manifest
 from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.checkpoint.saver import Saved, Saver
 from minetorch.contents import Contents
 from minetorch.errors import ConfigurationError, RunVanishedError, StorageError, SupersededError
 from minetorch.history import Ended, Start
-from minetorch.log import RunLog
+from minetorch.log import RunLog, on_console
 from minetorch.randomness import generator_states
 from minetorch.receipt import describe, look_back
 from minetorch.state import TrainerState
@@ -62,6 +63,11 @@ class Persistence:
             return False
         assert self._checkpointer is not None
         return self._checkpointer.would_be_best(metrics)
+
+    @property
+    def best(self) -> Manifest | None:
+        """The best checkpoint so far, if there is one; always None on other ranks than 0."""
+        return None if self._checkpointer is None else self._checkpointer.best_manifest()
 
     def check_monitor(self) -> None:
         """Look whether the epoch that has ended has the metric that is monitored. Every rank calls it.
@@ -200,7 +206,9 @@ class Persistence:
         if not manifest.epoch_complete:
             where = f"epoch {manifest.epoch}, iteration {manifest.position}"
         also = sorted(alias for alias, name in manifest.aliases.items() if name == manifest.name and alias != LATEST)
-        self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, ", ".join([where, *also]))
+        names = ", ".join([where, *also])
+        short = on_console(f"Saved step {manifest.step} ({names})")
+        self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, names, extra=short)
 
     def claim(self) -> int:
         """Become the run's writer, before anything of the run is written. Every rank calls it.
@@ -321,7 +329,8 @@ class Persistence:
         progress, logger = self._trainer.progress, self._trainer.logger
         if found is not None:
             where = "" if progress.epoch_complete else f", iteration {progress.iteration}"
-            logger.info("Resumed from %s: epoch %d%s, step %d; %s.", found.path, start.epoch, where, start.step, cost)
+            logger.info("Resumed from %s: epoch %d%s, step %d.", found.path, start.epoch, where, start.step)
+            logger.info("Resume report: %s.", cost)
         elif resume is True:
             logger.info(
                 "No checkpoint found: training from scratch%s.", f"; {cost}" if start.steps_lost or start.ended else ""

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from minetorch.checkpoint.names import parse_resume
 from minetorch.errors import ConfigurationError, in_brief
-from minetorch.log import LOGGING_FORMAT
 
 _MOST_BITS = 63
 _LONGEST_NAME = 255
@@ -56,8 +55,8 @@ class Settings:
     """The last epoch; None: until stopped."""
     max_time: float | timedelta | None = None
     """Seconds (or a timedelta) after which to save and stop."""
-    logging_format: str = LOGGING_FORMAT
-    """Format of a log line, as in the standard library's `logging`."""
+    logging_format: str | None = None
+    """Format of a log line, as in the standard library's `logging`; None: that of `RunLog`."""
     if_running: Literal["refuse", "wait", "replace"] = "refuse"
     """What to do where another process is training this run: stop with an error, wait for its end, or take it over."""
     trival: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from minetorch.facts import facts_of
 from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
 from minetorch.inline import NOTEBOOK_VARIABLE, ShownStore, find_view
-from minetorch.log import LOGGING_FORMAT, RunLog
+from minetorch.log import RunLog
 from minetorch.notices import NOTICES, describe
 from minetorch.persistence import Persistence
 from minetorch.plugins.drawing import DrawLosses
@@ -53,6 +54,7 @@ from minetorch.training.losses import LossFunction, TrainingLoss
 from minetorch.training.modes import Modes
 from minetorch.training.saves import Saves
 from minetorch.training.step import TrainStep
+from minetorch.training.summary import ending
 from minetorch.training.validation import Validation
 from minetorch.world import World
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase
@@ -116,7 +118,7 @@ class Trainer(TrainerState):
         statable: Mapping[str, Stateful] | None = None,
         max_epochs: int | None = None,
         max_time: float | timedelta | None = None,
-        logging_format: str = LOGGING_FORMAT,
+        logging_format: str | None = None,
         trival: bool = False,
         trivial: bool | None = None,
         in_notebook: bool = False,
@@ -170,7 +172,8 @@ class Trainer(TrainerState):
             statable: named objects to keep in the checkpoint, such as an LR scheduler.
             max_epochs: the last epoch; None: until stopped.
             max_time: seconds (or a timedelta) after which to save and stop.
-            logging_format: of a log line, as in the standard library's `logging`.
+            logging_format: of a log line, as in the standard library's `logging`; None:
+                `"%(levelname)s %(asctime)s %(message)s"` in log.txt, and a shorter form on the console.
             trival: stop every pass over the data after 10 iterations.
             trivial: the same as `trival`.
             in_notebook: show output as a notebook can; so do workers of `minetorch.notebook.launch` in any case.
@@ -267,12 +270,12 @@ class Trainer(TrainerState):
         self.logger = self._log.logger
         self._loss_watch = LossWatch(self.logger)
         self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
-        self._hooks = self._gather_hooks(plugins, hooks)
+        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
+        self._hooks = self._gather_hooks(plugins, hooks, checkpointer)
         if self._proof is not None:
             self._hooks.add_plugin(
                 self._recorder(self._proof, [member for group in states for member in group.values()])
             )
-        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self.files = store if checkpointer is None else self._fenced(store, checkpointer.fence)
         self.drawer = make_drawers(
             drawer,
@@ -360,7 +363,9 @@ class Trainer(TrainerState):
             heartbeat=self._heartbeat,
         )
 
-    def _gather_hooks(self, plugins: Iterable[Any], hooks: Mapping[str, Any]) -> Hooks:
+    def _gather_hooks(
+        self, plugins: Iterable[Any], hooks: Mapping[str, Any], checkpointer: Checkpointer | None
+    ) -> Hooks:
         settings, gathered = self.settings, Hooks(self, self._heartbeat)
         self._progress_bar: ProgressBar | None = None
         built_in: list[Any] = [DrawLosses()]
@@ -378,9 +383,9 @@ class Trainer(TrainerState):
         for plugin in [*built_in, *plugins]:
             gathered.add_plugin(plugin)
         gathered.add_all(hooks)
-        if self.is_main:
+        if checkpointer is not None:
             # Last, for the line to have what the hooks add to the metrics.
-            gathered.add_plugin(EpochLog())
+            gathered.add_plugin(EpochLog(checkpointer.would_be_best))
         if self._view is not None:
             gathered.add_plugin(InlineEpochs(self._view))
         return gathered
@@ -435,6 +440,7 @@ class Trainer(TrainerState):
             StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
             SupersededError: it was called again, and another process has started the run since the first call.
         """
+        began = time.monotonic()
         self._persistence.renew()
         self._log.reopen()
         self._in_loop, self._ended = True, "failed"
@@ -452,7 +458,10 @@ class Trainer(TrainerState):
                 )
                 self._hooks.call("before_quit")
                 self._saves.hear(wait=True)
-                self._log.ended(self.progress.step)
+                summary = (
+                    ending(self._persistence.best, time.monotonic() - began, self.files.url) if self.is_main else ""
+                )
+                self._log.ended(self.progress.step, summary)
                 self._ended = "finished" if self._loop.is_at_end else "stopped early"
             except KeyboardInterrupt:
                 self._ended = "interrupted"

@@ -95,11 +95,10 @@ class World:
         """Whether this is rank 0, which alone logs, draws and writes checkpoints."""
         return self.rank == 0
 
-    def describe(self) -> str:
-        """This worker's device, and its rank where there are others: "cuda:1 (NVIDIA H100 80GB HBM3), rank 1 of 4"."""
-        name = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
-        rank = f", rank {self.rank} of {self.size}" if self.size > 1 else ""
-        return f"{self.device}{name}{rank}"
+    @property
+    def device_name(self) -> str:
+        """The kind of this worker's device: "cpu", "NVIDIA H100 80GB HBM3"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def connect(self, timeout: timedelta | None = None, say: Callable[[str], object] = lambda line: None) -> None:
         """Join the other workers; returns when all are there. Does nothing in a world of one, or when joined.

@@ -334,6 +334,11 @@ class Checkpointer:
         best = drafted.best if drafted is not None else self.best
         return value is not None and (best is None or is_better(value, best[1], self._mode))
 
+    def best_manifest(self) -> Manifest | None:
+        """The best checkpoint so far; None where there is none in this folder."""
+        name = None if self.best is None else self.best[0]
+        return next((manifest for manifest in self._manifests if manifest.name == name), None)
+
     def path_of(self, manifest: Manifest) -> str:
         """The full path or URL of a checkpoint's payload."""
         return self._store.url_of(manifest.payload)

@@ -121,13 +121,26 @@ class RankLoader:
         return getattr(self.source, name)
 
     def __len__(self) -> int:
-        """Iterations of a whole epoch. Raises TypeError for a stream without a length."""
-        if not self.is_stream:
-            return len(self._plan(range(len(sampler_of(self.source))), 0))
-        iterations = self._stream_iterations(0)
+        """Iterations of a whole epoch. Raises TypeError where the stream or the sampler has no length."""
+        iterations = self.iterations
         if iterations is None:
-            raise TypeError(f"{type(self.source.dataset).__name__} has no length")
+            raise TypeError(
+                f"{type(self.source.dataset if self.is_stream else sampler_of(self.source)).__name__} has no length"
+            )
         return iterations
+
+    @property
+    def iterations(self) -> int | None:
+        """Iterations of a whole epoch; None where the stream or the sampler has no length."""
+        if self.is_stream:
+            return self._stream_iterations(0)
+        units = length_of(sampler_of(self.source))
+        return None if units is None else len(self._plan(range(units), 0))
+
+    @property
+    def global_batch_size(self) -> int | None:
+        """Samples in a batch of all workers; None where a batch sampler or the dataset makes the batches."""
+        return None if samples_per_batch(self.source) is None else self._chunk
 
     def __iter__(self) -> Iterator[Any]:
         return (batch.data for batch in self.epoch(self.current_epoch).batches if batch.counted)

@@ -13,6 +13,33 @@ if TYPE_CHECKING:
 
     from minetorch.inline.view import View
 
+CONSOLE_COLUMNS = 110
+"""Columns within which a line about an epoch stays on the console, with what stands in front of it."""
+MESSAGE_COLUMNS = CONSOLE_COLUMNS - len("[0] 12:34:56 ")
+"""Of these, columns for the message, after the launcher's rank and the time."""
+
+_ON_CONSOLE = "minetorch_on_console"
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for people: the time of day, and the level where it is not INFO.
+
+    A record may have a shorter message for the console, as `logger.info(message, extra=on_console(shorter))` gives it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        """The line without an exception."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname} "
+        return f"{record.asctime} {level}{getattr(record, _ON_CONSOLE, record.message)}"
+
+
+def on_console(message: str) -> dict[str, str]:
+    """The `extra` of a record whose message on the console is another than in the files."""
+    return {_ON_CONSOLE: message}
+
 
 class ConsoleHandler(logging.Handler):
     """Writes to what sys.stderr (or sys.stdout) is at that moment, above a living progress bar."""

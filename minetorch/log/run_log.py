@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from minetorch.errors import ConfigurationError, in_brief
-from minetorch.log.console import ConsoleHandler, ViewHandler, WarningsUpwards, is_shown_elsewhere
+from minetorch.log.console import ConsoleFormatter, ConsoleHandler, ViewHandler, WarningsUpwards, is_shown_elsewhere
 from minetorch.log.files import FileHandler, LocalFileHandler, LogStore
 from minetorch.log.mark import Mark, ended_line
 from minetorch.log.remote import RemoteFileHandler
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from minetorch.inline.view import View
 
 LOGGING_FORMAT = "%(levelname)s %(asctime)s %(message)s"
+"""Of the files, where the user gives none."""
 
 _COUNT = itertools.count(1)
 
@@ -44,7 +45,7 @@ class RunLog:
         *,
         rank: int = 0,
         world_size: int = 1,
-        logging_format: str = LOGGING_FORMAT,
+        logging_format: str | None = None,
         in_notebook: bool = False,
         view: View | None = None,
         append: bool = True,
@@ -56,7 +57,8 @@ class RunLog:
             store: the files of the run.
             rank: this process's rank.
             world_size: how many ranks there are.
-            logging_format: as of `logging.Formatter`, in % style.
+            logging_format: of every line, as of `logging.Formatter`, in % style; None: `LOGGING_FORMAT` in the files,
+                and a shorter form on the console.
             in_notebook: write to stdout, since notebooks show stderr as an error.
             view: write there in place of the console.
             append: keep what the file has and go on below it, as a resumed run must.
@@ -65,7 +67,8 @@ class RunLog:
         Raises:
             ConfigurationError: `logging_format` is not such a format.
         """
-        formatter = _formatter(logging_format)
+        in_file = _formatter(LOGGING_FORMAT if logging_format is None else logging_format)
+        on_console = ConsoleFormatter() if logging_format is None else in_file
         self.logger = _own_logger()
         console = ConsoleHandler(to_stdout=in_notebook) if view is None else ViewHandler(view)
         self._shared: SharedWarnings | None = None
@@ -90,9 +93,9 @@ class RunLog:
                 self._shared.addFilter(lambda record: not is_shown_elsewhere(self.logger, record.levelno))
             self._pythons = PythonsWarnings(self.logger)
             handlers.append(self._shared)
-        console.setFormatter(formatter)
+        console.setFormatter(on_console)
         for handler in handlers:
-            handler.setFormatter(formatter)
+            handler.setFormatter(in_file if handler is self._file else on_console)
             self.logger.addHandler(handler)
 
     def begin(self, guard: Callable[[], object] | None = None) -> None:
@@ -127,9 +130,9 @@ class RunLog:
         mark = self._file.mark()
         return None if mark is None else mark.to_list()
 
-    def ended(self, step: int) -> None:
+    def ended(self, step: int, summary: str = "") -> None:
         """Say that the run has ended with all work up to this optimizer step saved: nothing of its log is undone."""
-        self.logger.info(ended_line(step))
+        self.logger.info("%s", f"{ended_line(step)} {summary}".rstrip())
 
     def flush(self) -> None:
         """Bring every line so far to the store, as before each checkpoint's commit.

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from minetorch.state import TrainerState
+from minetorch.figures import four_digits, rate_text, time_text
+from minetorch.log import MESSAGE_COLUMNS, on_console
+from minetorch.plugins.throughput import RATE_GRAPH
+
+if TYPE_CHECKING:
+    from minetorch.state import TrainerState
+    from minetorch.world import World
 
 
 class EpochLog:
-    """Says what each epoch came to: the metrics, how long it took, and training samples a second over all ranks."""
+    """Logs the metrics of each epoch, how long it took, training samples per second, and whether it is the best.
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    `log.txt` has all metrics with six digits. The console has four digits, and as many metrics as fit.
+    """
+
+    def __init__(
+        self, is_best: Callable[[Mapping[str, float]], bool], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """Use these functions.
+
+        Args:
+            is_best: whether an epoch with these metrics is the best so far.
+            clock: seconds.
+        """
+        self._is_best = is_best
         self._clock = clock
         self._started = clock()
         self._trained: float | None = None
@@ -29,11 +49,39 @@ class EpochLog:
             self._trained = self._clock()
 
     def after_epoch_end(self, trainer: TrainerState, epoch: int) -> None:
-        """Log the epoch's figures."""
+        """Log the line of the epoch."""
         now = self._clock()
         training = max((self._trained or now) - self._started, 1e-9)
-        rate = (trainer.progress.samples - self._samples) / training
-        last = f"/{trainer.max_epochs}" if trainer.max_epochs else ""
-        figures = ", ".join(f"{name} {value:.6g}" for name, value in trainer.metrics.items())
-        seconds = now - self._started
-        trainer.logger.info("Epoch %d%s: %s (%.1f s, %.0f samples/s)", epoch, last, figures, seconds, rate)
+        metrics = {**trainer.metrics}
+        # Throughput's rate, which leaves the saves out, stands in place of this one.
+        rate = metrics.pop(RATE_GRAPH, (trainer.progress.samples - self._samples) / training)
+        title = f"Epoch {epoch}/{trainer.max_epochs}" if trainer.max_epochs else f"Epoch {epoch}"
+        seconds, samples = time_text(now - self._started), f"{rate_text(rate)} samples/s"
+        best = " best" if self._is_best(trainer.metrics) else ""
+        figures = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+        first = ("train_loss", "val_loss", trainer.settings.monitor)
+        names = sorted(metrics, key=lambda name: name not in first)
+        short = [f"{name} {four_digits(metrics[name])}" for name in names]
+        trainer.logger.info(
+            "%s",
+            f"{title}: {figures} ({seconds}, {samples}){best}",
+            extra=on_console(_fitted(f"{title}: ", short, (seconds, samples), best, _columns(trainer.world))),
+        )
+
+
+def _fitted(title: str, figures: Sequence[str], times: tuple[str, str], best: str, columns: int) -> str:
+    """The line with as many figures as fit; the rate goes first, then the last figures."""
+    line = ""
+    for count in range(len(figures), -1, -1):
+        more = [] if count == len(figures) else [f"{len(figures) - count} more"]
+        for took in (", ".join(times), times[0]):
+            line = f"{title}{', '.join([*figures[:count], *more])} ({took}){best}"
+            if len(line) <= columns:
+                return line
+    return line
+
+
+def _columns(world: World) -> int:
+    """Columns for the message: on several nodes the launcher puts `[node:0]` in front of it."""
+    node = f"{socket.gethostname().partition('.')[0]}:" if world.size > world.local_size else ""
+    return MESSAGE_COLUMNS - len(node)

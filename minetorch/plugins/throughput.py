@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from minetorch.data import Batch
+from minetorch.log import on_console
 from minetorch.state import TrainerState
 from minetorch_launch.heartbeat import Phase
 
@@ -97,7 +98,10 @@ class Throughput:
         trainer.drawer.scalar(rate, RATE_GRAPH)
         trainer.drawer.scalars(mean, PARTS_GRAPH)
         parts = ", ".join(f"{part} {value:.3g}" for part, value in mean.items())
-        trainer.logger.info("A step took, in ms: %s%s", parts, slowest_for_data([values[0] for values in of_ranks]))
+        short = ", ".join(f"{part} {value:.1f}" for part, value in mean.items())
+        slowest = slowest_for_data([values[0] for values in of_ranks])
+        shown = on_console(f"Step time in ms: {short}{slowest}")
+        trainer.logger.info("Step time in ms: %s%s", parts, slowest, extra=shown)
 
     def _begin(self, trainer: TrainerState) -> None:
         self._samples, self._steps = trainer.progress.samples, trainer.progress.step

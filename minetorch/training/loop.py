@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
@@ -17,7 +18,8 @@ from minetorch.training.losses import TrainingLoss
 from minetorch.training.modes import Modes
 from minetorch.training.saves import Saves
 from minetorch.training.step import TrainStep
-from minetorch.training.trial import limited
+from minetorch.training.summary import Batches, starting
+from minetorch.training.trial import limited, trial_length
 from minetorch.training.validation import Validation
 from minetorch_launch.heartbeat import HeartbeatWriter
 
@@ -68,8 +70,8 @@ class Loop:
         elif trainer.progress.epoch_complete and self._is_stopped_before_epoch():
             logger.info("Stopped before epoch %d, as asked.", trainer.current_epoch + 1)
             return
-        elif trainer.is_main:
-            logger.info("Training on %s.", trainer.world.describe())
+        else:
+            self._log_start(trainer.world.gather(trainer.world.device_name))
         while not self.is_at_end:
             self._begin_epoch()
             asked = self._train_epoch()
@@ -84,6 +86,13 @@ class Loop:
             if stop:
                 logger.info("Stopped after epoch %d, as asked.", trainer.current_epoch)
                 return
+
+    def _log_start(self, devices: Sequence[str]) -> None:
+        trainer, loader = self._trainer, self._trainer.train_dataloader
+        if trainer.is_main:
+            batches = Batches(trial_length(loader.iterations, trainer.settings), loader.global_batch_size)
+            summary = starting(trainer.unwrapped_model, trainer.settings, batches, devices, trainer.files.url)
+            trainer.logger.info("%s", summary)
 
     def _is_stopped_before_epoch(self) -> bool:
         """Whether it was asked to stop while no epoch was under way, as a hook at `after_init` may."""

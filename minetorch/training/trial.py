@@ -11,10 +11,16 @@ TRIVIAL_ITERATIONS = 10
 """Iterations of a pass over the data under `trival=True`."""
 
 
+def trial_length(iterations: int | None, settings: Settings, done: int = 0) -> int | None:
+    """How many iterations there will be of so many, `done` of which were done before; None where it is not known."""
+    if iterations is None or not settings.trival:
+        return iterations
+    return min(iterations, max(0, TRIVIAL_ITERATIONS - done))
+
+
 def limited(epoch: Epoch, settings: Settings, done: int = 0) -> Epoch:
     """The epoch, or its beginning under `trival`, of which `done` iterations were done before."""
     if not settings.trival:
         return epoch
-    allowed = max(0, TRIVIAL_ITERATIONS - done)
-    left = None if epoch.iterations is None else min(epoch.iterations, allowed)
-    return epoch._replace(iterations=left, batches=islice(epoch.batches, allowed))
+    batches = islice(epoch.batches, max(0, TRIVIAL_ITERATIONS - done))
+    return epoch._replace(iterations=trial_length(epoch.iterations, settings, done), batches=batches)

@@ -85,7 +85,7 @@ BAD = {
     "statable": [3, [], False, {"a": 3}, {"a": HalfStateful()}, {3: nn.Linear(1, 1)}, {"model": nn.ReLU()}, "x"],
     "max_epochs": NOT_COUNTS,
     "max_time": [*POSITIVE, timedelta(0), timedelta(days=-1)],
-    "logging_format": [None, 3, "", "%(nosuch)s", "%(message)", "%d", "{message}", torch.ones(2)],
+    "logging_format": [3, "", "%(nosuch)s", "%(message)", "%d", "{message}", torch.ones(2)],
     "trival": FLAGS,
     "trivial": FLAGS[1:],
     "in_notebook": FLAGS,

@@ -141,7 +141,7 @@ def read(path):
 
 def epochs_in_log(folder):
     """The lines of the epochs, without how long each took; of an epoch that was begun again, its last."""
-    lines = re.findall(r"^INFO \S+ \S+ (Epoch (\d)/3: .*) \(.*\)$", (folder / "runs/default/log.txt").read_text(), re.M)
+    lines = re.findall(r"^INFO \S+ \S+ (Epoch (\d)/3: .*) \(.*$", (folder / "runs/default/log.txt").read_text(), re.M)
     return {epoch: line for line, epoch in lines}
 
 

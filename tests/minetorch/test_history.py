@@ -1,6 +1,7 @@
 """The starts of a run: in checkpoints, in claims, and in what `minetorch show` prints."""
 
 import json
+import re
 import time
 from dataclasses import asdict, replace
 
@@ -101,8 +102,8 @@ def test_each_start_knows_those_before_it_and_what_they_cost(lives):
     assert all(0 <= start.load_s < 60 and abs(start.time - time.time()) < 100 for start in last)
     log = (run / "log.txt").read_text()
     assert "training from scratch; 2 steps lost, the previous start had failed, down for" in log
-    assert "epoch 1, step 5; 2 steps lost, the previous start had failed, down for" in log
-    assert "iteration 3, step 8; no step lost, the previous start had stopped" in log
+    assert re.search(r"epoch 1, step 5\.\n.*Resume report: 2 steps lost, the previous start had failed, down for", log)
+    assert re.search(r"iteration 3, step 8\.\n.*Resume report: no step lost, the previous start had stopped", log)
     assert log.count("Epoch 2 continues after 12 samples in the same order: no sample is repeated or left out.") == 1
 
 
@@ -137,7 +138,7 @@ def test_from_another_run_or_afresh_nothing_is_said_to_be_lost(lives, make_train
     assert [start.step for start in other.history.starts] == [0, 0, 5]
     assert other.history.starts[-1].steps_lost is None
     assert other.history.starts[-1].checkpoint.startswith(str(run))
-    assert "step 5; loaded in" in (tmp_path / "runs/other/log.txt").read_text()
+    assert "Resume report: loaded in" in (tmp_path / "runs/other/log.txt").read_text()
     afresh = make_trainer(resume=False)
     assert [start.generation for start in afresh.history.starts] == [1, 2, 3, 4, 5]
     assert (afresh.history.starts[-1].steps_lost, afresh.history.starts[-1].ended) == (None, "finished")

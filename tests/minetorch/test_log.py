@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from minetorch.checkpoint import Store
 from minetorch.errors import ConfigurationError, SupersededError
-from minetorch.log import RunLog
+from minetorch.log import RunLog, on_console
 
 LINE = re.compile(r"INFO \d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (.*)")
 
@@ -36,8 +36,30 @@ def test_rank_0_writes_to_the_console_and_to_the_file(store, capsys):
     (line,) = lines(store)
     assert LINE.fullmatch(line)[1] == "epoch 1: ünï"
     out, err = capsys.readouterr()
-    assert (out, err) == ("", line + "\n")
+    assert out == ""
+    assert re.fullmatch(r"\d\d:\d\d:\d\d epoch 1: ünï\n", err)
     log.close()
+
+
+def test_the_console_names_every_level_but_info_and_may_have_a_shorter_message(store, capsys, tree):
+    tree.setLevel(logging.DEBUG)
+    log = RunLog(store)
+    log.logger.info("loss %s", 0.123456, extra=on_console("loss 0.1235"))
+    for level in ("debug", "warning", "error"):
+        getattr(log.logger, level)("50 %")
+    log.close()
+    assert [line.split(" ", 3)[::3] for line in lines(store)] == [
+        ["INFO", "loss 0.123456"], ["DEBUG", "50 %"], ["WARNING", "50 %"], ["ERROR", "50 %"]
+    ]  # fmt: skip
+    shown = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["loss 0.1235", "DEBUG 50 %", "WARNING 50 %", "ERROR 50 %"]
+
+
+def test_the_users_format_is_that_of_the_console_and_of_the_file(store, capsys):
+    log = RunLog(store, logging_format="%(levelname)s: %(message)s")
+    log.logger.info("loss 0.123456", extra=on_console("loss 0.1235"))
+    log.close()
+    assert lines(store) == capsys.readouterr().err.splitlines() == ["INFO: loss 0.123456"]
 
 
 def test_a_resumed_run_goes_on_below(store):
@@ -87,8 +109,8 @@ def test_another_rank_writes_to_a_file_of_its_own_and_its_warnings_to_the_consol
     log.logger.warning("and here")
     log.close()
     first, second = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"rank 3: ERROR .* look", first)
-    assert re.fullmatch(r"rank 3: WARNING .* and here", second)
+    assert re.fullmatch(r"rank 3: \d\d:\d\d:\d\d ERROR look", first)
+    assert re.fullmatch(r"rank 3: \d\d:\d\d:\d\d WARNING and here", second)
     assert store.list() == ["logs"]
     messages = [line.split(" ", 3)[3] for line in store.read("logs/rank_3.txt").decode().splitlines()]
     assert messages == ["nobody needs this four times", "look", "and here"]

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import multiprocessing
+import re
 import threading
 from collections import Counter
 from datetime import timedelta
@@ -646,8 +647,56 @@ def test_the_log_has_the_format_that_was_asked_for(trained, tmp_path):
     trained(logging_format="<<%(message)s>>")
     lines = (tmp_path / "runs/default/log.txt").read_text().splitlines()
     assert lines[0] == "<<No checkpoint found: training from scratch.>>"
-    assert lines[1] == "<<Training on cpu.>>"
+    assert lines[1].startswith("<<Training Linear (2 parameters) on cpu: ")
     assert lines[2].startswith("<<Epoch 1/2: train_loss ")
+
+
+def test_what_the_console_shows_of_a_run(trained, tmp_path, capsys):
+    trained(max_epochs=3, accumulated_iter=2)
+    shown = [line.split(" ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    run = tmp_path / "runs/default"
+    assert shown[1] == (
+        "Training Linear (2 parameters) on cpu: 5 batches of 4 per epoch, 2 batches per step, float32. "
+        f"Directory: {run}"
+    )
+    epochs = [line for line in shown if line.startswith("Epoch ")]
+    losses = [
+        re.fullmatch(r"Epoch \d/3: train_loss \S+, val_loss (\S+) \(.* samples/s\)( best)?", line) for line in epochs
+    ]
+    best = min(range(3), key=lambda epoch: float(losses[epoch][1]))
+    assert losses[best][2] == " best"
+    assert re.fullmatch(
+        rf"Ended at step 9\. Best: val_loss {losses[best][1]} \(epoch {best + 1}\)\. Time: \S+ s\. "
+        rf"Checkpoints, graphs and log: {run}",
+        shown[-1],
+    )
+    assert (run / "log.txt").read_text().splitlines()[-1].endswith(shown[-1])
+
+
+def test_a_resumed_run_knows_its_best_epoch(trained, capsys):
+    trained(max_epochs=1)
+    best = re.search(r"Best: val_loss (\S+) \(epoch 1\)", capsys.readouterr().err)[1]
+    trained(max_epochs=1)
+    assert f"Ended at step 5. Best: val_loss {best} (epoch 1). " in capsys.readouterr().err
+
+
+def test_a_run_without_validation_has_no_best_epoch(trained, capsys):
+    trained(val_dataloader=None)
+    shown = capsys.readouterr().err
+    assert "Ended at step 10. Time: " in shown
+    assert " best" not in shown
+
+
+@pytest.mark.parametrize(
+    ("loader", "text"),
+    [
+        ({"batch_sampler": [[0, 1, 2], [3]]}, ": 2 batches per epoch, "),
+        ({"batch_size": 4, "drop_last": True}, ": 5 batches of 4 per epoch, "),
+    ],
+)
+def test_the_batches_that_the_start_tells(trained, capsys, loader, text):
+    trained(train_dataloader=DataLoader(TensorDataset(*line(21)), **loader), max_epochs=1)
+    assert text in capsys.readouterr().err
 
 
 def test_graphs_are_drawn(trained, tmp_path):

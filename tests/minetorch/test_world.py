@@ -32,7 +32,7 @@ SLURM = {
 def test_alone_without_any_variable():
     world = World.from_environ({})
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
-    assert World(device=torch.device("cpu")).describe() == "cpu"
+    assert World(device=torch.device("cpu")).device_name == "cpu"
 
 
 @pytest.mark.parametrize("environ", [TORCHRUN, SLURM], ids=["torchrun", "slurm"])
@@ -41,7 +41,6 @@ def test_the_place_among_others(environ):
     assert (world.rank, world.size, world.local_rank, world.local_size) == (3, 4, 1, 2)
     assert not world.is_main
     assert world.device == torch.device("cpu")
-    assert world.describe() == "cpu, rank 3 of 4"
 
 
 def test_torchrun_needs_nothing_added_and_slurm_gets_a_rendezvous():

@@ -138,7 +138,7 @@ def test_every_rank_that_was_asked_for_has_its_trace(whole):
 
 
 def test_the_log_says_where_the_time_went(whole):
-    lines = [line for line in (whole.folder / "log.txt").read_text().splitlines() if "A step took, in ms: data" in line]
+    lines = [line for line in (whole.folder / "log.txt").read_text().splitlines() if "Step time in ms: data" in line]
     assert len(lines) == 3
     assert all(part in lines[-1] for part in ("forward+backward", "optimizer", "hooks", "saving", "loop"))
 

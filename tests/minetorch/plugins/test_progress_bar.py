@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import importlib.util
 import io
@@ -16,8 +17,10 @@ import torch
 from tqdm import tqdm
 
 from minetorch.bars import Bar, Lines, NotebookBar, make_display
+from minetorch.checkpoint import Store
 from minetorch.figures import Figures, clock_time
 from minetorch.hooks import HOOK_POINTS, Hooks
+from minetorch.log import RunLog
 from minetorch.plugins.progress_bar import ProgressBar, memory_in_use
 
 
@@ -384,3 +387,14 @@ def test_memory_is_that_of_this_process():
         held[:: mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
         grown = memory_in_use(torch.device("cpu")) - before
     assert size * 0.9 < grown < size * 2
+
+
+def test_a_line_of_the_log_has_all_figures_in_the_file_and_those_that_fit_on_the_console(tmp_path, capsys):
+    log = RunLog(Store.open(tmp_path))
+    Lines().show(dataclasses.replace(FULL, title="Epoch 300/1000", done=500_000, total=1_000_000), log.logger)
+    log.close()
+    place = "Epoch 300/1000: batch 500000/1000000 (50%), "
+    assert (tmp_path / "log.txt").read_text().endswith(f"{place}{FULL.details()}\n")
+    shown = capsys.readouterr().err.rstrip("\n")
+    assert len(f"[0] {shown}") <= 110
+    assert shown[9:] == f"{place}loss 0.1254 12,346/s data 3% 3.0G 0:25/1:05:05 left"

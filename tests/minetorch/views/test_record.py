@@ -62,7 +62,7 @@ def test_a_graph_that_is_not_there_lists_those_that_are(plans):
     assert record.state == "finished"
     assert record.newest.settings["optimizer.lr"] == 0.05
     assert record.newest.settings["model.parameters"] == 4
-    assert record.log_tail()[-1].endswith("Ended at step 6.")
+    assert "Ended at step 6. Best: " in record.log_tail()[-1]
 
 
 def test_what_could_be_a_secret_is_not_among_the_settings(plans):

@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from minetorch import arguments
-from minetorch.agreement import NOTHING, Request
 from minetorch.backend import Backend, placement
 from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
@@ -49,10 +48,10 @@ from minetorch.progress import Progress
 from minetorch.prove.orders import Orders
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.receipt import log_data
-from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
+from minetorch.stop_vote import NOTHING, Request, StopVote
 from minetorch.training.modes import Modes
 from minetorch.training.replicas import Replicas
 from minetorch.world import World
@@ -254,7 +253,7 @@ class Trainer(TrainerState):
             check_exact(self.settings, self.world, model, optimizer)
         self._exact: Exact | None = None
         self._job_end = JobEnd.from_environ(os.environ)
-        self._requests = Requests(self.world, must_stop=self._must_stop)
+        self._stop_vote = StopVote(self.world, must_stop=self._must_stop)
         self._loss_sum = self._zero()
         self._stream: StreamPosition | None = None
         self._accumulating = False
@@ -431,7 +430,6 @@ class Trainer(TrainerState):
             try:
                 self._modes.begin()
                 self._replicas.check()
-                self._requests.connect()
                 self._train_epochs()
                 self._hear(wait=True)
                 noticed = not self._at_end() and self._is_noticed(is_time_up=self.is_main and self._job_end.is_near)
@@ -634,16 +632,16 @@ class Trainer(TrainerState):
         if self._persist_later:
             self._persist_what_waited()
         self._ask_for_news()
-        asked, every = self._requests.at_step(), self.settings.persist_steps
+        asked, every = self._stop_vote.at_step(), self.settings.persist_steps
         due = every is not None and self.progress.step % every == 0
         if not (asked or due):
             return NOTHING
-        if "hear" in asked:
+        if "poll_saves" in asked:
             self._hear()
         due = due or "save" in asked
         if "save_and_stop" in asked or (due and not self._is_put_off()):
             self._save()
-        return asked - {"save", "hear"}
+        return asked - {"save", "poll_saves"}
 
     def _persist_what_waited(self) -> None:
         """Save what was asked for in the middle of the accumulation."""
@@ -654,16 +652,16 @@ class Trainer(TrainerState):
     def _ask_all(self) -> frozenset[Request]:
         """What any rank has asked for up to now."""
         self._ask_for_news()
-        asked = self._requests.now()
-        if "hear" in asked:
+        asked = self._stop_vote.now()
+        if "poll_saves" in asked:
             self._hear()
-        return asked - {"hear"}
+        return asked - {"poll_saves"}
 
     def _ask_for_news(self) -> None:
         if self._persistence.has_news:
-            self._requests.ask("hear")
+            self._stop_vote.ask("poll_saves")
         if self._persistence.another_is_due():
-            self._requests.ask("save")
+            self._stop_vote.ask("save")
 
     def _hear(self, *, wait: bool = False) -> None:
         """Tell of the checkpoints that have become durable, or raise what kept one from it, on every rank."""
@@ -700,7 +698,7 @@ class Trainer(TrainerState):
                 around.enter_context(make())
             for index, batch in enumerate(batches):
                 self.batch = batch
-                if self._requests.stop_is_wanted:
+                if self._stop_vote.stop_is_wanted():
                     cut_short = True
                     break
                 if self._hooks.any_at("before_val_iteration_start"):
@@ -865,7 +863,7 @@ class Trainer(TrainerState):
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
         # A launcher takes one that trains and does not move for stuck, when another rank is gone.
         before = self._heartbeat.enter(Phase.SAVING)
-        steps: list[Callable[[], object]] = [self._requests.close]
+        steps: list[Callable[[], object]] = [self._stop_vote.close]
         if self._progress_bar is not None:
             steps.append(self._progress_bar.close)
         if self._exact is not None:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.data [--rounds 9] [--batches 400] [--quick] [--json FILE]
 
-Nothing is done with the batches, so this is the most that a loader can hold a training up. The Trainer seeds torch's
-generator before each sample of a dataset that may draw from it, and Python's and NumPy's where samples do, which is
-what makes augmentation resume to the bit; nobody else does, and where a sample costs next to nothing it shows.
+Nothing is done with the batches, so this is the most that a loader can hold a training up. The Trainer seeds torch's,
+Python's and NumPy's generators before each sample of a dataset that may draw from them, which is what makes
+augmentation resume to the bit; nobody else does, and where a sample costs next to nothing it shows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks.harness import OURS, Options, Row, Target, interleave, main, make_parser
 from minetorch.data import share_out
+from minetorch.randomness import reseed
 from minetorch.world import World
 
 __all__ = ["measure"]
@@ -67,12 +68,6 @@ SEEDED = (
     "workers it is they who seed"
 )
 
-SEEDS: dict[str, Callable[[int], object]] = {
-    "a dataset of one's own, a sample of a microsecond": torch.default_generator.manual_seed,
-    "augmented pictures": lambda seed: (torch.default_generator.manual_seed(seed), random.seed(seed)),
-}
-"""What has to be seeded before each sample."""
-
 KINDS: dict[str, Callable[[int], Dataset[Any]]] = {
     TENSORS: lambda size: TensorDataset(torch.randn(size, 64), torch.arange(size)),
     "a dataset of one's own, a sample of a microsecond": Numbers,
@@ -97,16 +92,16 @@ def measure(options: Options) -> Iterator[Row]:
             loaders = {"bare": source, OURS: share_out(source, World()), "accelerate": accelerator.prepare(source)}
             passes = {name: partial(a_pass, loader, batches) for name, loader in loaders.items()}
             values = interleave(passes, options.rounds)
-            seed = SEEDS.get(kind)
-            seeding = seconds(partial(seed, 123 << 40), 2000) * BATCH if seed is not None else 0.0
+            is_seeded = kind != TENSORS
+            seeding = seconds(partial(reseed, 123 << 40), 2000) * BATCH
             yield Row.of(
                 "data",
                 f"a batch of {BATCH}: {kind}, {workers or 'no'} worker{'s' * (workers != 1)}",
                 "s",
                 values,
                 target=Target("bare", 1.05),
-                floor=min(values["bare"]) + seeding if seed is not None and not workers else None,
-                note=SEEDED if seed is not None else "taken at once, and not sample by sample",
+                floor=min(values["bare"]) + seeding if is_seeded and not workers else None,
+                note=SEEDED if is_seeded else "taken at once, and not sample by sample",
             )
             del source, loaders, passes
 

@@ -60,7 +60,7 @@ def a_sample(rounds: int) -> Costs:
     """Seeding before a sample, and fetching a batch with and without it."""
     yield "seeds of a sample for all generators", repeated(rounds, lambda: reseed(123 << 40), 2000)
     task = Task(list(range(BATCH)), 5, 0, None)
-    for name, dataset in (("nothing, or torch's generator", Numbers()), ("all generators", Drawing())):
+    for name, dataset in (("nothing", Numbers()), ("all generators", Drawing())):
         fetcher = Fetcher(dataset, list, batched=True)
         fetcher.collation_draws = False
         times = {}

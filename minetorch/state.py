@@ -14,8 +14,8 @@ from minetorch.data import Batch, RankLoader
 from minetorch.drawers import Drawers
 from minetorch.drawers.drawer import RunStore
 from minetorch.progress import Progress
-from minetorch.requests import Requests
 from minetorch.settings import Settings
+from minetorch.stop_vote import StopVote
 from minetorch.strategies import Strategy
 from minetorch.training.modes import Modes
 from minetorch.world import ReduceOp, World
@@ -63,7 +63,7 @@ class TrainerState:
     around_validation: list[Callable[[], AbstractContextManager[Any]]]
     """Called before every validation, on every rank; each validation runs within what they return."""
     _modes: Modes
-    _requests: Requests
+    _stop_vote: StopVote
     _heartbeat: HeartbeatWriter
     _loss_func: Callable[[Any, Any], Any]
     _names_of_next_save: list[str]
@@ -161,14 +161,14 @@ class TrainerState:
 
     def graceful_stop(self) -> None:
         """Stop all ranks after this epoch, its validation and its checkpoint. From a hook on any rank."""
-        self._requests.ask("stop_after_epoch")
+        self._stop_vote.ask("stop_after_epoch")
 
     def save_and_stop(self) -> None:
         """Save a checkpoint and stop all ranks, in the middle of the epoch. From a hook on any rank.
 
-        Alone, a worker stops after the current optimizer step; with others, at most a few steps later.
+        Alone, a worker stops after the current optimizer step; with others, at most 16 steps later.
         """
-        self._requests.ask("save_and_stop")
+        self._stop_vote.ask("save_and_stop")
 
     def save_soon(self, *names: str) -> None:
         """Save a checkpoint, as soon as `save_and_stop` would. From a hook on any rank.
@@ -179,4 +179,4 @@ class TrainerState:
             names: for that checkpoint, beside its own. Those that rank 0 gives are taken.
         """
         self._names_of_next_save += names
-        self._requests.ask("save")
+        self._stop_vote.ask("save")

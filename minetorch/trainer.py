@@ -43,10 +43,10 @@ from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
 from minetorch.prove.orders import Orders
 from minetorch.randomness import seed_generators
-from minetorch.requests import Requests
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
+from minetorch.stop_vote import StopVote
 from minetorch.strategies import choose_strategy
 from minetorch.strategies.replicas import Replicas
 from minetorch.training.loop import Loop
@@ -251,7 +251,7 @@ class Trainer(TrainerState):
         self.world = World.from_environ(os.environ)
         self.strategy = choose_strategy(self.world, model, optimizer, self.settings)
         self._job_end = JobEnd.from_environ(os.environ)
-        self._requests = Requests(self.world, must_stop=self._must_stop)
+        self._stop_vote = StopVote(self.world, must_stop=self._must_stop)
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins, hooks = arguments.check_plugins(plugins), arguments.check_hooks(hooks)
         arguments.check_monitor(self.settings, val_dataloader, hooks, plugins)
@@ -341,7 +341,7 @@ class Trainer(TrainerState):
             step=step,
             losses=self._losses,
             hooks=self._hooks,
-            requests=self._requests,
+            stop_vote=self._stop_vote,
             persistence=self._persistence,
             replicas=self._replicas,
             heartbeat=self._heartbeat,
@@ -351,7 +351,7 @@ class Trainer(TrainerState):
             step=step,
             losses=self._losses,
             validation=Validation(
-                self, loss, self._hooks, self._requests, self._comparison, self._heartbeat, self._progress_bar
+                self, loss, self._hooks, self._stop_vote, self._comparison, self._heartbeat, self._progress_bar
             ),
             saves=self._saves,
             hooks=self._hooks,
@@ -450,14 +450,13 @@ class Trainer(TrainerState):
             try:
                 self._modes.begin()
                 self._replicas.check()
-                self._requests.connect()
                 self._loop.run()
-                self._saves.hear(wait=True)
+                self._saves.poll(wait=True)
                 noticed = not self._loop.is_at_end and self._is_noticed(
                     is_time_up=self.is_main and self._job_end.is_near
                 )
                 self._hooks.call("before_quit")
-                self._saves.hear(wait=True)
+                self._saves.poll(wait=True)
                 summary = (
                     ending(self._persistence.best, time.monotonic() - began, self.files.url) if self.is_main else ""
                 )
@@ -499,7 +498,7 @@ class Trainer(TrainerState):
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
         # A launcher takes one that trains and does not move for stuck, when another rank is gone.
         before = self._heartbeat.enter(Phase.SAVING)
-        steps: list[Callable[[], object]] = [self._requests.close]
+        steps: list[Callable[[], object]] = [self._stop_vote.close]
         if self._progress_bar is not None:
             steps.append(self._progress_bar.close)
         steps.append(self.strategy.close)

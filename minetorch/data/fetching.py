@@ -3,7 +3,6 @@
 Augmentation draws from Python's `random`, from NumPy's global generator and from torch's. They are seeded before each
 sample from (seed, epoch, the sample's place in the epoch's global order), and once more before the batch is collated.
 So it matters neither how many workers there are, nor how far one has run before, nor which rank a sample falls to.
-(A generator that no sample draws from is spared: see `seeding`.)
 A dataset that fetches a whole batch at once (`__getitems__`) is seeded once a batch.
 """
 
@@ -26,7 +25,6 @@ from torch.utils.data._utils.collate import default_convert
 
 from minetorch.data.gathering import can_gather, gather
 from minetorch.data.order import derive_seed, derive_seeds
-from minetorch.data.seeding import SampleSeeds
 from minetorch.randomness import kept_generators, reseed
 
 
@@ -63,7 +61,6 @@ class Fetcher(Dataset[Any]):
         self.collation_draws = not draws_nothing_to_collate(collate)
         self.draws = self.collation_draws or not draws_nothing(dataset)
         self.gathers = batched and collate is default_collate and can_gather(dataset)
-        self._seeds: SampleSeeds | None = None
 
     def __getitem__(self, task: Task) -> Any:
         """Fetch and collate."""
@@ -88,9 +85,11 @@ class Fetcher(Dataset[Any]):
         if self._fetches_batches():
             reseed(task.seeds(1)[0])
             return self._samples(task.units)
-        if self._seeds is None:  # made where it is used: a worker has generators of its own
-            self._seeds = SampleSeeds()
-        return self._seeds.fetch(self.dataset.__getitem__, task.units, task.seeds(len(task.units)))
+        samples = []
+        for unit, seed in zip(task.units, task.seeds(len(task.units)), strict=True):
+            reseed(seed)
+            samples.append(self.dataset[unit])
+        return samples
 
     def _collate(self, samples: list[Any]) -> Any:
         return self.collate(samples if self.batched else samples[0])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
-from minetorch.agreement import NOTHING, Request
 from minetorch.contents import Contents
 from minetorch.data import Batch, Comparison, Epoch, mark_last
 from minetorch.hooks import Hooks
@@ -14,6 +13,7 @@ from minetorch.plugins.loss_watch import LossWatch
 from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.receipt import log_data
 from minetorch.state import TrainerState
+from minetorch.stop_vote import NOTHING, Request
 from minetorch.training.losses import TrainingLoss
 from minetorch.training.modes import Modes
 from minetorch.training.saves import Saves

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minetorch.agreement import NOTHING, Request
 from minetorch.hooks import Hooks
 from minetorch.persistence import Persistence
-from minetorch.requests import Requests
 from minetorch.state import TrainerState
+from minetorch.stop_vote import NOTHING, Request, StopVote
 from minetorch.strategies.replicas import Replicas
 from minetorch.training.losses import TrainingLoss
 from minetorch.training.step import TrainStep
@@ -25,7 +24,7 @@ class Saves:
         step: TrainStep,
         losses: TrainingLoss,
         hooks: Hooks,
-        requests: Requests,
+        stop_vote: StopVote,
         persistence: Persistence,
         replicas: Replicas,
         heartbeat: HeartbeatWriter,
@@ -34,7 +33,7 @@ class Saves:
         self._step = step
         self._losses = losses
         self._hooks = hooks
-        self._requests = requests
+        self._stop_vote = stop_vote
         self._persistence = persistence
         self._replicas = replicas
         self._heartbeat = heartbeat
@@ -70,7 +69,7 @@ class Saves:
             return None
         path = self.save(names)
         if wait:
-            self.hear(wait=True)
+            self.poll(wait=True)
         return path
 
     def after_step(self) -> frozenset[Request]:
@@ -80,24 +79,24 @@ class Saves:
                 self.persist(names, wait=wait)
             self._after_step.clear()
         self._ask_for_news()
-        asked, every = self._requests.at_step(), self._trainer.settings.persist_steps
+        asked, every = self._stop_vote.at_step(), self._trainer.settings.persist_steps
         due = every is not None and self._trainer.progress.step % every == 0
         if not (asked or due):
             return NOTHING
-        if "hear" in asked:
-            self.hear()
+        if "poll_saves" in asked:
+            self.poll()
         due = due or "save" in asked
         if "save_and_stop" in asked or (due and not self._is_put_off()):
             self.save()
-        return asked - {"save", "hear"}
+        return asked - {"save", "poll_saves"}
 
     def asked(self) -> frozenset[Request]:
         """What any rank has asked for up to now. Every rank calls it."""
         self._ask_for_news()
-        asked = self._requests.now()
-        if "hear" in asked:
-            self.hear()
-        return asked - {"hear"}
+        asked = self._stop_vote.now()
+        if "poll_saves" in asked:
+            self.poll()
+        return asked - {"poll_saves"}
 
     def at_epoch_end(self, *, must: bool) -> None:
         """Save at the stride, at the best, and where it must be. Every rank calls it.
@@ -111,7 +110,7 @@ class Saves:
             self.save()
         self._persistence.check_monitor()
 
-    def hear(self, *, wait: bool = False) -> None:
+    def poll(self, *, wait: bool = False) -> None:
         """Tell the hooks of the checkpoints that have become durable. Every rank calls it.
 
         Args:
@@ -130,9 +129,9 @@ class Saves:
 
     def _ask_for_news(self) -> None:
         if self._persistence.has_news:
-            self._requests.ask("hear")
+            self._stop_vote.ask("poll_saves")
         if self._persistence.another_is_due():
-            self._requests.ask("save")
+            self._stop_vote.ask("save")
 
     def _is_put_off(self) -> bool:
         return self._trainer.settings.persist_policy == "coalesce" and self._persistence.put_off()

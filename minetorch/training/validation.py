@@ -11,8 +11,8 @@ from minetorch.data import Batch, Comparison
 from minetorch.hooks import Hooks
 from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.randomness import generator_states, restore_generators
-from minetorch.requests import Requests
 from minetorch.state import TrainerState
+from minetorch.stop_vote import StopVote
 from minetorch.training.losses import LossFunction, zero_losses
 from minetorch.training.trial import limited
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase
@@ -35,7 +35,7 @@ class Validation:
         trainer: TrainerState,
         loss: LossFunction,
         hooks: Hooks,
-        requests: Requests,
+        stop_vote: StopVote,
         comparison: Comparison,
         heartbeat: HeartbeatWriter,
         bar: ProgressBar | None,
@@ -43,7 +43,7 @@ class Validation:
         self._trainer = trainer
         self._loss = loss
         self._hooks = hooks
-        self._requests = requests
+        self._stop_vote = stop_vote
         self._comparison = comparison
         self._heartbeat = heartbeat
         self._bar = bar
@@ -65,7 +65,7 @@ class Validation:
             for make in trainer.around_validation:
                 around.enter_context(make())
             for index, batch in enumerate(batches):
-                if self._requests.stop_is_wanted:
+                if self._stop_vote.stop_is_wanted():
                     is_cut_short = True
                     break
                 self._iterate(index, batch, sums)

@@ -11,9 +11,16 @@ import numpy as np
 
 from minetorch.checkpoint.curves_file import read_curves
 from minetorch.checkpoint.run import Run
-from minetorch.errors import CheckpointCorruptError, ConfigurationError, StorageError, unknown_name
+from minetorch.checkpoint.schema import WrongKindError, check_state
+from minetorch.checkpoint.verification import read_verified
+from minetorch.errors import (
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    ConfigurationError,
+    StorageError,
+    unknown_name,
+)
 from minetorch.history import Ended, Start
-from minetorch.views.payload import Payload
 
 if TYPE_CHECKING:
     import os
@@ -265,9 +272,7 @@ def read_drawn(store: Store, manifest: Manifest, problem: str = "") -> Drawn:
         CheckpointCorruptError: its file of curves, or the payload that has them, is missing or damaged.
         StorageError: it could not be read.
     """
-    content = (
-        _from_payload(Payload(store, manifest)) if manifest.curves is None else read_curves(store, manifest.curves)
-    )
+    content = _from_payload(store, manifest) if manifest.curves is None else read_curves(store, manifest.curves)
     x_names = content.get("x_names", {})
     resumes = [mark for mark in content.get("marks", ()) if mark[0] == "resume"]
     found = {}
@@ -280,11 +285,20 @@ def read_drawn(store: Store, manifest: Manifest, problem: str = "") -> Drawn:
     return Drawn(manifest, found, [start for start in starts if start is not None], problem)
 
 
-def _from_payload(payload: Payload) -> dict[str, Any]:
-    """The curves and history of a checkpoint of format 1, as `read_curves` gives them."""
-    drawer = payload.state.get("drawer", {})
+def _from_payload(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """The curves and history of a checkpoint of format 1, as `read_curves` gives them. All of it is read."""
+    from minetorch.checkpoint.reader import decode  # imports torch, which newer checkpoints do not need here
+
+    try:
+        state = decode(read_verified(store, manifest.state), store.url_of(manifest.payload))
+        check_state(state)
+    except (CheckpointMismatchError, WrongKindError) as error:
+        raise CheckpointCorruptError(
+            f"{store.url_of(manifest.payload)} has no curves that can be read: {error}"
+        ) from None
+    drawer = state.get("drawer", {})
     graphs = {
-        graph: {curve: payload.array(tensor).astype(np.float64) for curve, tensor in curves.items()}
+        graph: {curve: tensor.numpy().astype(np.float64) for curve, tensor in curves.items()}
         for graph, curves in drawer.get("graphs", {}).items()
     }
-    return {**drawer, "graphs": graphs, "history": payload.state.get("history", [])}
+    return {**drawer, "graphs": graphs, "history": state.get("history", [])}

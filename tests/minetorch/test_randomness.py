@@ -32,13 +32,6 @@ def states():
     )
 
 
-@pytest.fixture(params=["in memory", "by its own methods"])
-def kept_as(request, monkeypatch):
-    if request.param == "by its own methods":
-        monkeypatch.setattr(randomness, "_python_address", lambda: None)
-
-
-@pytest.mark.usefixtures("kept_as")
 @pytest.mark.parametrize("stored", [False, True], ids=["", "with normal numbers in store"])
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_generators_are_as_before(draw, stored):
@@ -64,7 +57,3 @@ def test_an_error_does_not_keep_them_from_it():
     with pytest.raises(TypeError), kept_generators():
         random.shuffle((random.random(), random.random()))
     assert states() == before
-
-
-def test_cpython_keeps_pythons_generator_where_it_is_looked_for():
-    assert randomness._python_address() is not None

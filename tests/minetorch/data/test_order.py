@@ -3,6 +3,8 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minetorch.data.order import EpochPlan, Share, derive_seed, derive_seeds, share_of, split_evenly
 
@@ -88,3 +90,9 @@ def test_seeds_are_the_same_in_every_version():
     assert derive_seed(7, "augment", 3, 2) == 3570792032232511536
     assert derive_seeds(7, "augment", 3, numbers=(9, 2)) == [derive_seed(7, "augment", 3, 9), 3570792032232511536]
     assert derive_seeds(7, numbers=range(1)) == [derive_seed(7, 0)]
+
+
+@given(st.integers(0, 2**64), st.lists(st.integers(0, 2**40) | st.text("abc/", max_size=3), max_size=3))
+def test_many_seeds_are_those_that_one_gets_one_by_one(seed, path):
+    numbers = range(3, 30, 7)
+    assert derive_seeds(seed, *path, numbers=numbers) == [derive_seed(seed, *path, number) for number in numbers]

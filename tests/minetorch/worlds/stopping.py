@@ -102,6 +102,10 @@ def a_notice_to_any_rank_at_any_moment():
             run(f"notice {rank} {point}", hooks={point: once(rank, term, **where)})
 
 
+def a_notice_amid_a_long_epoch():
+    run("long epoch", train=600, hooks={"after_train_iteration_end": once(1, term, index=19)})
+
+
 def a_notice_amid_an_accumulation():
     hook = {"after_train_iteration_end": once(2, term, epoch=1, index=0)}
     run("accumulation", accumulated_iter=3, hooks=hook)
@@ -176,26 +180,8 @@ def saves_asked_for_by_all_ranks_at_once_go_on():
     FOUND["saves"]["starts"] = len(trainer.history.starts)
 
 
-def waiting_takes_no_time_of_a_core():
-    used = {}
-
-    def look(trainer, epoch):
-        [thread] = [thread for thread in threading.enumerate() if thread.name == "minetorch-lines"]
-        stat = Path(f"/proc/self/task/{thread.native_id}/stat")
-        before = ticks(stat)
-        time.sleep(0.5)
-        used[epoch] = ticks(stat) - before
-
-    run("idle", hooks={"before_epoch_start": look})
-    FOUND["idle"]["ticks"] = max(used.values())
-
-
-def ticks(stat):
-    fields = stat.read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
-
-
 a_notice_to_any_rank_at_any_moment()
+a_notice_amid_a_long_epoch()
 a_notice_amid_an_accumulation()
 a_hook_of_any_rank_stops_all()
 a_notice_during_a_long_validation_of_the_others_shortens_theirs()
@@ -203,5 +189,4 @@ a_notice_during_a_long_hook_is_not_lost()
 a_notice_while_the_first_batch_is_awaited_is_not_lost()
 deadlines()
 saves_asked_for_by_all_ranks_at_once_go_on()
-waiting_takes_no_time_of_a_core()
 (OUT / f"rank_{dist.get_rank()}.json").write_text(json.dumps(FOUND))

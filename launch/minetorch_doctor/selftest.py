@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from minetorch_doctor.child import run_child
 from minetorch_doctor.result import Result
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-__all__ = ["LARGE_BYTES", "STAGES", "SelfTest", "WorkerReport", "check_all_reduce", "check_workers", "run_selftest"]
 
 LARGE_BYTES = 64 << 20
 """Of the all-reduce that measures bandwidth."""

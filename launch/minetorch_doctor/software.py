@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 from minetorch_doctor.result import Result
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from minetorch_launch.devices import Driver
-
-__all__ = ["check_driver", "check_versions", "count_names", "read_versions"]
+from minetorch_launch.devices import Driver
 
 _MINIMUM = {"torch": (2, 9), "accelerate": (1, 10)}
 

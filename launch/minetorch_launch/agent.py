@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from minetorch_launch.environment import RoundView
 from minetorch_launch.errors import NoProgressError, StoppedError
@@ -23,23 +24,14 @@ from minetorch_launch.failures.worker_exit import WorkerExit
 from minetorch_launch.hangs.stack_dump import dump_stacks
 from minetorch_launch.heartbeat import merge
 from minetorch_launch.leader import Leader
+from minetorch_launch.output.relay import Relay
+from minetorch_launch.plan import LaunchPlan
 from minetorch_launch.rendezvous import messages
-from minetorch_launch.rendezvous.round import LeaderLostError
-from minetorch_launch.stop_signals import Preemption, StackRequest, Stop
-from minetorch_launch.workers.group import ranks_text
+from minetorch_launch.rendezvous.round import LeaderLostError, Rendezvous, Round
+from minetorch_launch.stop_signals import Preemption, StackRequest, Stop, StopSignals
+from minetorch_launch.workers.group import GroupEnd, WorkerGroup, ranks_text
+from minetorch_launch.workers.starter import WorkerStarter
 from minetorch_launch.workers.store import WorkersStore
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from minetorch_launch.output.relay import Relay
-    from minetorch_launch.plan import LaunchPlan
-    from minetorch_launch.rendezvous.round import Rendezvous, Round
-    from minetorch_launch.stop_signals import StopSignals
-    from minetorch_launch.workers.group import GroupEnd, WorkerGroup
-    from minetorch_launch.workers.starter import WorkerStarter
-
-__all__ = ["Agent", "Outcome"]
 
 T = TypeVar("T")
 

@@ -8,9 +8,10 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from minetorch_launch import errors, launcher
 from minetorch_launch.agent import Outcome
@@ -18,14 +19,8 @@ from minetorch_launch.errors import LaunchError, StartError, StoppedEarlyError, 
 from minetorch_launch.failures.report import WorkerFailedError
 from minetorch_launch.options import LaunchOptions
 from minetorch_launch.processes.spawner import interpreter_flags, with_package
+from minetorch_launch.target import Target
 from minetorch_launch.worker.task import make_task
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from minetorch_launch.target import Target
-
-__all__ = ["LaunchResult", "launch", "serve"]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from minetorch_launch import torchrun
 from minetorch_launch.errors import UsageError, one_line, short_repr
+from minetorch_launch.numa import MODES as NUMA_MODES
 from minetorch_launch.options import (
     DEVICES,
-    NUMA_MODES,
     PREFIXES,
     RESTART_POLICIES,
     SHOWS,
@@ -25,11 +26,6 @@ from minetorch_launch.options import (
 )
 from minetorch_launch.target import Command, Module, Script
 from minetorch_launch.validators import check_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-__all__ = ["OPTIONS", "Option", "Request", "Wants", "help_text", "read"]
 
 
 class Option(NamedTuple):

@@ -26,15 +26,10 @@ the nodes have met.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from minetorch_launch.plan import LaunchPlan
-
-__all__ = ["RoundView", "worker_environment"]
+from minetorch_launch.plan import LaunchPlan
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,16 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minetorch_launch import devices, numa
 from minetorch_launch.agent import Agent, Outcome
 from minetorch_launch.errors import StoppedError, UsageError
-from minetorch_launch.failures.report import WorkerFailedError
+from minetorch_launch.failures.report import FailureReport, WorkerFailedError
+from minetorch_launch.options import LaunchOptions
 from minetorch_launch.output.relay import Relay
 from minetorch_launch.output.terminal import terminal_columns, wants_colour
 from minetorch_launch.plan import LaunchPlan, make_plan
@@ -25,22 +26,13 @@ from minetorch_launch.processes.spawner import Reaper
 from minetorch_launch.rendezvous.endpoints import is_this_machine
 from minetorch_launch.rendezvous.many_nodes import ManyNodes
 from minetorch_launch.rendezvous.membership import Settings, Timing
+from minetorch_launch.rendezvous.round import Rendezvous
 from minetorch_launch.rendezvous.single_node import SingleNode
+from minetorch_launch.slurm.environment import SlurmJob
 from minetorch_launch.stop_signals import Stop, StopSignals
-from minetorch_launch.target import check_target, find_module, likely_imports
+from minetorch_launch.target import Target, check_target, find_module, likely_imports
+from minetorch_launch.worker.task import Task
 from minetorch_launch.workers.starter import WorkerStarter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from minetorch_launch.failures.report import FailureReport
-    from minetorch_launch.options import LaunchOptions
-    from minetorch_launch.rendezvous.round import Rendezvous
-    from minetorch_launch.slurm.environment import SlurmJob
-    from minetorch_launch.target import Target
-    from minetorch_launch.worker.task import Task
-
-__all__ = ["Launch", "plan_launch", "run"]
 
 _OUT_AND_ERR = 1, 2
 _MAX_TMPDIR = 60

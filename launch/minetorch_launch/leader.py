@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from minetorch_launch.failures.report import make_report
 from minetorch_launch.failures.restart_policy import Attempt, RestartPolicy
@@ -18,6 +19,7 @@ from minetorch_launch.failures.worker_exit import WorkerExit
 from minetorch_launch.hangs.detector import HangDetector, Stall
 from minetorch_launch.hangs.stack_summary import StackSnapshot, summarize
 from minetorch_launch.heartbeat import Heartbeat, merge
+from minetorch_launch.plan import LaunchPlan
 from minetorch_launch.rendezvous.messages import (
     Decision,
     DumpStacks,
@@ -25,7 +27,9 @@ from minetorch_launch.rendezvous.messages import (
     ForwardSignal,
     NodeArrived,
     NodeLost,
+    Order,
     Preempted,
+    Report,
     SaveAndStop,
     Shutdown,
     Stacks,
@@ -37,15 +41,7 @@ from minetorch_launch.rendezvous.messages import (
     WorkersStopped,
     WorkersSucceeded,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from minetorch_launch.plan import LaunchPlan
-    from minetorch_launch.rendezvous.messages import Order, Report
-    from minetorch_launch.rendezvous.round import Round
-
-__all__ = ["Leader"]
+from minetorch_launch.rendezvous.round import Round
 
 _POLL_SECONDS = 0.5
 _STACKS_SECONDS = 5.0

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from minetorch_launch import validators
 from minetorch_launch.errors import UsageError
 from minetorch_launch.numa import MODES as NUMA_MODES
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = [
-    "DEVICES",
-    "NUMA_MODES",
-    "PREEMPT_SIGNALS",
-    "PREFIXES",
-    "RESTART_POLICIES",
-    "SHOWS",
-    "START_METHODS",
-    "LaunchOptions",
-]
 
 DEVICES = ("auto", "cpu", "cuda", "xpu")
 START_METHODS = ("forkserver", "spawn")

@@ -5,24 +5,17 @@ from __future__ import annotations
 import shlex
 import signal
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
+from minetorch_launch.devices import HostInfo
 from minetorch_launch.errors import UsageError, short_repr
-from minetorch_launch.numa import bind_workers
-from minetorch_launch.target import Command
+from minetorch_launch.numa import Topology, bind_workers
+from minetorch_launch.options import LaunchOptions
+from minetorch_launch.target import Command, Target
 from minetorch_launch.validators import Endpoint, parse_endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from minetorch_launch.devices import HostInfo
-    from minetorch_launch.numa import Topology
-    from minetorch_launch.options import LaunchOptions
-    from minetorch_launch.target import Target
-
-__all__ = ["Deadline", "LaunchPlan", "WorkerPlan", "make_plan"]
 
 DeviceKind = Literal["cpu", "cuda", "xpu"]
 StartMethod = Literal["forkserver", "spawn"]

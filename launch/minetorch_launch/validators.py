@@ -12,21 +12,6 @@ from dataclasses import dataclass
 
 from minetorch_launch.errors import LaunchError, UsageError, short_repr
 
-__all__ = [
-    "DEFAULT_PORT",
-    "Endpoint",
-    "check_choice",
-    "check_name",
-    "check_names",
-    "check_node_range",
-    "check_path",
-    "check_platform",
-    "check_seconds",
-    "check_streams",
-    "check_whole_number",
-    "parse_endpoint",
-]
-
 DEFAULT_PORT = 29400
 """The port of the rendezvous where none is given; torchrun's."""
 

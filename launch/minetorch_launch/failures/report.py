@@ -12,8 +12,6 @@ from minetorch_launch.errors import LaunchError
 from minetorch_launch.failures.oom import memory_hint
 from minetorch_launch.failures.worker_exit import WorkerExit
 
-__all__ = ["FailureReport", "WorkerFailedError", "make_report"]
-
 
 @dataclass(frozen=True)
 class FailureReport:

@@ -18,8 +18,6 @@ from typing import Literal
 from minetorch_launch.failures.report import FailureReport
 from minetorch_launch.failures.worker_exit import WorkerExit
 
-__all__ = ["Attempt", "RestartCost", "RestartDecision", "RestartPolicy"]
-
 _START_ERRORS = frozenset({"ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "TabError"})
 
 

@@ -21,16 +21,6 @@ from typing import Any, Literal
 
 from minetorch_launch.exit_codes import EXIT_HUNG, EXIT_STOPPED_EARLY, shell_code, signal_name
 
-__all__ = [
-    "MESSAGE_FIELDS",
-    "Kind",
-    "WorkerExit",
-    "describe_exception",
-    "describe_exit",
-    "is_secondary",
-    "repeats_peer_error",
-]
-
 Kind = Literal["exception", "exit", "crash", "kill", "hang", "lost peer"]
 """``exit`` is a call of sys.exit or os._exit; ``crash`` a signal such as SIGSEGV, ``kill`` any other signal."""
 

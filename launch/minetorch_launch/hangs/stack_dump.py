@@ -22,8 +22,6 @@ from minetorch_launch import procfs
 from minetorch_launch.hangs.shared_memory import STACK_SIGNAL, SharedMemory
 from minetorch_launch.hangs.stack_summary import CodeOwners, StackSnapshot, read_stacks
 
-__all__ = ["StackSource", "dump_stacks"]
-
 _POLL_INTERVAL = 0.005
 _STATES = {
     "R": "running",

@@ -13,8 +13,6 @@ from typing import Any
 
 from minetorch_launch.hangs.blocking_calls import BlockingCall, Frame, Owner, WaitKind, find_blocking_call
 
-__all__ = ["CodeOwners", "RankGroup", "StackSnapshot", "StackSummary", "Thread", "read_stacks", "summarize"]
-
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)(?: \[.*\])? \(most recent call first\):")
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})")

@@ -13,15 +13,11 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from minetorch_launch.processes.parent import Parent
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["HELD_SIGNALS", "main"]
 
 HELD_SIGNALS = (
     signal.SIGINT,

@@ -15,15 +15,11 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from minetorch_launch.processes.parent import Parent
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-__all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -6,12 +6,8 @@ import errno
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["receive", "send", "socketpair"]
+from collections.abc import Iterable
+from typing import Any
 
 _MAX_DESCRIPTORS = 250  # the kernel's limit is 253 a message
 

@@ -11,18 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.errors import StartError
 from minetorch_launch.processes.fork_server import HELD_SIGNALS
 from minetorch_launch.processes.requests import receive, send, socketpair
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-__all__ = ["ForkServer", "Process", "Reaper", "interpreter_flags", "with_package"]
 
 _PACKAGES = str(Path(__file__).parents[2])
 _REAPER_SECONDS = 10.0

@@ -21,8 +21,6 @@ from typing import Any
 
 from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type: ignore[attr-defined]
 
-__all__ = ["Proxy", "main"]
-
 _DAY = timedelta(days=1)
 _TAKE_AT_MOST = 4096
 

@@ -6,20 +6,14 @@ import asyncio
 import json
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.errors import JoinError
-from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, pause
-from minetorch_launch.rendezvous.messages import Order, from_json, parse, to_json
+from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, Settings, pause
+from minetorch_launch.rendezvous.messages import Order, Report, from_json, parse, to_json
+from minetorch_launch.rendezvous.participant import Participant
 from minetorch_launch.rendezvous.round import LeaderLostError, Mailbox, Round
-
-if TYPE_CHECKING:
-    from minetorch_launch.rendezvous.membership import Settings
-    from minetorch_launch.rendezvous.messages import Report
-    from minetorch_launch.rendezvous.participant import Participant
-    from minetorch_launch.rendezvous.store_client import StoreClient
-
-__all__ = ["Follower"]
+from minetorch_launch.rendezvous.store_client import StoreClient
 
 
 class Follower(Membership):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from minetorch_launch.errors import JoinError
-from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster
+from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, Settings
 from minetorch_launch.rendezvous.messages import (
     PROTOCOL,
     NodeArrived,
     NodeLost,
+    Order,
     Report,
     build,
     from_json,
@@ -21,16 +23,7 @@ from minetorch_launch.rendezvous.messages import (
 )
 from minetorch_launch.rendezvous.participant import Participant
 from minetorch_launch.rendezvous.round import LeaderLostError, Round
-from minetorch_launch.rendezvous.store_client import StoreLostError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from minetorch_launch.rendezvous.membership import Settings
-    from minetorch_launch.rendezvous.messages import Order
-    from minetorch_launch.rendezvous.store_client import StoreClient
-
-__all__ = ["Host", "choose"]
+from minetorch_launch.rendezvous.store_client import StoreClient, StoreLostError
 
 _MAX_HOSTS = 8
 

@@ -10,31 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from minetorch_launch.errors import JoinError, UsageError
 from minetorch_launch.rendezvous.endpoints import address_towards, is_this_machine, listen, reach, what_to_check
 from minetorch_launch.rendezvous.follower import Follower
 from minetorch_launch.rendezvous.host import Host
+from minetorch_launch.rendezvous.membership import Roster, Settings
 from minetorch_launch.rendezvous.messages import PROTOCOL, parse
 from minetorch_launch.rendezvous.participant import Participant, sort_key
-from minetorch_launch.rendezvous.round import LeaderLostError
-from minetorch_launch.rendezvous.store_client import StoreClient, StoreLostError
+from minetorch_launch.rendezvous.round import LeaderLostError, Round
+from minetorch_launch.rendezvous.store_client import StartStoreProcess, StoreClient, StoreLostError
 from minetorch_launch.validators import Endpoint
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Collection
-
-    from minetorch_launch.rendezvous.membership import Roster, Settings
-    from minetorch_launch.rendezvous.round import Round
-    from minetorch_launch.rendezvous.store_client import StartStoreProcess
-
-__all__ = ["ManyNodes"]
 
 _SAY_EVERY_SECONDS = 30.0
 _RETURN_EVERY_SECONDS = 2.0

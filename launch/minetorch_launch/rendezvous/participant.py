@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from minetorch_launch.rendezvous.messages import PROTOCOL
 
-__all__ = ["Participant", "sort_key"]
-
 
 @dataclass(frozen=True)
 class Participant:

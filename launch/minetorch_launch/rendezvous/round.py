@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from minetorch_launch.rendezvous.messages import Order, Report
-    from minetorch_launch.rendezvous.participant import Participant
-
-__all__ = ["LeaderLostError", "Mailbox", "Rendezvous", "Round"]
+from minetorch_launch.rendezvous.messages import Order, Report
+from minetorch_launch.rendezvous.participant import Participant
 
 T = TypeVar("T")
 

@@ -8,8 +8,6 @@ from uuid import uuid4
 from minetorch_launch.rendezvous.participant import Participant, sort_key
 from minetorch_launch.rendezvous.round import Round
 
-__all__ = ["SingleNode"]
-
 
 class SingleNode:
     """A rendezvous that this node alone takes part in.

@@ -5,25 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from minetorch_launch.exit_codes import EXIT_STOPPED_EARLY
 from minetorch_launch.failures.oom import OomCounter
 from minetorch_launch.failures.worker_exit import WorkerExit
-from minetorch_launch.heartbeat import Phase
+from minetorch_launch.heartbeat import Heartbeat, Phase
+from minetorch_launch.plan import LaunchPlan
 from minetorch_launch.procfs import handles_signal
 from minetorch_launch.stop_signals import STOP_SIGNALS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from minetorch_launch.heartbeat import Heartbeat
-    from minetorch_launch.plan import LaunchPlan
-    from minetorch_launch.workers.worker import Worker
-
-__all__ = ["GroupEnd", "WorkerGroup", "ranks_text"]
+from minetorch_launch.workers.worker import Worker
 
 GroupEnd = Literal["failed", "succeeded", "stopped early", "stopped by signal"]
 

@@ -10,30 +10,22 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from minetorch_launch.environment import worker_environment
+from minetorch_launch.environment import RoundView, worker_environment
 from minetorch_launch.errors import StartError
 from minetorch_launch.hangs.shared_memory import SharedMemory
-from minetorch_launch.processes.spawner import ForkServer, interpreter_flags, with_package
+from minetorch_launch.output.relay import Relay
+from minetorch_launch.plan import LaunchPlan
+from minetorch_launch.processes.spawner import ForkServer, Process, Reaper, interpreter_flags, with_package
 from minetorch_launch.rendezvous.endpoints import interface_of
 from minetorch_launch.target import Command
 from minetorch_launch.worker.main import Assignment
+from minetorch_launch.worker.task import Task
 from minetorch_launch.workers.group import WorkerGroup
 from minetorch_launch.workers.worker import Worker
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from minetorch_launch.environment import RoundView
-    from minetorch_launch.output.relay import Relay
-    from minetorch_launch.plan import LaunchPlan
-    from minetorch_launch.processes.spawner import Process, Reaper
-    from minetorch_launch.worker.task import Task
-
-__all__ = ["WorkerStarter"]
 
 _DESCRIPTORS_OF_A_WORKER = 16
 _FORK_SERVER_ENV = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}

@@ -6,18 +6,12 @@ import asyncio
 import json
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from minetorch_launch.errors import StartError
+from minetorch_launch.processes.spawner import Process
 from minetorch_launch.rendezvous.endpoints import listen
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from minetorch_launch.processes.spawner import Process
-
-__all__ = ["WorkersStore"]
 
 
 class WorkersStore:

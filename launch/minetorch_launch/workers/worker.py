@@ -7,19 +7,14 @@ import json
 import math
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.failures.worker_exit import MESSAGE_FIELDS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from minetorch_launch.hangs.shared_memory import SharedMemory
-    from minetorch_launch.heartbeat import Heartbeat
-    from minetorch_launch.processes.spawner import Process
-
-__all__ = ["Worker", "parse_message"]
+from minetorch_launch.hangs.shared_memory import SharedMemory
+from minetorch_launch.heartbeat import Heartbeat
+from minetorch_launch.processes.spawner import Process
 
 _CHUNK = 1 << 16
 _MAX_MESSAGE = 1 << 24

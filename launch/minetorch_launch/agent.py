@@ -16,20 +16,21 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from minetorch_launch.environment import RoundView
 from minetorch_launch.errors import NoProgressError, StoppedError
 from minetorch_launch.failures.report import FailureReport
-from minetorch_launch.failures.restart_policy import Attempt, RestartCost
+from minetorch_launch.failures.restart_policy import Attempt, Restart
 from minetorch_launch.failures.worker_exit import WorkerExit
-from minetorch_launch.hangs.stack_dump import dump_stacks
 from minetorch_launch.heartbeat import merge
 from minetorch_launch.leader import Leader
 from minetorch_launch.output.relay import Relay
 from minetorch_launch.plan import LaunchPlan
 from minetorch_launch.rendezvous import messages
-from minetorch_launch.rendezvous.round import LeaderLostError, Rendezvous, Round
+from minetorch_launch.rendezvous.many_nodes import ManyNodes
+from minetorch_launch.rendezvous.round import LeaderLostError, Round
+from minetorch_launch.rendezvous.single_node import SingleNode
 from minetorch_launch.stop_signals import Preemption, StackRequest, Stop, StopSignals
 from minetorch_launch.workers.group import GroupEnd, WorkerGroup, ranks_text
+from minetorch_launch.workers.stack_dump import dump_stacks
 from minetorch_launch.workers.starter import WorkerStarter
 from minetorch_launch.workers.store import WorkersStore
 
@@ -57,20 +58,6 @@ class Outcome:
 
     stopped_early: bool = False
     """The workers have saved their work and want to be run again."""
-
-
-@dataclass
-class _Restart:
-    """The restart that is under way: when each part of it was over, as `time.monotonic` gives it."""
-
-    number: int
-    failed_at: float
-    noticed_at: float
-    stopped_at: float
-    reached: int | None
-    uses_trainer: bool
-    joined_at: float = 0.0
-    started_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ class Agent:
     def __init__(
         self,
         plan: LaunchPlan,
-        open_rendezvous: Callable[[], Awaitable[Rendezvous]],
+        open_rendezvous: Callable[[], Awaitable[SingleNode | ManyNodes]],
         starter: WorkerStarter,
         relay: Relay,
     ) -> None:
@@ -133,7 +120,7 @@ class Agent:
         self._stop: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._attempts: list[Attempt] = []
         self._failures = 0
-        self._restart: _Restart | None = None
+        self._restart: Restart | None = None
         self._current: _Attempt | None = None
         self._unreported: list[dict[str, Any]] = []
         """How workers here failed in an attempt that no leader has judged, because the leader was lost."""
@@ -190,7 +177,7 @@ class Agent:
             leader = Leader(self._plan, round_, self._attempts, self._say)
             tasks.append(asyncio.ensure_future(leader.run()))
         try:
-            group = await self._unless_stopped(self._starter.start(self._view(round_), self._last_failure()))
+            group = await self._unless_stopped(self._starter.start(round_, self._last_failure()))
             attempt = self._current = _Attempt(round_, group)
             tasks += [
                 asyncio.ensure_future(self._pass_on_orders(attempt)),
@@ -210,19 +197,6 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._store.end()
-
-    def _view(self, round_: Round) -> RoundView:
-        return RoundView(
-            launch_id=round_.launch_id,
-            node_rank=round_.node_rank,
-            node_count=len(round_.participants),
-            first_rank=round_.ranks.start,
-            world_size=round_.world_size,
-            master_address=round_.master_address,
-            master_port=round_.master_port,
-            attempt=round_.number,
-            restarts=round_.failures,
-        )
 
     # What happens in an attempt: signals, the end of the worker group, the leader's orders, and a tick twice a second.
 
@@ -266,7 +240,7 @@ class Agent:
             case messages.ForwardSignal(signum=signum, host=host):
                 self._warn(group, signum, f"{signal.Signals(signum).name} came to {host}")
             case messages.DumpStacks(request=request):
-                stacks = await dump_stacks({worker.rank: worker for worker in group.workers}, self._plan.host.name)
+                stacks = await dump_stacks(group.workers, self._plan.host.name)
                 report(messages.Stacks(node, request, [stack.to_dict() for stack in stacks]))
             case messages.StackSummary(text=text, for_node=for_node):
                 if for_node == node:
@@ -397,13 +371,12 @@ class Agent:
             )
             return
         noticed = attempt.noticed_at or time.monotonic()
-        self._restart = _Restart(
+        self._restart = Restart(
             number=decision.failures,
+            reached=decision.reached,
             failed_at=min(noticed, time.monotonic() - (time.time() - report.first.time)),  # that is a wall-clock time
             noticed_at=noticed,
             stopped_at=attempt.stopped_at or time.monotonic(),
-            reached=decision.reached,
-            uses_trainer=decision.reached is not None,
         )
         if attempt.round.leads:
             line = f"minetorch-launch: {report.line()}; {decision.reason}"
@@ -458,7 +431,7 @@ class Agent:
     def _note_start(self, attempt: _Attempt) -> None:
         if self._restart is not None:
             self._restart.started_at = time.monotonic()
-            if not self._restart.uses_trainer:
+            if self._restart.reached is None:  # no worker beats, so that the first step will not show
                 self._say_cost(attempt, None)
 
     def _note_first_step(self, attempt: _Attempt) -> None:
@@ -471,15 +444,8 @@ class Agent:
     def _say_cost(self, attempt: _Attempt, first_step_at: float | None) -> None:
         restart, self._restart = self._restart, None
         assert restart is not None
-        cost = RestartCost(
-            noticed=restart.noticed_at - restart.failed_at,
-            stopped=restart.stopped_at - restart.noticed_at,
-            rendezvous=restart.joined_at - restart.stopped_at,
-            started=restart.started_at - restart.joined_at,
-            first_step=first_step_at - restart.started_at if first_step_at else None,
-        )
         if attempt.round.leads:
-            self._say(cost.line(restart.number, self._plan.max_restarts))
+            self._say(restart.cost(self._plan.max_restarts, first_step_at))
 
     def _say(self, text: str) -> None:
         self._relay.say(f"minetorch-launch: {text}")

@@ -26,7 +26,6 @@ from minetorch_launch.processes.spawner import Reaper
 from minetorch_launch.rendezvous.endpoints import is_this_machine
 from minetorch_launch.rendezvous.many_nodes import ManyNodes
 from minetorch_launch.rendezvous.membership import Settings, Timing
-from minetorch_launch.rendezvous.round import Rendezvous
 from minetorch_launch.rendezvous.single_node import SingleNode
 from minetorch_launch.slurm.environment import SlurmJob
 from minetorch_launch.stop_signals import Stop, StopSignals
@@ -154,7 +153,7 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
     raise AssertionError  # for mypy, which takes an exit stack for one that may swallow exceptions
 
 
-async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Relay) -> Rendezvous:
+async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Relay) -> SingleNode | ManyNodes:
     if not plan.many_nodes:
         # The name may be that of a service which does not lead here yet; on one node nobody else needs it.
         own = plan.local_addr if plan.local_addr is not None and is_this_machine(plan.local_addr) else "127.0.0.1"

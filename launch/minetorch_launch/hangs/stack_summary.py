@@ -1,6 +1,6 @@
 """Where every rank is, with ranks at the same place together. Pure.
 
-Each rank's `StackSnapshot` is made on its own node, by `minetorch_launch.hangs.stack_dump`, and may travel as JSON.
+Each rank's `StackSnapshot` is made on its own node, by `minetorch_launch.workers.stack_dump`, and may travel as JSON.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ class ForkServer(_Starter):
         server = cls(ours)
         with theirs:
             server.process = await reaper.run(
-                [sys.executable, *interpreter_flags(), "-c", with_package(code, import_root)],
+                python_command(code, import_root),
                 [null, *streams, theirs.fileno()],
                 env=env,
                 signal_mask=HELD_SIGNALS,
@@ -305,8 +305,19 @@ class ForkServer(_Starter):
         self._processes.clear()
 
 
-def interpreter_flags() -> list[str]:
-    """The options that this Python was started with, for its children: ``-O``, ``-X dev``, ``-W error``."""
+def python_command(code: str, first: str | None = None) -> list[str]:
+    """A command that runs ``code`` in a Python like this one, which finds this package wherever it lies.
+
+    Args:
+        code: what to run; nothing in the working folder is found.
+        first: a folder that is searched first.
+    """
+    code = f"import sys; sys.path[:] = [*filter(None, [{first!r}, *sys.path]), {_PACKAGES!r}]; {code}"
+    return [sys.executable, *_interpreter_flags(), "-c", code]
+
+
+def _interpreter_flags() -> list[str]:
+    """The options that this Python was started with: ``-O``, ``-X dev``, ``-W error``."""
     flags: list[str] = []
     words = iter(sys.orig_argv[1:])
     for word in words:
@@ -316,13 +327,3 @@ def interpreter_flags() -> list[str]:
         if word in ("-W", "-X", "--check-hash-based-pycs"):
             flags.append(next(words))
     return flags
-
-
-def with_package(code: str, first: str | None = None) -> str:
-    """Code for ``python -c`` that finds this package wherever it lies, and nothing in the working folder.
-
-    Args:
-        code: what to run.
-        first: a folder that is searched first.
-    """
-    return f"import sys; sys.path[:] = [*filter(None, [{first!r}, *sys.path]), {_PACKAGES!r}]; {code}"

@@ -78,6 +78,10 @@ class ManyNodes:
     async def join(self, *, failures: int, workers_port: int) -> Round:
         """Take part in the next round; find another leader when the last one is lost.
 
+        Args:
+            failures: failures that this node has counted in this launch.
+            workers_port: port on which this node hosts the workers' store, should it be the first.
+
         Raises:
             JoinError: the nodes did not come together.
         """
@@ -96,7 +100,7 @@ class ManyNodes:
             return round_
 
     async def close(self) -> None:
-        """Leave the job."""
+        """Leave the job. The leader waits, not for long, until the others have received the last order."""
         if self._membership is not None:
             await self._membership.close()
         if self._standby is not None:

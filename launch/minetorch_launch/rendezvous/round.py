@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from minetorch_launch.rendezvous.messages import Order, Report
 from minetorch_launch.rendezvous.participant import Participant
@@ -140,25 +140,3 @@ class Round:
         """Make every wait of this round raise LeaderLostError."""
         self.orders.fail(LeaderLostError(reason))
         self.reports.fail(LeaderLostError(reason))
-
-
-class Rendezvous(Protocol):
-    """Where the launchers of a job join, round after round. The agent needs no more than this of it."""
-
-    @property
-    def address(self) -> str:
-        """This node's own address, as the other nodes see it."""
-
-    async def join(self, *, failures: int, workers_port: int) -> Round:
-        """Wait for the next round and take part in it.
-
-        Args:
-            failures: failures that this node has counted in this launch.
-            workers_port: port on which this node hosts the workers' store, should it be the first.
-
-        Raises:
-            JoinError: the nodes did not come together.
-        """
-
-    async def close(self) -> None:
-        """Leave the job. The leader waits, not for long, until the others have received the last order."""

@@ -24,7 +24,7 @@ class SingleNode:
         self._rounds = 0
 
     async def join(self, *, failures: int, workers_port: int) -> Round:
-        """Start the next round at once."""
+        """Start the next round at once; see `ManyNodes.join`."""
         me = Participant(
             order=sort_key(None, True, self._host, self.address, os.getpid()),
             host=self._host,

@@ -214,12 +214,12 @@ class Agent:
         try:
             event = await asyncio.wait_for(attempt.events.get(), _TICK_SECONDS)
         except asyncio.TimeoutError:
-            await self._tick(attempt)
+            self._tick(attempt)
             return
         node, group, report = attempt.round.node_rank, attempt.group, attempt.round.report
         match event:
             case Stop(signum=signum):
-                await self._take_stop(attempt, signum)
+                self._take_stop(attempt, signum)
             case Preemption():
                 self._take_preemption(attempt, event)
             case StackRequest():
@@ -241,18 +241,18 @@ class Agent:
                 self._warn(group, signum, f"{signal.Signals(signum).name} came to {host}")
             case messages.DumpStacks(request=request):
                 stacks = await dump_stacks(group.workers, self._plan.host.name)
-                report(messages.Stacks(node, request, [stack.to_dict() for stack in stacks]))
+                report(messages.Stacks(node, request, [asdict(stack) for stack in stacks]))
             case messages.StackSummary(text=text, for_node=for_node):
                 if for_node == node:
                     self._say(text)
             case messages.Decision():
                 self._obey(attempt, event)
             case messages.Finish(stopped_early=stopped_early):
-                await self._finish(attempt, stopped_early)
+                self._finish(attempt, stopped_early)
             case LeaderLostError():
                 await self._lose_leader(attempt, event)
 
-    async def _tick(self, attempt: _Attempt) -> None:
+    def _tick(self, attempt: _Attempt) -> None:
         """What needs no event: heartbeats, the job's deadline, warnings that no worker could take yet."""
         beats = attempt.group.heartbeats()
         attempt.round.status = asdict(merge(beats)) if beats else None
@@ -299,7 +299,7 @@ class Agent:
         await attempt.group.stop(signum, alone=alone)
         await self._settle(attempt)
         beats = attempt.group.heartbeats()
-        exits = [each.to_dict() for each in attempt.group.evidence()]
+        exits = [asdict(each) for each in attempt.group.evidence()]
         exits += self._unreported
         self._unreported = []
         attempt.evidence = {"exits": exits, "heartbeat": asdict(merge(beats)) if beats else None}
@@ -313,7 +313,7 @@ class Agent:
 
     # Signals.
 
-    async def _take_stop(self, attempt: _Attempt, signum: int) -> None:
+    def _take_stop(self, attempt: _Attempt, signum: int) -> None:
         if attempt.stop_deadline is not None:
             attempt.group.kill_now.set()
             return
@@ -391,7 +391,7 @@ class Agent:
             self._relay.log(rank, f"minetorch-launch: {report.line()}; {reason}")
         self._relay.show_tail(report.first.rank)
 
-    async def _finish(self, attempt: _Attempt, stopped_early: bool) -> None:
+    def _finish(self, attempt: _Attempt, stopped_early: bool) -> None:
         if stopped_early and self._gained_nothing(attempt.group):
             raise NoProgressError(
                 "the job ran out of time before the first step, and would again: raise --time, or lower "
@@ -405,8 +405,7 @@ class Agent:
         beats, deadline = group.heartbeats(), self._plan.deadline
         if not beats or deadline is None or time.time() < deadline.warning_at:
             return False
-        world = merge(beats)
-        return not world.has_stepped
+        return not merge(beats).has_stepped
 
     async def _lose_leader(self, attempt: _Attempt, error: LeaderLostError) -> None:
         """Stop the workers and join the others again; a failure of a worker here is reported in the next round."""
@@ -416,8 +415,8 @@ class Agent:
         await attempt.stopping
         if self._stop.done():
             self._end_stopped(attempt, self._stop.result())
-        exits = map(WorkerExit.from_dict, attempt.evidence["exits"])
-        self._unreported = [each.to_dict() for each in exits if each.failed and not each.is_secondary]
+        exits = (WorkerExit(**each) for each in attempt.evidence["exits"])
+        self._unreported = [asdict(each) for each in exits if each.failed and not each.is_secondary]
         attempt.is_over = True
 
     # What a restart costs.

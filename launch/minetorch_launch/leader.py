@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from minetorch_launch.failures.report import make_report
@@ -129,7 +129,7 @@ class Leader:
             await self._end(self._decide())
 
     def _decide(self) -> messages.Order:
-        exits = [WorkerExit.from_dict(data) for evidence in self._evidence.values() for data in evidence["exits"]]
+        exits = [WorkerExit(**data) for evidence in self._evidence.values() for data in evidence["exits"]]
         failed = [end for end in exits if end.failed]
         if not failed and not self._round.lost and all(end.exit_code == 0 for end in exits):
             return messages.Finish(stopped_early=False)
@@ -151,7 +151,7 @@ class Leader:
         return messages.Decision(
             "restart" if decision.restart else "end",
             decision.reason,
-            report.to_dict(),
+            asdict(report),
             failures=self._round.failures + 1,
             reached=attempt.reached,
             began=attempt.began,

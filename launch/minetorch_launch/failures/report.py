@@ -73,15 +73,11 @@ class FailureReport:
 
     def to_json(self) -> str:
         """The report for a program: the contents of ``failure.json``."""
-        return json.dumps({"exit_code": self.exit_code, **self.to_dict()}, indent=2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
+        return json.dumps({"exit_code": self.exit_code, **asdict(self)}, indent=2)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FailureReport:
-        """The reverse of `to_dict`, also after a way through JSON."""
+        """The reverse of `dataclasses.asdict`, also after a way through JSON."""
         first, later, finished = data["first"], data["later"], data["finished"]
         parts = {"first": WorkerExit(**first), "later": tuple(WorkerExit(**one) for one in later)}
         return cls(**{**data, **parts, "finished": tuple(finished)})

@@ -16,7 +16,7 @@ import time
 import traceback
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from minetorch_launch.exit_codes import EXIT_HUNG, EXIT_STOPPED_EARLY, shell_code, signal_name
@@ -155,15 +155,6 @@ class WorkerExit:
     def hung(self, cause: str, at: float) -> WorkerExit:
         """The same worker as the one that the launcher ended because it held up all others."""
         return replace(self, exit_code=EXIT_HUNG, time=at, kind="hang", signal=None, cause=cause, traceback="")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> WorkerExit:
-        """The reverse of `to_dict`."""
-        return cls(**data)
 
 
 def _kind(code: int, said: Mapping[str, Any]) -> Kind:

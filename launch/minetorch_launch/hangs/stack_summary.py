@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from minetorch_launch.hangs.blocking_calls import BlockingCall, Frame, Owner, WaitKind, find_blocking_call
@@ -46,13 +46,9 @@ class StackSnapshot:
     holds_interpreter: bool = False
     """Whether it answered only to the signal: one of its threads does not release the interpreter."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StackSnapshot:
-        """The reverse of `to_dict`, also after a way through JSON."""
+        """The reverse of `dataclasses.asdict`, also after a way through JSON."""
         threads = ((thread["is_main"], (Frame(**frame) for frame in thread["frames"])) for thread in data["threads"])
         return cls(**{**data, "threads": tuple(Thread(is_main, tuple(frames)) for is_main, frames in threads)})
 

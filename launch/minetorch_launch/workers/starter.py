@@ -10,7 +10,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -115,9 +115,11 @@ class WorkerStarter:
         group = WorkerGroup(self._plan, self._relay.say)
         self.first_rank = round_.ranks.start
         self._relay.begin(round_.ranks)
+        # What is in the fork server's environment for its own sake must not reach the script.
+        shared_env = {name: os.environ.get(name) for name in _FORK_SERVER_ENV} | _gloo_interface(self.address)
         try:
             started = await asyncio.gather(
-                *(self._start_one(group, round_, rank, last_failure) for rank in round_.ranks),
+                *(self._start_one(group, round_, rank, last_failure, shared_env) for rank in round_.ranks),
                 return_exceptions=True,
             )
         except asyncio.CancelledError:
@@ -130,17 +132,17 @@ class WorkerStarter:
         return group
 
     async def _start_one(
-        self, group: WorkerGroup, round_: Round, rank: int, last_failure: tuple[int, float] | None
+        self,
+        group: WorkerGroup,
+        round_: Round,
+        rank: int,
+        last_failure: tuple[int, float] | None,
+        shared_env: Mapping[str, str | None],
     ) -> None:
         local_rank = rank - round_.ranks.start
         error_file = self._folder / str(round_.number) / str(local_rank) / "error.json"
         error_file.parent.mkdir(parents=True)
-        env: dict[str, str | None] = {
-            # What is in the fork server's environment for its own sake must not reach the script.
-            **{name: os.environ.get(name) for name in _FORK_SERVER_ENV},
-            **_gloo_interface(self.address),
-            **worker_environment(self._plan, round_, local_rank, str(error_file), last_failure),
-        }
+        env = {**shared_env, **worker_environment(self._plan, round_, local_rank, str(error_file), last_failure)}
         line = f"minetorch-launch: {time.strftime('%F %T')} {self._plan.target} as rank {rank} of {round_.world_size}"
         self._relay.log(rank, line)  # a log file may hold many starts
         with ExitStack() as stack:
@@ -212,7 +214,7 @@ def _start_error(failure: BaseException, workers: int) -> BaseException:
     )
 
 
-def _gloo_interface(address: str) -> dict[str, str]:
+def _gloo_interface(address: str) -> dict[str, str | None]:
     """Else gloo goes by the host's name, which may be unknown, or 127.0.1.1 (Debian), or open to the world."""
     interface = interface_of(address)
     return {} if interface is None or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": interface}

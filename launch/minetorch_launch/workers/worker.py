@@ -33,7 +33,7 @@ class Worker:
     Args:
         rank: its global rank.
         local_rank: its number on this node.
-        link: the launcher's end of its socket; None for a command, which sends no messages.
+        link: the launcher's end of its socket.
         memory: what both share.
         result: memory for what a function returns.
         on_change: called when it says that it fails, and when it has ended.
@@ -46,7 +46,7 @@ class Worker:
         rank: int,
         local_rank: int,
         *,
-        link: socket.socket | None,
+        link: socket.socket,
         memory: SharedMemory,
         result: int,
         on_change: Callable[[], None],
@@ -62,11 +62,11 @@ class Worker:
         """Its own number of the descriptor that its stacks are written to; -1 until it is ready to answer."""
 
         self._asked = self._answered = 0
-        self._link, self._result, self._on_change = link, result, on_change
+        self._link: socket.socket | None = link  # None: it has hung up
+        self._result, self._on_change = result, on_change
         self._rest = b""
-        if link is not None:
-            link.setblocking(False)
-            asyncio.get_running_loop().add_reader(link, self._receive)
+        link.setblocking(False)
+        asyncio.get_running_loop().add_reader(link, self._receive)
 
     @property
     def pid(self) -> int:

@@ -94,14 +94,7 @@ class _Attempt:
 
 
 class Agent:
-    """Runs one plan on this node.
-
-    Args:
-        plan: the launch.
-        open_rendezvous: connects to where the nodes join.
-        starter: starts the workers.
-        relay: shows lines to the user.
-    """
+    """Runs one plan on this node."""
 
     def __init__(
         self,
@@ -234,7 +227,7 @@ class Agent:
                 self._stop_group(attempt, alone=True)
             case messages.SaveAndStop(reason=reason):
                 self._say(f"{reason}: the workers save, and restart together")
-                attempt.saving_until = time.monotonic() + (self._plan.grace if group.ask_to_save() else 0.0)
+                attempt.saving_until = time.monotonic() + (self._plan.options.grace if group.ask_to_save() else 0.0)
             case messages.Shutdown(signum=signum, host=host):
                 await self._shut_down(attempt, signum, host)
             case messages.ForwardSignal(signum=signum, host=host):
@@ -317,7 +310,7 @@ class Agent:
         if attempt.stop_deadline is not None:
             attempt.group.kill_now.set()
             return
-        attempt.stop_deadline = time.monotonic() + self._plan.grace + _SHUTDOWN_SECONDS
+        attempt.stop_deadline = time.monotonic() + self._plan.options.grace + _SHUTDOWN_SECONDS
         attempt.round.report(messages.StopRequested(attempt.round.node_rank, signum))
         self._stop_group(attempt, signum=signum)
 
@@ -444,7 +437,7 @@ class Agent:
         restart, self._restart = self._restart, None
         assert restart is not None
         if attempt.round.leads:
-            self._say(restart.cost(self._plan.max_restarts, first_step_at))
+            self._say(restart.cost(self._plan.options.max_restarts, first_step_at))
 
     def _say(self, text: str) -> None:
         self._relay.say(f"minetorch-launch: {text}")

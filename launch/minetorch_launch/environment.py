@@ -41,17 +41,13 @@ def worker_environment(
 ) -> dict[str, str]:
     """All variables that the launcher sets for one worker, over those of its own environment.
 
-    Args:
-        plan: of the launch.
-        round_: the round.
-        local_rank: which of this node's workers.
-        error_file: where torch's ``record`` writes an exception.
-        last_failure: the step that a Trainer had reached before the failure, and its Unix time.
+    Torch's ``record`` writes an exception to ``error_file``. ``last_failure`` holds the step that a Trainer had reached
+    before the last failure, and the Unix time of that failure.
     """
     env = {
         **_torchrun(plan, round_, local_rank, error_file),
         **plan.env,
-        "LOCAL_RANK": "0" if plan.virtual_local_rank else str(local_rank),
+        "LOCAL_RANK": "0" if plan.options.virtual_local_rank else str(local_rank),
         "MINETORCH_LAUNCH_ID": round_.launch_id,
         "MINETORCH_ATTEMPT": str(round_.number),
         **plan.workers[local_rank].env,
@@ -68,7 +64,7 @@ def _torchrun(plan: LaunchPlan, round_: Round, local_rank: int, error_file: str)
         "RANK": rank,
         "GROUP_RANK": str(round_.node_rank),
         "ROLE_RANK": rank,
-        "ROLE_NAME": plan.role,
+        "ROLE_NAME": plan.options.role,
         "LOCAL_WORLD_SIZE": str(len(plan.workers)),
         "WORLD_SIZE": world_size,
         "GROUP_WORLD_SIZE": str(len(round_.participants)),
@@ -76,7 +72,7 @@ def _torchrun(plan: LaunchPlan, round_: Round, local_rank: int, error_file: str)
         "MASTER_ADDR": round_.master_address,
         "MASTER_PORT": str(round_.master_port),
         "TORCHELASTIC_RESTART_COUNT": str(round_.failures),
-        "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts),
+        "TORCHELASTIC_MAX_RESTARTS": str(plan.options.max_restarts),
         "TORCHELASTIC_RUN_ID": plan.rdzv_id,
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 must not bind the port: the launcher has
         "TORCHELASTIC_ERROR_FILE": error_file,

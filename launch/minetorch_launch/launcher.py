@@ -107,8 +107,8 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
     """
     plan = launch.plan
     signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    if plan.log_dir is not None:
-        _prepare_log_dir(plan.log_dir)
+    if plan.options.log_dir is not None:
+        _prepare_log_dir(plan.options.log_dir)
     relay = Relay(
         *launch.streams,
         log_file=plan.log_file,
@@ -145,8 +145,8 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
             relay.say(f"minetorch-launch: {error}")
             flush_seconds = _FLUSH_SECONDS_AFTER_A_STOP
             raise
-        if outcome.failure is not None and plan.log_dir is not None:
-            _write_failure(plan.log_dir, outcome.failure, relay)
+        if outcome.failure is not None and plan.options.log_dir is not None:
+            _write_failure(plan.options.log_dir, outcome.failure, relay)
         if outcome.failure is not None and launch.shows_failure:
             relay.say(str(WorkerFailedError(outcome.failure, shown_elsewhere=outcome.shown_elsewhere)))
         return outcome
@@ -170,11 +170,11 @@ async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Rela
         plan.nodes,
         host=plan.host.name,
         nproc=len(plan.workers),
-        node_rank=plan.node_rank,
+        node_rank=plan.options.node_rank,
         join_timeout=plan.join_timeout,
         local_addr=plan.local_addr,
         say=relay.say,
-        timing=Timing(first_quiet=plan.last_call_timeout),
+        timing=Timing(first_quiet=plan.options.last_call_timeout),
     )
     return await ManyNodes.open(settings, start_store_process)
 

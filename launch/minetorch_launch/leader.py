@@ -41,20 +41,13 @@ class _StackRequest:
 
 
 class Leader:
-    """Leads one round.
-
-    Args:
-        plan: this node's.
-        round_: the round.
-        attempts: the failures of this launch so far.
-        say: shows a line to the user.
-    """
+    """Leads one round."""
 
     def __init__(
         self, plan: LaunchPlan, round_: Round, attempts: Sequence[Attempt], say: Callable[[str], None]
     ) -> None:
         self._plan, self._round, self._attempts, self._say = plan, round_, attempts, say
-        self._detector = HangDetector(plan.hang_timeout)
+        self._detector = HangDetector(plan.options.hang_timeout)
         self._is_stopping = self._is_saving = self._is_over = False
         self._succeeded: dict[int, bool] = {}
         self._evidence: dict[int, dict[str, Any]] = {}
@@ -135,17 +128,18 @@ class Leader:
             return messages.Finish(stopped_early=False)
         if not failed or (self._round.lost and all(end.is_secondary for end in failed)):
             return messages.Decision("rejoin", "the workers continue from the last checkpoint")
+        options = self._plan.options
         report = make_report(
             exits,
             restarts=self._round.failures,
-            max_restarts=self._plan.max_restarts,
+            max_restarts=options.max_restarts,
             command=str(self._plan.target),
         )
         assert report is not None
         beats = [Heartbeat.from_dict(end["heartbeat"]) for end in self._evidence.values() if end["heartbeat"]]
         world = merge(dict(enumerate(beats))) if beats else None
         attempt = Attempt(report, world.step if world else None, world.began_at_step if world else None)
-        policy = RestartPolicy(self._plan.max_restarts, "always" if self._plan.restart_policy == "always" else "auto")
+        policy = RestartPolicy(options.max_restarts, options.restart_policy)
         decision = policy.decide([*self._attempts, attempt])
         report = replace(report, reason=None if decision.restart else decision.reason)
         return messages.Decision(

@@ -65,7 +65,7 @@ def test_a_command_line_is_understood_or_refused_in_one_line(line, environ, host
             topology = Topology({0: frozenset({0, 1})})
             plan = make_plan(request.target, request.options, host, {"OMP_NUM_THREADS": "²"}, topology=topology)
             assert plan.text()
-            assert math.isfinite(plan.grace)
+            assert math.isfinite(plan.options.grace)
             assert read([*request.own, *request.rest], environ).own == request.own
     except UsageError as error:
         check(error)

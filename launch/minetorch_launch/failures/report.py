@@ -110,12 +110,6 @@ def make_report(
     A rank that only lost another rank, or repeats its error, comes after every other cause, whatever its time: its
     message may arrive before the launcher notices the death behind it. Otherwise the earliest failure comes first.
 
-    Args:
-        exits: of all workers.
-        restarts: how often all workers had been restarted.
-        max_restarts: how often they may be.
-        command: what they ran.
-
     Returns:
         None if no worker failed by itself.
     """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from minetorch_launch.failures.report import FailureReport
 from minetorch_launch.failures.worker_exit import WorkerExit
@@ -63,7 +62,7 @@ class RestartPolicy:
     """Decides after each failure."""
 
     max_restarts: int
-    mode: Literal["auto", "always"] = "auto"
+    mode: str = "auto"
     """``always`` retries every failure; ``auto`` leaves out those that a restart cannot mend."""
 
     def decide(self, attempts: Sequence[Attempt]) -> RestartDecision:

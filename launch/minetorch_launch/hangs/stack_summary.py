@@ -77,16 +77,10 @@ class CodeOwners:
 def read_stacks(
     text: str, main_thread: int, owners: CodeOwners, source: Callable[[str, int], str]
 ) -> tuple[Thread, ...]:
-    """Read what Python's fault handler has written.
+    """Read what Python's fault handler has written: dumps of all threads, of which the last of each thread counts.
 
-    Args:
-        text: one or more dumps of all threads, without the launcher's frames; the last one of each thread counts.
-        main_thread: the main thread's ident.
-        owners: whose code is where.
-        source: gives the text of a line of a file; empty if it is not available.
-
-    Returns:
-        The main thread first. Other threads that run only the launcher's code are left out.
+    The text comes without the launcher's frames; ``source`` gives the text of a line of a file, empty if it is not
+    available. The main thread comes first; other threads that run only the launcher's code are left out.
     """
     threads: dict[int, list[Frame]] = {}
     frames: list[Frame] = []

@@ -15,11 +15,7 @@ from minetorch_launch.processes.requests import receive, send
 
 
 class Parent:
-    """Serves the launcher at the other end of a socket.
-
-    Args:
-        fd: the socket.
-    """
+    """Serves the launcher at the other end of a socket."""
 
     def __init__(self, fd: int) -> None:
         self._control = socket.socket(fileno=fd)

@@ -184,15 +184,9 @@ class Reaper(_Starter):
         cpus: Iterable[int] | None = None,
         dies_with_reaper: bool = True,
     ) -> Process:
-        """Start a program.
+        """Start a program with the descriptors 0, 1, 2, … given, and the signals of ``signal_mask`` blocked.
 
-        Args:
-            argv: its command line.
-            fds: its descriptors 0, 1, 2, …
-            env: variables that differ from this process's; None unsets one.
-            signal_mask: the signals that it begins with blocked.
-            cpus: the CPUs that it may use; None: as this process.
-            dies_with_reaper: kill it when the reaper dies.
+        The variables ``env`` differ from this process's, and None unsets one; without ``cpus`` it may use all of them.
 
         Raises:
             StartError: it cannot be started.
@@ -242,14 +236,9 @@ class ForkServer(_Starter):
         env: Mapping[str, str],
         streams: tuple[int, int],
     ) -> ForkServer:
-        """Start a fork server, without waiting until it has imported ``preload``.
+        """Start a fork server, without waiting until it has imported torch and ``preload``, from ``import_root`` first.
 
-        Args:
-            reaper: starts it.
-            preload: modules beside torch.
-            import_root: the folder that is searched first for them.
-            env: variables that differ from this process's.
-            streams: its stdout and stderr.
+        The variables ``env`` differ from this process's; ``streams`` are its stdout and stderr.
         """
         ours, theirs = socketpair()
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -306,11 +295,9 @@ class ForkServer(_Starter):
 
 
 def python_command(code: str, first: str | None = None) -> list[str]:
-    """A command that runs ``code`` in a Python like this one, which finds this package wherever it lies.
+    """A command that runs ``code`` in a Python like this one, which searches the folder ``first``, then ``sys.path``.
 
-    Args:
-        code: what to run; nothing in the working folder is found.
-        first: a folder that is searched first.
+    It finds this package wherever it lies, and nothing in the working folder.
     """
     code = f"import sys; sys.path[:] = [*filter(None, [{first!r}, *sys.path]), {_PACKAGES!r}]; {code}"
     return [sys.executable, *_interpreter_flags(), "-c", code]

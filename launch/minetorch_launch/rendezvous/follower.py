@@ -12,7 +12,7 @@ from minetorch_launch.errors import JoinError
 from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, Settings, pause
 from minetorch_launch.rendezvous.messages import Order, Report, from_json, parse, to_json
 from minetorch_launch.rendezvous.participant import Participant
-from minetorch_launch.rendezvous.round import LeaderLostError, Mailbox, Round
+from minetorch_launch.rendezvous.round import LeaderLostError, Round
 from minetorch_launch.rendezvous.store_client import StoreClient
 
 
@@ -20,10 +20,6 @@ class Follower(Membership):
     """The side of a node that does not lead.
 
     Args:
-        store: connected to the leader's.
-        settings: of this node.
-        node_id: this node's.
-        leader: the leader's node id.
         was_there: whether this node took part in the last round of the leader.
     """
 
@@ -38,7 +34,7 @@ class Follower(Membership):
         self._liveness = Liveness(settings.timing.lost)
         self._beats = self._head = 0
         self._beat_now = asyncio.Event()
-        self._unsent: Mailbox[str | None] = Mailbox()
+        self._unsent: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def start(self) -> None:
         """Find the end of the log, and begin to pulse.
@@ -77,7 +73,7 @@ class Follower(Membership):
 
     def _arrive(self, me: Participant) -> None:
         self.round = None
-        self._unsent.put(json.dumps({"arrival": vars(me), "reconnected": not self._has_arrived}))
+        self._unsent.put_nowait(json.dumps({"arrival": vars(me), "reconnected": not self._has_arrived}))
         self._has_arrived = True
 
     def _refusal(self, waited: float) -> JoinError:
@@ -124,7 +120,7 @@ class Follower(Membership):
         if roster is not None:
             self._take_roster(roster)
         elif isinstance(order, Order) and self.round is not None and entry.get("round") == self.round.number:
-            self.round.orders.put(order)
+            self.round.orders.put_nowait(order)
         elif entry.get("closed") is True:
             self._is_closed = True
             self._failure = str(entry["reason"]) if entry.get("reason") else None
@@ -141,7 +137,7 @@ class Follower(Membership):
             self._changed.set()
 
     def _report(self, number: int, report: Report) -> None:
-        self._unsent.put(json.dumps({"round": number, "report": to_json(report)}))
+        self._unsent.put_nowait(json.dumps({"round": number, "report": to_json(report)}))
 
     async def _send(self) -> None:
         while (text := await self._unsent.get()) is not None:
@@ -165,7 +161,7 @@ class Follower(Membership):
 
     async def _say_farewell(self) -> None:
         """Send the remaining reports, and tell the leader that this node leaves."""
-        self._unsent.put(None)
+        self._unsent.put_nowait(None)
         while not self._tasks[-1].done():
             await asyncio.sleep(0.01)
         self._has_left = True

@@ -52,9 +52,6 @@ class Host(Membership):
     """The leader's side of a job.
 
     Args:
-        store: hosted by this node.
-        settings: of this node.
-        node_id: this node's.
         expected: ids of the nodes that have lost the last leader and come here, this one included.
     """
 
@@ -163,7 +160,7 @@ class Host(Membership):
         elif not isinstance(report, Report) or isinstance(report, NodeLost | NodeArrived):
             return  # malformed, or not for a node to say
         elif 0 <= report.node < len(self.round.participants):
-            self.round.reports.put(report)
+            self.round.reports.put_nowait(report)
 
     def _take_in(self, node: Participant, *, is_reconnected: bool) -> None:
         if is_reconnected:  # it has lost this leader for some time, and its workers with it
@@ -174,7 +171,7 @@ class Host(Membership):
         self._changed.set()
         has_room = len(self._expected) < self._settings.nodes[1]
         if self.round is not None and node.node_id not in self._expected and has_room:
-            self.round.reports.put(NodeArrived())
+            self.round.reports.put_nowait(NodeArrived())
 
     def _drop(self, node_id: str) -> None:
         """A node is lost, or has left."""
@@ -186,7 +183,7 @@ class Host(Membership):
         if self.round is not None and rank is not None:
             self.round.lost |= {rank}
             self.round.others.pop(rank, None)
-            self.round.reports.put(NodeLost(rank))
+            self.round.reports.put_nowait(NodeLost(rank))
 
     async def _pulse(self) -> None:
         while True:

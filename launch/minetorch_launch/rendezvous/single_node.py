@@ -13,8 +13,6 @@ class SingleNode:
     """A rendezvous that this node alone takes part in.
 
     Args:
-        host: this node's name.
-        nproc: number of workers.
         address: where the workers' store listens.
     """
 

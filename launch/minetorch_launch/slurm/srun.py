@@ -68,12 +68,8 @@ def run_in_job(
 ) -> int:
     """Do what the command line ``argv`` asks for in a SLURM job: start launchers on its nodes, or be one of them.
 
-    Args:
-        argv: the words after the command's name.
-        options: the same, read.
-        launch: launches in this process, as part of the given job, and returns the exit code; or prints the plan.
-        dry_run: ``launch`` only prints the plan.
-        say: shows a line to the user.
+    ``launch`` launches in this process, as part of the given job, and returns the exit code; with ``dry_run`` it only
+    prints the plan.
 
     Raises:
         LaunchError: as ``launch``, or before anything is started.

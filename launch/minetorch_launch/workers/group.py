@@ -26,12 +26,7 @@ _STUCK_SECONDS = 3.0
 
 
 class WorkerGroup:
-    """This node's workers in one attempt.
-
-    Args:
-        plan: the launch.
-        say: shows a line to the user.
-    """
+    """This node's workers in one attempt."""
 
     def __init__(self, plan: LaunchPlan, say: Callable[[str], None]) -> None:
         self.workers: list[Worker] = []
@@ -78,7 +73,7 @@ class WorkerGroup:
             self._changed.clear()
             codes = self._codes()
             if EXIT_STOPPED_EARLY in codes or self._repeats_a_peer(codes):
-                deadline = deadline or time.monotonic() + self._plan.grace
+                deadline = deadline or time.monotonic() + self._plan.options.grace
             is_late = deadline is not None and time.monotonic() >= deadline
             all_ended = None not in codes and not (self._plan.many_nodes and self._repeats_a_peer(codes))
             if all_ended or is_late or (deadline is None and self._has_failed(codes)):
@@ -184,7 +179,7 @@ class WorkerGroup:
         beats = {rank: heartbeat.beats for rank, heartbeat in self.heartbeats().items()}
         while living := [worker for worker in self.workers if worker.process.exit_code is None]:
             waited = time.monotonic() - began
-            if waited > self._plan.grace or self.kill_now.is_set():
+            if waited > self._plan.options.grace or self.kill_now.is_set():
                 self._kill(living)
                 await asyncio.wait([asyncio.ensure_future(worker.process.ended.wait()) for worker in living])
                 return
@@ -194,7 +189,7 @@ class WorkerGroup:
             if waited > _STATUS_SECONDS and not said:
                 said = True
                 ranks = ranks_text([worker.rank for worker in living])
-                self._say(f"waiting up to {self._plan.grace:g} s for {ranks} to end; Ctrl-C kills them at once")
+                self._say(f"waiting up to {self._plan.options.grace:g} s for {ranks} to end; Ctrl-C kills them at once")
             self._changed.clear()
             kill = asyncio.ensure_future(self.kill_now.wait())
             change = asyncio.ensure_future(self._changed.wait())

@@ -35,13 +35,7 @@ _STATES = {
 
 
 async def dump_stacks(workers: Sequence[Worker], host: str, seconds: float = 2.0) -> list[StackSnapshot]:
-    """Ask all workers at once for their stacks.
-
-    Args:
-        workers: the workers of this node.
-        host: this node's name.
-        seconds: how long a worker has to answer; half of it for an answer over its link.
-    """
+    """Ask all workers of this node for their stacks; each has ``seconds`` to answer, half of it over its link."""
     requests = [_Request(worker) for worker in workers]
     await _settle(requests, seconds / 2)
     silent = [request for request in requests if not request.is_settled()]

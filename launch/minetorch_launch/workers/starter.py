@@ -38,11 +38,7 @@ class WorkerStarter:
     """Starts worker groups, and stores.
 
     Args:
-        plan: the launch.
-        task: what the workers run.
         signal_mask: the signals that the script begins with blocked.
-        reaper: starts programs.
-        relay: takes the workers' output.
         streams: stdout and stderr of the fork server.
         folder: for the error files of torch's ``record``.
     """
@@ -72,7 +68,7 @@ class WorkerStarter:
 
     async def prepare(self) -> None:
         """Start the fork server if there is to be one, again if it has died; it goes on importing by itself."""
-        forks = self._plan.start_method == "forkserver" and not isinstance(self._plan.target, Command)
+        forks = self._plan.options.start_method == "forkserver" and not isinstance(self._plan.target, Command)
         async with self._preparing:
             if forks and (self._fork_server is None or not self._fork_server.is_alive):
                 self._fork_server = await ForkServer.start(

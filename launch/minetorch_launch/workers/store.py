@@ -21,9 +21,7 @@ class WorkersStore:
     that of the attempt before, restarted workers would find the addresses of dead ones.
 
     Args:
-        address: where it listens.
         port: 0 takes a free one.
-        start_process: starts a store process, and returns it with this process's end of its socket.
     """
 
     def __init__(

@@ -31,10 +31,6 @@ class Worker:
     """A worker: its process, its messages and the memory that it shares with the launcher.
 
     Args:
-        rank: its global rank.
-        local_rank: its number on this node.
-        link: the launcher's end of its socket.
-        memory: what both share.
         result: memory for what a function returns.
         on_change: called when it says that it fails, and when it has ended.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from minetorch_launch import errors, launcher
-from minetorch_launch.agent import Outcome
+from minetorch_launch.attempt import Outcome
 from minetorch_launch.errors import LaunchError, StartError, StoppedEarlyError, StoppedError
 from minetorch_launch.failures.report import WorkerFailedError
 from minetorch_launch.options import LaunchOptions

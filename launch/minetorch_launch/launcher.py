@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minetorch_launch import devices, numa
-from minetorch_launch.agent import Agent, Outcome
+from minetorch_launch.agent import Agent
+from minetorch_launch.attempt import Outcome
 from minetorch_launch.errors import StoppedError, UsageError
 from minetorch_launch.failures.report import FailureReport, WorkerFailedError
 from minetorch_launch.options import LaunchOptions

@@ -122,7 +122,6 @@ class ManyNodes:
             attempts=self._attempts,
             launch_id=self._launch_id,
             node_id=self._node_id,
-            version=self._settings.version,
         )
 
     async def _take_part(self, membership: Host | Follower, me: Participant) -> Round:

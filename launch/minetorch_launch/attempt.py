@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minetorch_launch.errors import NoProgressError, StoppedError
-from minetorch_launch.failures.report import FailureReport
+from minetorch_launch.failures.report import FailureReport, ranks_text
 from minetorch_launch.failures.worker_exit import WorkerExit
 from minetorch_launch.heartbeat import merge
 from minetorch_launch.output.relay import Relay
@@ -18,7 +18,7 @@ from minetorch_launch.plan import LaunchPlan
 from minetorch_launch.rendezvous import messages
 from minetorch_launch.rendezvous.round import LeaderLostError, Round
 from minetorch_launch.stop_signals import Preemption, StackRequest, Stop
-from minetorch_launch.workers.group import GroupEnd, WorkerGroup, ranks_text
+from minetorch_launch.workers.group import GroupEnd, WorkerGroup
 from minetorch_launch.workers.stack_dump import dump_stacks
 from minetorch_launch.workers.starter import WorkerStarter
 

@@ -64,7 +64,7 @@ class FailureReport:
         if self.later:
             lines.append(f"  then       {_by_cause(self.later)}")
         if self.finished:
-            lines.append(f"  before     {_ranks(self.finished)} had already finished with exit code 0")
+            lines.append(f"  before     {ranks_text(self.finished)} had already finished with exit code 0")
         if self.hint:
             lines.append("  hint       " + self.hint.replace("\n", "\n" + " " * 13))
         if first.traceback:
@@ -135,10 +135,11 @@ def _by_cause(failures: tuple[WorkerExit, ...]) -> str:
     by_cause: dict[str, list[int]] = {}
     for failure in failures:
         by_cause.setdefault(_short(failure.cause), []).append(failure.rank)
-    return "; ".join(f"{_ranks(ranks)} failed: {cause}" for cause, ranks in by_cause.items())
+    return "; ".join(f"{ranks_text(ranks)} failed: {cause}" for cause, ranks in by_cause.items())
 
 
-def _ranks(ranks: Sequence[int]) -> str:
+def ranks_text(ranks: Sequence[int]) -> str:
+    """``rank 3``, ``ranks 3, 4``."""
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, sorted(ranks)))
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from minetorch_launch.exit_codes import EXIT_STOPPED_EARLY
 from minetorch_launch.failures.oom import OomCounter
+from minetorch_launch.failures.report import ranks_text
 from minetorch_launch.failures.worker_exit import WorkerExit
 from minetorch_launch.heartbeat import Heartbeat, Phase
 from minetorch_launch.plan import LaunchPlan
@@ -254,8 +255,3 @@ class WorkerGroup:
         if self._hang is not None and self._hang[0] == worker.rank:
             return seen.hung(*self._hang[1:])
         return seen
-
-
-def ranks_text(ranks: list[int]) -> str:
-    """``rank 3``, ``ranks 3, 4``."""
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

@@ -75,7 +75,6 @@ def count_names(names: tuple[str, ...]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Major and minor version."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 

@@ -312,6 +312,5 @@ def _wants(given: Mapping[str, str]) -> Wants:
 
 
 def _fields(kind: type[Wants] | type[LaunchOptions], given: Mapping[str, str]) -> dict[str, Any]:
-    """The values of the fields of ``kind`` that are given."""
     names = {"--" + field.name.replace("_", "-"): field.name for field in dataclasses.fields(kind)}
     return {names[name]: _OWN[name].convert(given[name]) for name in given if name in names}

@@ -260,7 +260,6 @@ _MASKS = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 
 
 def _one_gpu(device: DeviceKind, local_rank: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """What shows a worker its own GPU only."""
     if device == "cpu":
         return {}
     visible = environ.get(_MASKS[device])

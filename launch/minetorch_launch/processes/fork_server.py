@@ -76,7 +76,6 @@ def _answer(parent: Parent, request: dict[str, Any], fds: list[int]) -> None:
 
 
 def _run(request: dict[str, Any], fds: list[int]) -> NoReturn:
-    """Be a worker, or a store."""
     if request["op"] == "store":
         from minetorch_launch.processes import store_process
 

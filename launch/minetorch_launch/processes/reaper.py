@@ -142,7 +142,6 @@ def _is_tracker(pid: int) -> bool:
 
 
 def _descendants() -> set[int]:
-    """Every living process below this one."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208 - no need for Paths, nor for importing pathlib
         if entry.isdecimal():

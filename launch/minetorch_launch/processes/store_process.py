@@ -129,7 +129,6 @@ def _get(store: TCPStore, request: dict[str, Any]) -> list[str | None]:
 
 
 def _wait(store: TCPStore, key: str) -> str:
-    """The value of ``key``, when it has one."""
     _wait_for(store, key)
     return _text(store.get(key))
 

@@ -89,7 +89,6 @@ class Follower(Membership):
 
     @property
     def _is_outside(self) -> bool:
-        """Whether the other nodes train without this one."""
         return not self._was_there and self._leaders_pulse.get("running") is True
 
     def _who_is_here(self, seconds: float) -> str:

@@ -174,7 +174,6 @@ class Host(Membership):
             self.round.reports.put_nowait(NodeArrived())
 
     def _drop(self, node_id: str) -> None:
-        """A node is lost, or has left."""
         self._pulses.pop(node_id, None)
         self._arrived.pop(node_id, None)
         self._changed.set()

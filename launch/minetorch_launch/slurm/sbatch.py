@@ -104,7 +104,6 @@ def _write(file: Path, text: str) -> None:
 
 
 def _submit(text: str) -> str:
-    """Submit the batch script, and return the job's id."""
     if shutil.which("sbatch") is None:
         raise UsageError(
             "--sbatch needs SLURM's sbatch, which is not here: type --sbatch=FILE, and submit FILE where there is one"

@@ -168,7 +168,6 @@ def _set_environment(env: Mapping[str, str | None], heartbeat: int) -> None:
 
 
 def _run(assignment: Assignment, result: int, link: _Link) -> int:
-    """Run the target and return the exit code that ``python`` would end with."""
     _deliver_interrupts()
     try:
         # Blocked since before this process was made, so that a stop that came early is taken here and not lost.

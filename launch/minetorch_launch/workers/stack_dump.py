@@ -108,7 +108,6 @@ def _why_not_to_ask(worker: Worker) -> str:
 
 
 def _state(pid: int) -> str:
-    """Why a process does not answer."""
     status = procfs.read_status(pid)
     if status is None:
         return "has ended"

@@ -6,23 +6,16 @@ import os
 import resource
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minetorch_doctor import machine, network, selftest, software, storage
 from minetorch_doctor.result import Result
-from minetorch_launch.devices import find_driver, find_host, torch_cuda_build
+from minetorch_launch.devices import HostInfo, find_driver, find_host, torch_cuda_build
+from minetorch_launch.options import LaunchOptions
 from minetorch_launch.slurm.cli_tools import find_job
 from minetorch_launch.validators import parse_endpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from minetorch_launch.devices import HostInfo
-    from minetorch_launch.options import LaunchOptions
-
-__all__ = ["DoctorOptions", "run_checks"]
 
 _START_SECONDS = 30.0
 _CPU_WORKERS = 2

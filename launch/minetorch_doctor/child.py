@@ -6,14 +6,9 @@ import ctypes
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["run_child"]
 
 _STOP_SECONDS = 15.0
 _PR_SET_PDEATHSIG = 1

@@ -8,22 +8,16 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from minetorch_doctor.checks import DoctorOptions, run_checks
-from minetorch_doctor.result import all_ok, as_json, as_row, summary
+from minetorch_doctor.result import Result, all_ok, as_json, as_row, summary
 from minetorch_launch import arguments
 from minetorch_launch.errors import LaunchError, UsageError
 from minetorch_launch.slurm import cli_tools, srun
 from minetorch_launch.validators import check_seconds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from minetorch_doctor.result import Result
-
-__all__ = ["main", "parse"]
 
 _DESCRIPTION = "Check whether a launch with these options would work here, and say what to do where it would not."
 _EPILOG = (

@@ -8,14 +8,6 @@ from resource import RLIM_INFINITY
 
 from minetorch_doctor.result import Result
 
-__all__ = [
-    "check_memory",
-    "check_open_files",
-    "check_shared_memory",
-    "read_container_memory",
-    "read_memory",
-]
-
 MIB, GIB = 1 << 20, 1 << 30
 _ENOUGH_FILES, _TOO_FEW_FILES = 4096, 256
 _BATCH = 64 * 3 * 224 * 224 * 4

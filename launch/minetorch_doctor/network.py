@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
 
 from minetorch_doctor.result import Result
+from minetorch_doctor.selftest import WorkerReport
 from minetorch_launch.errors import JoinError
 from minetorch_launch.rendezvous.endpoints import is_this_machine, listen
-
-if TYPE_CHECKING:
-    from minetorch_doctor.selftest import WorkerReport
-    from minetorch_launch.validators import Endpoint
-
-__all__ = ["check_links", "check_rendezvous"]
+from minetorch_launch.validators import Endpoint
 
 _CONNECT_SECONDS = 5.0
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["Result", "all_ok", "as_json", "as_row", "summary"]
+from typing import Literal
 
 _INDENT = " " * 22
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from minetorch_doctor.child import run_child
 from minetorch_doctor.result import Result
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-__all__ = ["LARGE_BYTES", "STAGES", "SelfTest", "WorkerReport", "check_all_reduce", "check_workers", "run_selftest"]
 
 LARGE_BYTES = 64 << 20
 """Of the all-reduce that measures bandwidth."""
@@ -70,14 +65,9 @@ class SelfTest:
 
 
 def run_selftest(options: Sequence[str], nproc: int, seconds: float, join_seconds: float, folder: Path) -> SelfTest:
-    """Launch the workers as a training job would be launched.
+    """Launch the workers as a training job would be launched, with an empty ``folder`` for what they report.
 
-    Args:
-        options: of the launcher.
-        nproc: workers on this node.
-        seconds: after which the workers end themselves.
-        join_seconds: how long to wait for the start and for the other nodes.
-        folder: an empty one.
+    The workers end themselves after ``seconds``; ``join_seconds`` more may pass until they and the other nodes start.
     """
     logs, limit = folder / "logs", seconds + join_seconds
     command = [sys.executable, "-m", "minetorch_launch", *options, "--log-dir", str(logs), "--grace", "5"]

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
-from typing import TYPE_CHECKING
 
 from minetorch_doctor.result import Result
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from minetorch_launch.devices import Driver
-
-__all__ = ["check_driver", "check_versions", "count_names", "read_versions"]
+from minetorch_launch.devices import Driver
 
 _MINIMUM = {"torch": (2, 9), "accelerate": (1, 10)}
 
@@ -81,7 +75,6 @@ def count_names(names: tuple[str, ...]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Major and minor version."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from minetorch_doctor.child import run_child
 from minetorch_doctor.result import Result
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["check_storage", "read_probe"]
 
 _CURE = (
     "check the URL, that this user may list, read, write and delete there, and for an object store its credentials "

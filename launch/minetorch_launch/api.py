@@ -7,25 +7,20 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from minetorch_launch import errors, launcher
-from minetorch_launch.agent import Outcome
+from minetorch_launch.attempt import Outcome
 from minetorch_launch.errors import LaunchError, StartError, StoppedEarlyError, StoppedError
 from minetorch_launch.failures.report import WorkerFailedError
 from minetorch_launch.options import LaunchOptions
-from minetorch_launch.processes.spawner import interpreter_flags, with_package
+from minetorch_launch.processes.requests import memory_file
+from minetorch_launch.processes.spawner import python_command
+from minetorch_launch.target import Target
 from minetorch_launch.worker.task import make_task
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from minetorch_launch.target import Target
-
-__all__ = ["LaunchResult", "launch", "serve"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,8 @@ def launch(
     if task.kind == "function":
         plan = replace(plan, target=_PlannedFunction(str(target)))  # type: ignore[arg-type]
     with (
-        _memory_file(pickle.dumps(launcher.Launch(plan, task, shows_failure=False))) as request,
-        _memory_file(b"") as reply,
+        memory_file(pickle.dumps(launcher.Launch(plan, task, shows_failure=False))) as request,
+        memory_file() as reply,
     ):
         _run(request, reply, streams, {**os.environ, **(env or {})})
         reply.seek(0)
@@ -89,19 +84,12 @@ def launch(
     return _result(data)
 
 
-def _memory_file(data: bytes) -> BinaryIO:
-    file = open(os.memfd_create("minetorch-launch"), "w+b", buffering=0)  # noqa: SIM115 - the caller closes it
-    file.write(data)
-    file.seek(0)
-    return file
-
-
 def _run(request: BinaryIO, reply: BinaryIO, streams: tuple[int, int], env: Mapping[str, str]) -> None:
     parent, alive = os.pipe()  # its closing tells the launcher that this process has ended
     code = f"from minetorch_launch.api import serve; serve({request.fileno()}, {reply.fileno()}, {parent})"
     try:
         process = subprocess.Popen(
-            [sys.executable, *interpreter_flags(), "-c", with_package(code)],
+            python_command(code),
             stdin=subprocess.DEVNULL,
             stdout=streams[0],
             stderr=streams[1],

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from minetorch_launch import torchrun
 from minetorch_launch.errors import UsageError, one_line, short_repr
+from minetorch_launch.numa import MODES as NUMA_MODES
 from minetorch_launch.options import (
     DEVICES,
-    NUMA_MODES,
     PREFIXES,
     RESTART_POLICIES,
     SHOWS,
@@ -24,12 +25,6 @@ from minetorch_launch.options import (
     LaunchOptions,
 )
 from minetorch_launch.target import Command, Module, Script
-from minetorch_launch.validators import check_name
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-__all__ = ["OPTIONS", "Option", "Request", "Wants", "help_text", "read"]
 
 
 class Option(NamedTuple):
@@ -39,68 +34,62 @@ class Option(NamedTuple):
     metavar: str
     """What its value is; empty for a flag. With ``=`` in front the value may be left out."""
 
-    convert: Callable[[str, str], object]
-    """From the option's name and the word given to the value."""
+    convert: Callable[[str], object]
+    """From the word given to the value."""
 
     help: str
 
 
-def _text(_: str, text: str) -> str:
-    return text
+# A word that cannot be converted stays as it is: `LaunchOptions` refuses it, and says what to type.
 
 
-def _flag(_: str, __: str) -> bool:
+def _flag(_: str) -> bool:
     return True
 
 
-def _nproc(option: str, text: str) -> int | str | None:
-    return None if text == "auto" else text if text == "cores" else _whole_number(option, text, " or auto")
+def _nproc(text: str) -> int | str | None:
+    return None if text == "auto" else _whole_number(text)
 
 
-def _whole_number(option: str, text: str, alternative: str = "") -> int:
+def _whole_number(text: str) -> int | str:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(
-            f"{option} {short_repr(text)} is not a whole number: type e.g. {option} 2{alternative}"
-        ) from None
+        return text
 
 
-def _whole_numbers(option: str, text: str) -> tuple[int, ...] | None:
-    return tuple(_whole_number(option, word) for word in text.split(",")) if text else None
+def _whole_numbers(text: str) -> tuple[int | str, ...] | None:
+    return tuple(map(_whole_number, text.split(","))) if text else None
 
 
-def _seconds(option: str, text: str) -> float:
+def _seconds(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"{option} {short_repr(text)} is not a number of seconds: type e.g. {option} 30") from None
+        return text
 
 
-def _hang_timeout(option: str, text: str) -> float | None:
-    return None if text == "auto" else _seconds(option, text)
+def _hang_timeout(text: str) -> float | str | None:
+    return None if text == "auto" else _seconds(text)
 
 
-def _folder(option: str, text: str) -> Path:
-    check_name(option, text)
-    return Path(text)
+def _folder(text: str) -> Path | str:
+    return Path(text) if text.strip() else text
 
 
-def _names(_: str, text: str) -> tuple[str, ...]:
+def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-def _nodes(option: str, text: str) -> tuple[int, int]:
+def _nodes(text: str) -> tuple[int, int] | str:
     minimum, colon, maximum = text.partition(":")
     try:
-        return int(minimum), int(maximum) if colon else int(minimum)
+        return int(minimum), int(maximum if colon else minimum)
     except ValueError:
-        raise UsageError(
-            f"{option} {short_repr(text)} is not a number of nodes: type e.g. {option} 4, or {option} 2:4"
-        ) from None
+        return text
 
 
-def _signals(_: str, text: str) -> tuple[str, ...]:
+def _signals(text: str) -> tuple[str, ...]:
     return tuple(_signal_name(word.strip()) for word in text.split(",") if word.strip())
 
 
@@ -116,12 +105,12 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option(
             "--nproc", "N|auto|cores", _nproc, "workers; auto (default): one per GPU, else 1; cores: else one per core"
         ),
-        Option("--device", "|".join(DEVICES), _text, "device of the workers (default: auto)"),
+        Option("--device", "|".join(DEVICES), str, "device of the workers (default: auto)"),
         Option("--max-restarts", "N", _whole_number, "restarts of all workers after a failure (default: 0)"),
-        Option("--restart-policy", "|".join(RESTART_POLICIES), _text, "auto: restart if it can help (default)"),
+        Option("--restart-policy", "|".join(RESTART_POLICIES), str, "auto: restart if it can help (default)"),
         Option("--log-dir", "DIR", _folder, "write DIR/rank_N.log for each worker, DIR/failure.json on failure"),
-        Option("--show", "|".join(SHOWS), _text, "lines that appear on the console (default: all)"),
-        Option("--prefix", "|".join(PREFIXES), _text, "the rank before each line (auto: not for one worker in a pipe)"),
+        Option("--show", "|".join(SHOWS), str, "lines that appear on the console (default: all)"),
+        Option("--prefix", "|".join(PREFIXES), str, "the rank before each line (auto: not for one worker in a pipe)"),
         Option(
             "--threads", "N", _whole_number, "OMP_NUM_THREADS of a worker (default: yours, else a share of the cores)"
         ),
@@ -129,33 +118,33 @@ OPTIONS: Mapping[str, tuple[Option, ...]] = {
         Option("--grace", "SECONDS", _seconds, "time from the stop signal to SIGKILL (default: 30)"),
         Option("--preempt-signals", "SIG,...", _signals, "warn of a preemption (default: USR2, in SLURM also TERM)"),
         Option("--preload", "MODULE", _names, "import once for all workers; repeatable"),
-        Option("--start-method", "|".join(START_METHODS), _text, "how workers are started (default: forkserver)"),
+        Option("--start-method", "|".join(START_METHODS), str, "how workers are started (default: forkserver)"),
         Option("--dry-run", "", _flag, "print the plan and start nothing"),
         Option("--version", "", _flag, "print the version"),
         Option("--help", "", _flag, "print this"),
     ),
     "Many nodes (the same command on each)": (
         Option("--nodes", "N|MIN:MAX", _nodes, "machines of this job (default: 1, in SLURM the job's)"),
-        Option("--rdzv-endpoint", "HOST[:PORT]", _text, "where the nodes meet: one of them, the same for all"),
-        Option("--rdzv-id", "ID", _text, "name that this job's launchers share (default: from the command)"),
+        Option("--rdzv-endpoint", "HOST[:PORT]", str, "where the nodes meet: one of them, the same for all"),
+        Option("--rdzv-id", "ID", str, "name that this job's launchers share (default: from the command)"),
         Option("--node-rank", "N", _whole_number, "this machine's place in the order of ranks (default: by name)"),
         Option("--join-timeout", "SECONDS", _seconds, "time to wait for the nodes (default: 600, in SLURM 60)"),
         Option("--last-call-timeout", "SECONDS", _seconds, "time to wait for more nodes than MIN (default: 10)"),
-        Option("--local-addr", "ADDRESS", _text, "this machine's address for the others (default: as routed)"),
+        Option("--local-addr", "ADDRESS", str, "this machine's address for the others (default: as routed)"),
     ),
     "SLURM": (
-        Option("--sbatch", "=FILE", _text, "submit this as a batch job, or write its script to FILE"),
-        Option("--sbatch-options", "OPTIONS", _text, "sbatch's options for --sbatch, in one word"),
+        Option("--sbatch", "=FILE", str, "submit this as a batch job, or write its script to FILE"),
+        Option("--sbatch-options", "OPTIONS", str, "sbatch's options for --sbatch, in one word"),
         Option("--preempt-before", "SECONDS", _seconds, "warning before the job's end (default: 120 or a tenth)"),
     ),
     "Also torchrun's (docs/torchrun.md has all; PET_NODE_RANK=1 is --node-rank 1, and so on)": (
         Option("--no-python", "", _flag, "run a program that is not Python"),
-        Option("--redirects", "STREAMS", _text, "log file only: 3 (stdout and stderr), or 0:1,1:2 by local rank"),
-        Option("--tee", "STREAMS", _text, "log file and console"),
+        Option("--redirects", "STREAMS", str, "log file only: 3 (stdout and stderr), or 0:1,1:2 by local rank"),
+        Option("--tee", "STREAMS", str, "log file and console"),
         Option("--local-ranks-filter", "N,...", _whole_numbers, "local ranks whose lines appear on the console"),
-        Option("--numa-binding", "MODE", _text, f"bind each worker to the CPUs near its GPU: {', '.join(NUMA_MODES)}"),
+        Option("--numa-binding", "MODE", str, f"bind each worker to the CPUs near its GPU: {', '.join(NUMA_MODES)}"),
         Option("--virtual-local-rank", "", _flag, "each worker sees its own GPU only, as number 0"),
-        Option("--role", "NAME", _text, "ROLE_NAME of the workers (default: default)"),
+        Option("--role", "NAME", str, "ROLE_NAME of the workers (default: default)"),
     ),
 }
 
@@ -325,6 +314,5 @@ def _wants(given: Mapping[str, str]) -> Wants:
 
 
 def _fields(kind: type[Wants] | type[LaunchOptions], given: Mapping[str, str]) -> dict[str, Any]:
-    """The values of the fields of ``kind`` that are given."""
     names = {"--" + field.name.replace("_", "-"): field.name for field in dataclasses.fields(kind)}
-    return {names[name]: _OWN[name].convert(name, given[name]) for name in given if name in names}
+    return {names[name]: _OWN[name].convert(given[name]) for name in given if name in names}

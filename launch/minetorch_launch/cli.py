@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from minetorch_launch.slurm.environment import SlurmJob
     from minetorch_launch.target import Target
 
-__all__ = ["main", "run_here"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, the process's own by default, and return its exit code."""

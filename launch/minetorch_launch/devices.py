@@ -13,14 +13,10 @@ import importlib.util
 import os
 import re
 import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-__all__ = ["Driver", "Gpu", "HostInfo", "find_driver", "find_host", "torch_cuda_build", "visible_gpus"]
+from typing import Literal
 
 _PROC_GPUS = Path("/proc/driver/nvidia/gpus")
 _SYS = Path("/sys")

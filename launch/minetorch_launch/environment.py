@@ -26,88 +26,53 @@ the nodes have met.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from minetorch_launch.plan import LaunchPlan
-
-__all__ = ["RoundView", "worker_environment"]
-
-
-@dataclass(frozen=True)
-class RoundView:
-    """What a worker is told about the round that it belongs to."""
-
-    launch_id: str
-    """The same on all nodes of this launch, and different in each launch."""
-
-    node_rank: int
-    node_count: int
-    first_rank: int
-    """Global rank of this node's first worker."""
-
-    world_size: int
-    master_address: str
-    master_port: int
-    """Of the workers' store."""
-
-    attempt: int
-    """Which start of all workers this is, from 1."""
-
-    restarts: int = 0
-    """How many failures have restarted the workers so far."""
+from minetorch_launch.plan import LaunchPlan
+from minetorch_launch.rendezvous.round import Round
 
 
 def worker_environment(
     plan: LaunchPlan,
-    view: RoundView,
+    round_: Round,
     local_rank: int,
-    *,
     error_file: str,
-    last_step: int | None = None,
-    last_time: float | None = None,
+    last_failure: tuple[int, float] | None = None,
 ) -> dict[str, str]:
     """All variables that the launcher sets for one worker, over those of its own environment.
 
-    Args:
-        plan: of the launch.
-        view: the round.
-        local_rank: which of this node's workers.
-        error_file: where torch's ``record`` writes an exception.
-        last_step: the step that a Trainer had reached before the failure.
-        last_time: when that failure was, as Unix time.
+    Torch's ``record`` writes an exception to ``error_file``. ``last_failure`` holds the step that a Trainer had reached
+    before the last failure, and the Unix time of that failure.
     """
     env = {
-        **_torchrun(plan, view, view.first_rank + local_rank, error_file),
+        **_torchrun(plan, round_, local_rank, error_file),
         **plan.env,
-        "LOCAL_RANK": "0" if plan.virtual_local_rank else str(local_rank),
-        "MINETORCH_LAUNCH_ID": view.launch_id,
-        "MINETORCH_ATTEMPT": str(view.attempt),
+        "LOCAL_RANK": "0" if plan.options.virtual_local_rank else str(local_rank),
+        "MINETORCH_LAUNCH_ID": round_.launch_id,
+        "MINETORCH_ATTEMPT": str(round_.number),
         **plan.workers[local_rank].env,
     }
-    if last_step is not None and last_time is not None:
-        env |= {"MINETORCH_LAST_STEP": str(last_step), "MINETORCH_LAST_TIME": repr(last_time)}
+    if last_failure is not None:
+        step, time = last_failure
+        env |= {"MINETORCH_LAST_STEP": str(step), "MINETORCH_LAST_TIME": repr(time)}
     return env
 
 
-def _torchrun(plan: LaunchPlan, view: RoundView, rank: int, error_file: str) -> Mapping[str, str]:
-    local_world = str(len(plan.workers))
+def _torchrun(plan: LaunchPlan, round_: Round, local_rank: int, error_file: str) -> Mapping[str, str]:
+    rank, world_size = str(round_.ranks[local_rank]), str(round_.world_size)
     return {
-        "RANK": str(rank),
-        "GROUP_RANK": str(view.node_rank),
-        "ROLE_RANK": str(rank),
-        "ROLE_NAME": plan.role,
-        "LOCAL_WORLD_SIZE": local_world,
-        "WORLD_SIZE": str(view.world_size),
-        "GROUP_WORLD_SIZE": str(view.node_count),
-        "ROLE_WORLD_SIZE": str(view.world_size),
-        "MASTER_ADDR": view.master_address,
-        "MASTER_PORT": str(view.master_port),
-        "TORCHELASTIC_RESTART_COUNT": str(view.restarts),
-        "TORCHELASTIC_MAX_RESTARTS": str(plan.max_restarts),
+        "RANK": rank,
+        "GROUP_RANK": str(round_.node_rank),
+        "ROLE_RANK": rank,
+        "ROLE_NAME": plan.options.role,
+        "LOCAL_WORLD_SIZE": str(len(plan.workers)),
+        "WORLD_SIZE": world_size,
+        "GROUP_WORLD_SIZE": str(len(round_.participants)),
+        "ROLE_WORLD_SIZE": world_size,
+        "MASTER_ADDR": round_.master_address,
+        "MASTER_PORT": str(round_.master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(round_.failures),
+        "TORCHELASTIC_MAX_RESTARTS": str(plan.options.max_restarts),
         "TORCHELASTIC_RUN_ID": plan.rdzv_id,
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 must not bind the port: the launcher has
         "TORCHELASTIC_ERROR_FILE": error_file,

@@ -19,18 +19,6 @@ from __future__ import annotations
 import reprlib
 import signal
 
-__all__ = [
-    "JoinError",
-    "LaunchError",
-    "NoProgressError",
-    "StartError",
-    "StoppedEarlyError",
-    "StoppedError",
-    "UsageError",
-    "one_line",
-    "short_repr",
-]
-
 
 class LaunchError(Exception):
     """Base of all errors that `minetorch_launch.launch` raises on purpose."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 
-__all__ = ["EXIT_HUNG", "EXIT_STOPPED_EARLY", "shell_code", "signal_name"]
-
 EXIT_STOPPED_EARLY = 75
 """A worker stopped early with all work saved: run the same command again (EX_TEMPFAIL of sysexits.h)."""
 

@@ -32,8 +32,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["HEARTBEAT_BYTES", "Heartbeat", "HeartbeatWriter", "Phase", "beat", "merge", "new_heartbeat"]
-
 VARIABLE = "MINETORCH_HEARTBEAT_FD"
 HEARTBEAT_BYTES = 128
 

@@ -9,15 +9,17 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minetorch_launch import devices, numa
-from minetorch_launch.agent import Agent, Outcome
+from minetorch_launch.agent import Agent
+from minetorch_launch.attempt import Outcome
 from minetorch_launch.errors import StoppedError, UsageError
-from minetorch_launch.failures.report import WorkerFailedError
+from minetorch_launch.failures.report import FailureReport, WorkerFailedError
+from minetorch_launch.options import LaunchOptions
 from minetorch_launch.output.relay import Relay
 from minetorch_launch.output.terminal import terminal_columns, wants_colour
 from minetorch_launch.plan import LaunchPlan, make_plan
@@ -26,21 +28,11 @@ from minetorch_launch.rendezvous.endpoints import is_this_machine
 from minetorch_launch.rendezvous.many_nodes import ManyNodes
 from minetorch_launch.rendezvous.membership import Settings, Timing
 from minetorch_launch.rendezvous.single_node import SingleNode
+from minetorch_launch.slurm.environment import SlurmJob
 from minetorch_launch.stop_signals import Stop, StopSignals
-from minetorch_launch.target import check_target, find_module, likely_imports
+from minetorch_launch.target import Target, check_target, find_module, likely_imports
+from minetorch_launch.worker.task import Task
 from minetorch_launch.workers.starter import WorkerStarter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from minetorch_launch.failures.report import FailureReport
-    from minetorch_launch.options import LaunchOptions
-    from minetorch_launch.rendezvous.round import Rendezvous
-    from minetorch_launch.slurm.environment import SlurmJob
-    from minetorch_launch.target import Target
-    from minetorch_launch.worker.task import Task
-
-__all__ = ["Launch", "plan_launch", "run"]
 
 _OUT_AND_ERR = 1, 2
 _MAX_TMPDIR = 60
@@ -116,8 +108,8 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
     """
     plan = launch.plan
     signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    if plan.log_dir is not None:
-        _prepare_log_dir(plan.log_dir)
+    if plan.options.log_dir is not None:
+        _prepare_log_dir(plan.options.log_dir)
     relay = Relay(
         *launch.streams,
         log_file=plan.log_file,
@@ -154,15 +146,15 @@ async def run(launch: Launch, parent: int | None = None) -> Outcome:
             relay.say(f"minetorch-launch: {error}")
             flush_seconds = _FLUSH_SECONDS_AFTER_A_STOP
             raise
-        if outcome.failure is not None and plan.log_dir is not None:
-            _write_failure(plan.log_dir, outcome.failure, relay)
+        if outcome.failure is not None and plan.options.log_dir is not None:
+            _write_failure(plan.options.log_dir, outcome.failure, relay)
         if outcome.failure is not None and launch.shows_failure:
             relay.say(str(WorkerFailedError(outcome.failure, shown_elsewhere=outcome.shown_elsewhere)))
         return outcome
     raise AssertionError  # for mypy, which takes an exit stack for one that may swallow exceptions
 
 
-async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Relay) -> Rendezvous:
+async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Relay) -> SingleNode | ManyNodes:
     if not plan.many_nodes:
         # The name may be that of a service which does not lead here yet; on one node nobody else needs it.
         own = plan.local_addr if plan.local_addr is not None and is_this_machine(plan.local_addr) else "127.0.0.1"
@@ -179,11 +171,11 @@ async def _open_rendezvous(plan: LaunchPlan, starter: WorkerStarter, relay: Rela
         plan.nodes,
         host=plan.host.name,
         nproc=len(plan.workers),
-        node_rank=plan.node_rank,
+        node_rank=plan.options.node_rank,
         join_timeout=plan.join_timeout,
         local_addr=plan.local_addr,
         say=relay.say,
-        timing=Timing(first_quiet=plan.last_call_timeout),
+        timing=Timing(first_quiet=plan.options.last_call_timeout),
     )
     return await ManyNodes.open(settings, start_store_process)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from minetorch_launch.failures.report import make_report
 from minetorch_launch.failures.restart_policy import Attempt, RestartPolicy
@@ -18,34 +19,9 @@ from minetorch_launch.failures.worker_exit import WorkerExit
 from minetorch_launch.hangs.detector import HangDetector, Stall
 from minetorch_launch.hangs.stack_summary import StackSnapshot, summarize
 from minetorch_launch.heartbeat import Heartbeat, merge
-from minetorch_launch.rendezvous.messages import (
-    Decision,
-    DumpStacks,
-    Finish,
-    ForwardSignal,
-    NodeArrived,
-    NodeLost,
-    Preempted,
-    SaveAndStop,
-    Shutdown,
-    Stacks,
-    StacksRequested,
-    StackSummary,
-    StopRequested,
-    StopWorkers,
-    WorkersFailed,
-    WorkersStopped,
-    WorkersSucceeded,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from minetorch_launch.plan import LaunchPlan
-    from minetorch_launch.rendezvous.messages import Order, Report
-    from minetorch_launch.rendezvous.round import Round
-
-__all__ = ["Leader"]
+from minetorch_launch.plan import LaunchPlan
+from minetorch_launch.rendezvous import messages
+from minetorch_launch.rendezvous.round import Round
 
 _POLL_SECONDS = 0.5
 _STACKS_SECONDS = 5.0
@@ -65,20 +41,13 @@ class _StackRequest:
 
 
 class Leader:
-    """Leads one round.
-
-    Args:
-        plan: this node's.
-        round_: the round.
-        attempts: the failures of this launch so far.
-        say: shows a line to the user.
-    """
+    """Leads one round."""
 
     def __init__(
         self, plan: LaunchPlan, round_: Round, attempts: Sequence[Attempt], say: Callable[[str], None]
     ) -> None:
         self._plan, self._round, self._attempts, self._say = plan, round_, attempts, say
-        self._detector = HangDetector(plan.hang_timeout)
+        self._detector = HangDetector(plan.options.hang_timeout)
         self._is_stopping = self._is_saving = self._is_over = False
         self._succeeded: dict[int, bool] = {}
         self._evidence: dict[int, dict[str, Any]] = {}
@@ -96,33 +65,33 @@ class Leader:
             await self._check_stacks()
             await self._look_for_a_hang()
 
-    async def _take(self, report: Report) -> None:
+    async def _take(self, report: messages.Report) -> None:
         match report:
-            case WorkersFailed(node=node):
+            case messages.WorkersFailed(node=node):
                 await self._stop_workers(f"a worker failed on {self._host(node)}", "failure")
-            case WorkersStopped(node=node, evidence=evidence):
+            case messages.WorkersStopped(node=node, evidence=evidence):
                 self._evidence[node] = evidence
                 await self._decide_when_stopped()
-            case WorkersSucceeded(node=node, stopped_early=stopped_early):
+            case messages.WorkersSucceeded(node=node, stopped_early=stopped_early):
                 self._succeeded[node] = stopped_early
                 await self._finish_when_succeeded()
-            case StopRequested(node=node, signum=signum):
-                await self._end(Shutdown(signum, self._host(node)))
-            case Preempted(node=node, signum=signum):
-                await self._round.send_order(ForwardSignal(signum, self._host(node)))
-            case StacksRequested(node=node):
+            case messages.StopRequested(node=node, signum=signum):
+                await self._end(messages.Shutdown(signum, self._host(node)))
+            case messages.Preempted(node=node, signum=signum):
+                await self._round.send_order(messages.ForwardSignal(signum, self._host(node)))
+            case messages.StacksRequested(node=node):
                 await self._request_stacks(node, None)
-            case Stacks(node=node, request=request, stacks=stacks):
+            case messages.Stacks(node=node, request=request, stacks=stacks):
                 if self._stacks is not None and self._stacks.number == request:
                     self._stacks.answers[node] = [StackSnapshot.from_dict(stack) for stack in stacks]
-            case NodeLost(node=node):
+            case messages.NodeLost(node=node):
                 self._say(f"{self._host(node)} is lost: nothing has come from it for too long")
                 await self._stop_workers(f"{self._host(node)} is lost", "membership")
                 await self._decide_when_stopped()
-            case NodeArrived():
+            case messages.NodeArrived():
                 if not self._is_stopping and not self._is_saving:
                     self._is_saving = True
-                    await self._round.send_order(SaveAndStop("a node has joined the job"))
+                    await self._round.send_order(messages.SaveAndStop("a node has joined the job"))
 
     def _host(self, node: int) -> str:
         return self._round.participants[node].host
@@ -130,7 +99,7 @@ class Leader:
     def _living(self) -> set[int]:
         return set(range(len(self._round.participants))) - self._round.lost
 
-    async def _end(self, order: Order) -> None:
+    async def _end(self, order: messages.Order) -> None:
         self._is_over = True
         await self._round.send_order(order)
 
@@ -139,11 +108,11 @@ class Leader:
     ) -> None:
         if not self._is_stopping:
             self._is_stopping = True
-            await self._round.send_order(StopWorkers(reason, kind, hang))
+            await self._round.send_order(messages.StopWorkers(reason, kind, hang))
 
     async def _finish_when_succeeded(self) -> None:
         if not self._is_stopping and not self._is_saving and self._living() <= self._succeeded.keys():
-            await self._end(Finish(any(self._succeeded.values())))
+            await self._end(messages.Finish(any(self._succeeded.values())))
 
     # A failure.
 
@@ -152,30 +121,31 @@ class Leader:
         if not self._is_over and self._living() <= self._evidence.keys():
             await self._end(self._decide())
 
-    def _decide(self) -> Order:
-        exits = [WorkerExit.from_dict(data) for evidence in self._evidence.values() for data in evidence["exits"]]
+    def _decide(self) -> messages.Order:
+        exits = [WorkerExit(**data) for evidence in self._evidence.values() for data in evidence["exits"]]
         failed = [end for end in exits if end.failed]
         if not failed and not self._round.lost and all(end.exit_code == 0 for end in exits):
-            return Finish(stopped_early=False)
+            return messages.Finish(stopped_early=False)
         if not failed or (self._round.lost and all(end.is_secondary for end in failed)):
-            return Decision("rejoin", "the workers continue from the last checkpoint")
+            return messages.Decision("rejoin", "the workers continue from the last checkpoint")
+        options = self._plan.options
         report = make_report(
             exits,
             restarts=self._round.failures,
-            max_restarts=self._plan.max_restarts,
+            max_restarts=options.max_restarts,
             command=str(self._plan.target),
         )
         assert report is not None
         beats = [Heartbeat.from_dict(end["heartbeat"]) for end in self._evidence.values() if end["heartbeat"]]
         world = merge(dict(enumerate(beats))) if beats else None
         attempt = Attempt(report, world.step if world else None, world.began_at_step if world else None)
-        policy = RestartPolicy(self._plan.max_restarts, "always" if self._plan.restart_policy == "always" else "auto")
+        policy = RestartPolicy(options.max_restarts, options.restart_policy)
         decision = policy.decide([*self._attempts, attempt])
         report = replace(report, reason=None if decision.restart else decision.reason)
-        return Decision(
+        return messages.Decision(
             "restart" if decision.restart else "end",
             decision.reason,
-            report.to_dict(),
+            asdict(report),
             failures=self._round.failures + 1,
             reached=attempt.reached,
             began=attempt.began,
@@ -196,7 +166,7 @@ class Leader:
     async def _request_stacks(self, for_node: int | None, stall: Stall | None) -> None:
         self._requests += 1
         self._stacks = _StackRequest(self._requests, time.monotonic() + _STACKS_SECONDS, for_node, stall, {})
-        await self._round.send_order(DumpStacks(self._requests))
+        await self._round.send_order(messages.DumpStacks(self._requests))
 
     async def _check_stacks(self) -> None:
         request = self._stacks
@@ -207,7 +177,7 @@ class Leader:
         self._stacks = None
         summary = summarize([stack for node in sorted(request.answers) for stack in request.answers[node]])
         if request.stall is None:
-            await self._round.send_order(StackSummary(summary.text(), request.for_node or 0))
+            await self._round.send_order(messages.StackSummary(summary.text(), request.for_node or 0))
             return
         self._say(summary.text(request.stall.line()))
         rank = next(iter(summary.odd_ranks), 0)

@@ -6,16 +6,12 @@ its GPU; without GPUs the workers are spread over the nodes evenly and in order.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from minetorch_launch.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
-
-__all__ = ["MODES", "Topology", "bind_workers", "parse_cpu_list", "read_topology"]
 
 MODES = ("node", "socket", "exclusive", "core-complex")
 

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from minetorch_launch import validators
 from minetorch_launch.errors import UsageError
 from minetorch_launch.numa import MODES as NUMA_MODES
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = [
-    "DEVICES",
-    "NUMA_MODES",
-    "PREEMPT_SIGNALS",
-    "PREFIXES",
-    "RESTART_POLICIES",
-    "SHOWS",
-    "START_METHODS",
-    "LaunchOptions",
-]
 
 DEVICES = ("auto", "cpu", "cuda", "xpu")
 START_METHODS = ("forkserver", "spawn")
@@ -185,10 +172,10 @@ class LaunchOptions:
         validators.check_streams("--redirects", self.redirects)
         validators.check_streams("--tee", self.tee)
         ranks = self.local_ranks_filter
-        if ranks is not None and (
-            not isinstance(ranks, tuple) or not ranks or not all(type(rank) is int and rank >= 0 for rank in ranks)
-        ):
+        if ranks is not None and (not isinstance(ranks, tuple) or not ranks):
             raise UsageError("--local-ranks-filter takes whole numbers: type e.g. --local-ranks-filter 0,1")
+        for rank in ranks or ():
+            validators.check_whole_number("--local-ranks-filter", rank, 0, "a local rank", optional=False)
         if self.redirects != "0" and self.log_dir is None:
             raise UsageError("--redirects takes lines off the console: add --log-dir DIR, the folder to keep them in")
 

@@ -5,27 +5,19 @@ from __future__ import annotations
 import shlex
 import signal
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
+from minetorch_launch.devices import HostInfo
 from minetorch_launch.errors import UsageError, short_repr
-from minetorch_launch.numa import bind_workers
-from minetorch_launch.target import Command
+from minetorch_launch.numa import Topology, bind_workers
+from minetorch_launch.options import LaunchOptions
+from minetorch_launch.target import Command, Target
 from minetorch_launch.validators import Endpoint, parse_endpoint
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from minetorch_launch.devices import HostInfo
-    from minetorch_launch.numa import Topology
-    from minetorch_launch.options import LaunchOptions
-    from minetorch_launch.target import Target
-
-__all__ = ["Deadline", "LaunchPlan", "WorkerPlan", "make_plan"]
-
 DeviceKind = Literal["cpu", "cuda", "xpu"]
-StartMethod = Literal["forkserver", "spawn"]
 Stream = Literal["out", "err"]
 
 _JOIN_SECONDS = 600.0
@@ -65,26 +57,20 @@ class LaunchPlan:
     """A launch with every choice made; carrying it out needs nothing else."""
 
     target: Target
+    options: LaunchOptions
+    """What the caller asked for; the fields below hold the choices that this left open."""
+
     host: HostInfo
     device: DeviceKind
     threads: int
-    max_restarts: int
-    restart_policy: str
-    start_method: StartMethod
     preload: tuple[str, ...]
-    grace: float
     preempt_signals: tuple[signal.Signals, ...]
-    show: str
-    prefix: str
-    hang_timeout: float | None
     nodes: tuple[int, int]
     rdzv_endpoint: Endpoint | None
     """Where the nodes meet; None on one node."""
 
     rdzv_id: str
-    node_rank: int | None
     join_timeout: float
-    last_call_timeout: float
     local_addr: str | None
     """This node's own address, if the user has given one; on one node: where the workers' store listens, else the
     loopback address."""
@@ -92,13 +78,7 @@ class LaunchPlan:
     master_port: int | None
     """Port of the workers' store, if the user has given one: only on one node; None: any free one."""
 
-    role: str
     deadline: Deadline | None
-    log_dir: Path | None
-    redirects: str
-    tee: str
-    local_ranks_filter: tuple[int, ...] | None
-    virtual_local_rank: bool
     async_error_handling: str
     """TORCH_NCCL_ASYNC_ERROR_HANDLING of the workers: the user's, else 1 as with torchrun."""
 
@@ -113,19 +93,21 @@ class LaunchPlan:
 
     def log_file(self, rank: int) -> Path | None:
         """Where the lines of global rank ``rank`` are kept."""
-        return self.log_dir / f"rank_{rank}.log" if self.log_dir else None
+        return self.options.log_dir / f"rank_{rank}.log" if self.options.log_dir else None
 
     def shows(self, local_rank: int, rank: int, stream: Stream) -> bool:
         """Whether a line of that worker appears on the console when it comes."""
-        if self.show == "failed" or (self.show == "0" and rank != 0):
+        options = self.options
+        if options.show == "failed" or (options.show == "0" and rank != 0):
             return False
-        if self.local_ranks_filter is not None and local_rank not in self.local_ranks_filter:
+        if options.local_ranks_filter is not None and local_rank not in options.local_ranks_filter:
             return False
-        return _names(self.tee, local_rank, stream) or not _names(self.redirects, local_rank, stream)
+        return _names(options.tee, local_rank, stream) or not _names(options.redirects, local_rank, stream)
 
     def has_prefix(self, world_size: int, is_terminal: bool) -> bool:
         """Whether the rank stands before each line, given whether stdout is a terminal."""
-        return self.prefix == "always" or (self.prefix == "auto" and (world_size > 1 or is_terminal))
+        prefix = self.options.prefix
+        return prefix == "always" or (prefix == "auto" and (world_size > 1 or is_terminal))
 
     def text(self) -> str:
         """The plan for a person to read: what ``--dry-run`` prints."""
@@ -166,36 +148,21 @@ def make_plan(
     nproc = _choose_nproc(options, host, device)
     threads = _choose_threads(options.threads, environ, host.cores, nproc)
     nodes, meeting, local_addr, master_port = _choose_endpoint(options)
-    forks = options.start_method == "forkserver"
     return LaunchPlan(
         target=target,
+        options=options,
         host=host,
         device=device,
         threads=threads,
-        max_restarts=options.max_restarts,
-        restart_policy=options.restart_policy,
-        start_method="forkserver" if forks else "spawn",
-        preload=(*imports, *options.preload) if forks else (),
-        grace=options.grace,
+        preload=(*imports, *options.preload) if options.start_method == "forkserver" else (),
         preempt_signals=tuple(signal.Signals[name] for name in _preempt_signals(options, in_job)),
-        show=options.show,
-        prefix=options.prefix,
-        hang_timeout=options.hang_timeout,
         nodes=nodes,
         rdzv_endpoint=meeting,
         rdzv_id=options.rdzv_id or _derived_id(target, options),
-        node_rank=options.node_rank,
         join_timeout=_JOIN_SECONDS if options.join_timeout is None else options.join_timeout,
-        last_call_timeout=options.last_call_timeout,
         local_addr=local_addr,
         master_port=master_port,
-        role=options.role,
         deadline=deadline,
-        log_dir=options.log_dir,
-        redirects=options.redirects,
-        tee=options.tee,
-        local_ranks_filter=options.local_ranks_filter,
-        virtual_local_rank=options.virtual_local_rank,
         async_error_handling=environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
         workers=_plan_workers(options, host, device, nproc, environ, topology),
         env=_shared_environment(device, threads, columns, _widest_label(options, host, nproc, nodes[1]))
@@ -293,7 +260,6 @@ _MASKS = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 
 
 def _one_gpu(device: DeviceKind, local_rank: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """What shows a worker its own GPU only."""
     if device == "cpu":
         return {}
     visible = environ.get(_MASKS[device])
@@ -335,20 +301,20 @@ def _names(streams: str, local_rank: int, stream: Stream) -> bool:
 
 
 def _lines(plan: LaunchPlan) -> list[tuple[str, object]]:
-    host, world = plan.host, len(plan.workers)
+    host, options, world = plan.host, plan.options, len(plan.workers)
     start = "a fork server that imports " + ", ".join(("torch", *plan.preload))
-    logs = plan.log_dir / "rank_N.log" if plan.log_dir else "console only"
+    logs = options.log_dir / "rank_N.log" if options.log_dir else "console only"
     return [
         ("command", plan.target),
         ("host", f"{host.name} ({_count(host.cores, 'usable core')}, {_count(len(host.gpus), 'visible GPU')})"),
         ("workers", f"{world} on {plan.device}, {_count(plan.threads, 'thread')} each"),
-        ("start", f"{plan.start_method}: {start if plan.start_method == 'forkserver' else 'fresh interpreters'}"),
+        ("start", f"{options.start_method}: {start if options.start_method == 'forkserver' else 'fresh interpreters'}"),
         ("nodes", _nodes_text(plan)),
-        ("restarts", f"at most {plan.max_restarts}" + (" (always)" if plan.restart_policy == "always" else "")),
-        ("grace", f"{plan.grace:g} s from the stop signal to SIGKILL"),
+        ("restarts", f"at most {options.max_restarts}" + (" (always)" if options.restart_policy == "always" else "")),
+        ("grace", f"{options.grace:g} s from the stop signal to SIGKILL"),
         ("preemption", ", ".join(signum.name for signum in plan.preempt_signals) or "no signals"),
-        ("hang after", _hang_text(plan.hang_timeout)),
-        ("logs", f"{logs}; shown: {plan.show}"),
+        ("hang after", _hang_text(options.hang_timeout)),
+        ("logs", f"{logs}; shown: {options.show}"),
         ("every rank", " ".join(f"{name}={shlex.quote(value)}" for name, value in plan.env.items())),
         *(_rank_line(plan, worker) for worker in plan.workers),
     ]
@@ -356,7 +322,7 @@ def _lines(plan: LaunchPlan) -> list[tuple[str, object]]:
 
 def _rank_line(plan: LaunchPlan, worker: WorkerPlan) -> tuple[str, str]:
     local, world = worker.local_rank, len(plan.workers)
-    shown = 0 if plan.virtual_local_rank else local
+    shown = 0 if plan.options.virtual_local_rank else local
     bound = f" cpus={_ranges(worker.cpus)}" if worker.cpus is not None else ""
     own = "".join(f" {name}={shlex.quote(value)}" for name, value in worker.env.items())
     rest = f"LOCAL_RANK={shown} LOCAL_WORLD_SIZE={world} device={worker.device}{bound}{own}"
@@ -368,7 +334,7 @@ def _rank_line(plan: LaunchPlan, worker: WorkerPlan) -> tuple[str, str]:
 def _nodes_text(plan: LaunchPlan) -> str:
     if plan.rdzv_endpoint is None:
         return "this one" + (f", store at port {plan.master_port}" if plan.master_port else "")
-    place = f"; this one is number {plan.node_rank}" if plan.node_rank is not None else ""
+    place = f"; this one is number {plan.options.node_rank}" if plan.options.node_rank is not None else ""
     return f"{_range(plan.nodes)}, rendezvous at {plan.rdzv_endpoint} as {plan.rdzv_id}{place}"
 
 

@@ -6,8 +6,6 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-__all__ = ["Status", "command_line", "descriptor_target", "handles_signal", "kernel_function", "read_status", "threads"]
-
 
 @dataclass(frozen=True)
 class Status:

@@ -11,13 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-__all__ = ["STOP_SIGNALS", "Preemption", "StackRequest", "Stop", "StopSignals"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -9,17 +9,13 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from minetorch_launch.errors import UsageError, short_repr
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-__all__ = ["Command", "Function", "Module", "Script", "Target", "check_target", "find_module", "likely_imports"]
 
 
 @dataclass(frozen=True)

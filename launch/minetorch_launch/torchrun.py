@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minetorch_launch.errors import UsageError, short_repr
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["FLAGS", "SAME", "VALUED", "read_environ", "translate"]
 
 SAME = {
     "--nproc-per-node": "--nproc",

@@ -12,21 +12,6 @@ from dataclasses import dataclass
 
 from minetorch_launch.errors import LaunchError, UsageError, short_repr
 
-__all__ = [
-    "DEFAULT_PORT",
-    "Endpoint",
-    "check_choice",
-    "check_name",
-    "check_names",
-    "check_node_range",
-    "check_path",
-    "check_platform",
-    "check_seconds",
-    "check_streams",
-    "check_whole_number",
-    "parse_endpoint",
-]
-
 DEFAULT_PORT = 29400
 """The port of the rendezvous where none is given; torchrun's."""
 
@@ -88,7 +73,7 @@ def check_whole_number(
     if value is None and optional:
         return
     if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{option} {short_repr(value)} is not a whole number: type e.g. {option} 2")
+        raise UsageError(f"{option} {short_repr(value)} is not a whole number: type e.g. {option} 2, {hint}")
     _check_range(option, value, minimum, maximum, hint)
 
 
@@ -123,7 +108,7 @@ def check_node_range(option: str, value: object) -> None:
         return
     if not isinstance(value, tuple) or len(value) != 2 or not all(type(number) is int for number in value):
         raise UsageError(
-            f"{option} {short_repr(value)} is not a number of nodes: type e.g. {option} 2:4, which is (2, 4)"
+            f"{option} {short_repr(value)} is not a number of nodes: type e.g. {option} 2:4, in Python (2, 4)"
         )
     if not 1 <= value[0] <= value[1]:
         raise UsageError(
@@ -144,7 +129,9 @@ def check_streams(option: str, value: object) -> None:
 def check_path(option: str, value: object) -> None:
     """A path, or None."""
     if not isinstance(value, os.PathLike | None):
-        raise UsageError(f"{option} {short_repr(value)} is not a path: give a pathlib.Path, or None")
+        raise UsageError(
+            f"{option} {short_repr(value)} is not a path: type one (in Python a pathlib.Path), or leave {option} out"
+        )
 
 
 def check_name(option: str, value: object) -> None:

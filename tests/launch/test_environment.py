@@ -8,29 +8,23 @@ import sys
 import pytest
 
 from minetorch_launch.devices import Gpu, HostInfo
-from minetorch_launch.environment import RoundView, worker_environment
+from minetorch_launch.environment import worker_environment
 from minetorch_launch.options import LaunchOptions
 from minetorch_launch.plan import make_plan
+from minetorch_launch.rendezvous.participant import Participant
+from minetorch_launch.rendezvous.round import Round
 from minetorch_launch.target import Script
 
 GPUS = HostInfo("here", 8, tuple(Gpu(index, f"GPU-{index}") for index in range(4)))
-VIEW = RoundView(
-    launch_id="abc",
-    node_rank=1,
-    node_count=3,
-    first_rank=4,
-    world_size=12,
-    master_address="10.0.0.1",
-    master_port=4711,
-    attempt=5,
-    restarts=2,
+NODES = tuple(
+    Participant("", f"n{node}", f"10.0.0.{node}", 1, 4, 0, 4711, failures=2, launch_id="abc") for node in (1, 2, 3)
 )
+ROUND = Round(5, NODES, 1, leads=False)
 
 
-def environment(local_rank=0, environ=None, host=GPUS, last=(None, None), **options):
+def environment(local_rank=0, environ=None, host=GPUS, last=None, **options):
     plan = make_plan(Script("t.py"), LaunchOptions(**options), host, environ or {})
-    step, time = last
-    return worker_environment(plan, VIEW, local_rank, error_file="/tmp/e.json", last_step=step, last_time=time)
+    return worker_environment(plan, ROUND, local_rank, "/tmp/e.json", last)
 
 
 def test_every_variable():
@@ -62,7 +56,7 @@ def test_every_variable():
 
 def test_after_a_failure_the_step_that_was_reached():
     assert environment(last=(12, 99.5)).items() >= {("MINETORCH_LAST_STEP", "12"), ("MINETORCH_LAST_TIME", "99.5")}
-    assert "MINETORCH_LAST_STEP" not in environment(last=(None, 99.5))
+    assert "MINETORCH_LAST_STEP" not in environment()
 
 
 def test_what_the_user_has_set_stays():

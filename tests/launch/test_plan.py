@@ -243,7 +243,7 @@ def test_targets_read_as_the_command_they_stand_for():
 def test_many_nodes():
     options = LaunchOptions(nproc=2, nodes=(1, 3), rdzv_endpoint="gpu01:5", node_rank=2)
     plan = make_plan(SCRIPT, options, BARE, {})
-    assert (plan.many_nodes, plan.nodes, plan.node_rank) == (True, (1, 3), 2)
+    assert (plan.many_nodes, plan.nodes, plan.options.node_rank) == (True, (1, 3), 2)
     assert plan.rdzv_endpoint == Endpoint("gpu01", 5)
     plan = make_plan(SCRIPT, LaunchOptions(nodes=(2, 2), rdzv_endpoint="gpu01"), BARE, {})
     assert f"nodes       2, rendezvous at gpu01:29400 as {plan.rdzv_id}\n" in plan.text()

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from minetorch_launch.output import Relay
-from minetorch_launch.output.relay import label
+from minetorch_launch.output.relay import Relay, label
 
 CLEAR = "\r\x1b[K"
 FLOOD = "import os\nwhile True: os.write(1, b'x' * 99 + b'\\n')"

@@ -1,6 +1,6 @@
 import json
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -141,10 +141,10 @@ def test_the_reason_for_no_restart_is_shown_unless_all_were_used():
 
 def test_exits_and_reports_survive_the_way_to_another_node():
     exits = [raised(0, "MemoryError", 1.0), lost(2, 1.5), ended(1, 0), ended(3, -15, **SIGNALLED)]
-    assert [WorkerExit.from_dict(json.loads(json.dumps(exit.to_dict()))) for exit in exits] == exits
+    assert [WorkerExit(**json.loads(json.dumps(asdict(exit)))) for exit in exits] == exits
     report = make_report(exits, restarts=1, max_restarts=1, command="python a")
     assert report.hint
-    assert FailureReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert FailureReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
 
 
 def test_the_error_that_launch_raises():

@@ -15,8 +15,8 @@ from itertools import pairwise
 import pytest
 
 from minetorch_launch.hangs.shared_memory import STACK_SIGNAL, SharedMemory
-from minetorch_launch.hangs.stack_dump import dump_stacks
 from minetorch_launch.hangs.stack_summary import summarize
+from minetorch_launch.workers.stack_dump import dump_stacks
 
 WORKER = """
     import ctypes, faulthandler, json, os, signal, socket, sys, threading, time
@@ -66,7 +66,8 @@ WORKER = """
 class Worker:
     """A worker as the launcher sees it."""
 
-    def __init__(self, script, way):
+    def __init__(self, rank, script, way):
+        self.rank = rank
         self.memory = SharedMemory.make()
         self._link, theirs = socket.socketpair()
         fds = (theirs.fileno(), *self.memory.fds)
@@ -107,9 +108,9 @@ def start(tmp_path):
     workers = []
 
     def start(*ways):
-        workers.extend(Worker(script, way) for way in ways)
+        workers.extend(Worker(rank, script, way) for rank, way in enumerate(ways))
         time.sleep(0.3)  # until each is where it blocks
-        return dict(enumerate(workers))
+        return workers
 
     yield start
     for worker in workers:

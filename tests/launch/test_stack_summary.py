@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -255,7 +256,7 @@ def test_answers_travel_as_json_and_hosts_are_named_where_there_are_several():
         snapshot(2, ALL_REDUCE, host="n2"),
         snapshot(3, silence="x", host="n2"),
     ]
-    sent = [StackSnapshot.from_dict(json.loads(json.dumps(one.to_dict()))) for one in answers]
+    sent = [StackSnapshot.from_dict(json.loads(json.dumps(asdict(one)))) for one in answers]
     assert sent == answers
     summary = summarize(sent)
     assert rows(summary)[0].startswith("ranks [vm:0], [n2:2]  in all_reduce")

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["OomCounter", "memory_hint"]
-
 _SHARED = re.compile(
     r"insufficient shared memory|out of shared memory|</torch_\S*>.*No space left on device"
     r"|is killed by signal: Bus error"

@@ -12,8 +12,6 @@ from minetorch_launch.errors import LaunchError
 from minetorch_launch.failures.oom import memory_hint
 from minetorch_launch.failures.worker_exit import WorkerExit
 
-__all__ = ["FailureReport", "WorkerFailedError", "make_report"]
-
 
 @dataclass(frozen=True)
 class FailureReport:
@@ -66,7 +64,7 @@ class FailureReport:
         if self.later:
             lines.append(f"  then       {_by_cause(self.later)}")
         if self.finished:
-            lines.append(f"  before     {_ranks(self.finished)} had already finished with exit code 0")
+            lines.append(f"  before     {ranks_text(self.finished)} had already finished with exit code 0")
         if self.hint:
             lines.append("  hint       " + self.hint.replace("\n", "\n" + " " * 13))
         if first.traceback:
@@ -75,15 +73,11 @@ class FailureReport:
 
     def to_json(self) -> str:
         """The report for a program: the contents of ``failure.json``."""
-        return json.dumps({"exit_code": self.exit_code, **self.to_dict()}, indent=2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
+        return json.dumps({"exit_code": self.exit_code, **asdict(self)}, indent=2)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FailureReport:
-        """The reverse of `to_dict`, also after a way through JSON."""
+        """The reverse of `dataclasses.asdict`, also after a way through JSON."""
         first, later, finished = data["first"], data["later"], data["finished"]
         parts = {"first": WorkerExit(**first), "later": tuple(WorkerExit(**one) for one in later)}
         return cls(**{**data, **parts, "finished": tuple(finished)})
@@ -116,12 +110,6 @@ def make_report(
     A rank that only lost another rank, or repeats its error, comes after every other cause, whatever its time: its
     message may arrive before the launcher notices the death behind it. Otherwise the earliest failure comes first.
 
-    Args:
-        exits: of all workers.
-        restarts: how often all workers had been restarted.
-        max_restarts: how often they may be.
-        command: what they ran.
-
     Returns:
         None if no worker failed by itself.
     """
@@ -147,10 +135,11 @@ def _by_cause(failures: tuple[WorkerExit, ...]) -> str:
     by_cause: dict[str, list[int]] = {}
     for failure in failures:
         by_cause.setdefault(_short(failure.cause), []).append(failure.rank)
-    return "; ".join(f"{_ranks(ranks)} failed: {cause}" for cause, ranks in by_cause.items())
+    return "; ".join(f"{ranks_text(ranks)} failed: {cause}" for cause, ranks in by_cause.items())
 
 
-def _ranks(ranks: Sequence[int]) -> str:
+def ranks_text(ranks: Sequence[int]) -> str:
+    """``rank 3``, ``ranks 3, 4``."""
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, sorted(ranks)))
 
 

@@ -12,13 +12,10 @@ to answer. It does not help against a bug, and each try costs as much as the sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
 
 from minetorch_launch.failures.report import FailureReport
 from minetorch_launch.failures.worker_exit import WorkerExit
-
-__all__ = ["Attempt", "RestartCost", "RestartDecision", "RestartPolicy"]
 
 _START_ERRORS = frozenset({"ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "TabError"})
 
@@ -65,7 +62,7 @@ class RestartPolicy:
     """Decides after each failure."""
 
     max_restarts: int
-    mode: Literal["auto", "always"] = "auto"
+    mode: str = "auto"
     """``always`` retries every failure; ``auto`` leaves out those that a restart cannot mend."""
 
     def decide(self, attempts: Sequence[Attempt]) -> RestartDecision:
@@ -78,32 +75,40 @@ class RestartPolicy:
         return RestartDecision(True, f"restart {len(attempts)} of {self.max_restarts} of all workers")
 
 
-@dataclass(frozen=True)
-class RestartCost:
-    """Where the time of a restart went, in seconds; None: not known.
+@dataclass
+class Restart:
+    """A restart of all workers that is under way: when each part of it was over, in seconds of a steady clock.
 
     Attributes:
-        noticed: from the failure until the launcher noticed it.
-        stopped: until the last of the other workers had ended.
-        rendezvous: until all nodes had joined the next round.
-        started: until all workers were started.
-        first_step: until all workers had made a step.
+        number: which restart of the launch it is.
+        reached: step of the attempt before; None if that is not known.
+        failed_at: the failure happened, and at ``noticed_at`` the launcher noticed it.
+        stopped_at: the last of the other workers had ended.
+        joined_at: all nodes had joined the next round.
+        started_at: all workers were started.
     """
 
-    noticed: float | None = None
-    stopped: float | None = None
-    rendezvous: float | None = None
-    started: float | None = None
-    first_step: float | None = None
+    number: int
+    reached: int | None
+    failed_at: float
+    noticed_at: float
+    stopped_at: float
+    joined_at: float = 0.0
+    started_at: float = 0.0
 
-    def line(self, number: int, max_restarts: int) -> str:
-        """The cost of restart ``number`` of ``max_restarts`` in one line."""
-        seconds = {name: max(0.0, value) for name, value in asdict(self).items() if value is not None}
-        line = f"restart {number} of {max_restarts}"
-        if seconds:
-            parts = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in seconds.items())
-            line += f" took {sum(seconds.values()):.2f} s: {parts} s"
-        return line
+    def cost(self, max_restarts: int, first_step_at: float | None) -> str:
+        """Where the time of the restart went, in one line, to the first step of all workers if that is known."""
+        parts = {
+            "noticed": self.noticed_at - self.failed_at,
+            "stopped": self.stopped_at - self.noticed_at,
+            "rendezvous": self.joined_at - self.stopped_at,
+            "started": self.started_at - self.joined_at,
+        }
+        if first_step_at is not None:
+            parts["first step"] = first_step_at - self.started_at
+        seconds = {name: max(0.0, value) for name, value in parts.items()}
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
+        return f"restart {self.number} of {max_restarts} took {sum(seconds.values()):.2f} s: {shown} s"
 
 
 def _none_left(max_restarts: int) -> str:

@@ -16,20 +16,10 @@ import time
 import traceback
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from minetorch_launch.exit_codes import EXIT_HUNG, EXIT_STOPPED_EARLY, shell_code, signal_name
-
-__all__ = [
-    "MESSAGE_FIELDS",
-    "Kind",
-    "WorkerExit",
-    "describe_exception",
-    "describe_exit",
-    "is_secondary",
-    "repeats_peer_error",
-]
 
 Kind = Literal["exception", "exit", "crash", "kill", "hang", "lost peer"]
 """``exit`` is a call of sys.exit or os._exit; ``crash`` a signal such as SIGSEGV, ``kill`` any other signal."""
@@ -165,15 +155,6 @@ class WorkerExit:
     def hung(self, cause: str, at: float) -> WorkerExit:
         """The same worker as the one that the launcher ended because it held up all others."""
         return replace(self, exit_code=EXIT_HUNG, time=at, kind="hang", signal=None, cause=cause, traceback="")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> WorkerExit:
-        """The reverse of `to_dict`."""
-        return cls(**data)
 
 
 def _kind(code: int, said: Mapping[str, Any]) -> Kind:

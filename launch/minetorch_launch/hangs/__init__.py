@@ -4,7 +4,6 @@
 
     shared_memory     what a worker shares with the launcher: heartbeat and stacks
     detector          heartbeats -> whether the workers hang
-    stack_dump        asks the workers of this node for their stacks
     blocking_calls    a stack -> the call that it is blocked in
     stack_summary     the stacks of all ranks -> ranks at the same place together
 """

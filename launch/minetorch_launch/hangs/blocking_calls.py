@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-__all__ = ["BlockingCall", "Frame", "Owner", "WaitKind", "find_blocking_call"]
-
 Owner = Literal["user", "library", "trainer"]
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from minetorch_launch.heartbeat import Heartbeat, Phase, merge
 
-__all__ = ["HangDetector", "Stall"]
-
 _QUICK_PHASES = (Phase.TRAINING, Phase.VALIDATING)
 _QUICK_SECONDS = 300.0
 _SLOW_SECONDS = 1800.0

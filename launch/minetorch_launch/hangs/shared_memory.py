@@ -14,8 +14,6 @@ from dataclasses import astuple, dataclass
 
 from minetorch_launch.heartbeat import HEARTBEAT_BYTES, Heartbeat, new_heartbeat
 
-__all__ = ["STACK_SIGNAL", "SharedMemory", "without_launcher_frames"]
-
 STACK_SIGNAL = signal.SIGRTMIN + 16
 """On this signal a worker's fault handler writes all stacks into the shared memory.
 

@@ -1,6 +1,6 @@
 """Where every rank is, with ranks at the same place together. Pure.
 
-Each rank's `StackSnapshot` is made on its own node, by `minetorch_launch.hangs.stack_dump`, and may travel as JSON.
+Each rank's `StackSnapshot` is made on its own node, by `minetorch_launch.workers.stack_dump`, and may travel as JSON.
 """
 
 from __future__ import annotations
@@ -8,12 +8,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from minetorch_launch.hangs.blocking_calls import BlockingCall, Frame, Owner, WaitKind, find_blocking_call
-
-__all__ = ["CodeOwners", "RankGroup", "StackSnapshot", "StackSummary", "Thread", "read_stacks", "summarize"]
 
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)(?: \[.*\])? \(most recent call first\):")
 _FRAME = re.compile(r'  File "(.*)", line (\d+|\?\?\?) in (.*)')
@@ -48,13 +46,9 @@ class StackSnapshot:
     holds_interpreter: bool = False
     """Whether it answered only to the signal: one of its threads does not release the interpreter."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StackSnapshot:
-        """The reverse of `to_dict`, also after a way through JSON."""
+        """The reverse of `dataclasses.asdict`, also after a way through JSON."""
         threads = ((thread["is_main"], (Frame(**frame) for frame in thread["frames"])) for thread in data["threads"])
         return cls(**{**data, "threads": tuple(Thread(is_main, tuple(frames)) for is_main, frames in threads)})
 
@@ -83,16 +77,10 @@ class CodeOwners:
 def read_stacks(
     text: str, main_thread: int, owners: CodeOwners, source: Callable[[str, int], str]
 ) -> tuple[Thread, ...]:
-    """Read what Python's fault handler has written.
+    """Read what Python's fault handler has written: dumps of all threads, of which the last of each thread counts.
 
-    Args:
-        text: one or more dumps of all threads, without the launcher's frames; the last one of each thread counts.
-        main_thread: the main thread's ident.
-        owners: whose code is where.
-        source: gives the text of a line of a file; empty if it is not available.
-
-    Returns:
-        The main thread first. Other threads that run only the launcher's code are left out.
+    The text comes without the launcher's frames; ``source`` gives the text of a line of a file, empty if it is not
+    available. The main thread comes first; other threads that run only the launcher's code are left out.
     """
     threads: dict[int, list[Frame]] = {}
     frames: list[Frame] = []

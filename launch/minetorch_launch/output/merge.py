@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Collection
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
+from typing import NamedTuple, TypeAlias
 
 WINDOW = 0.15
 """Seconds that a line waits for other ranks: too short for a reader to notice."""

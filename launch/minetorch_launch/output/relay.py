@@ -12,19 +12,16 @@ import math
 import os
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from minetorch_launch.output.lines import Lines
 from minetorch_launch.output.merge import Group, Merge
 from minetorch_launch.output.terminal import Stream, paint
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from pathlib import Path
 
 _CHUNK = 1 << 16  # larger blocks are slower: the memory of each is mapped again and again
 _PIPE = 1 << 18

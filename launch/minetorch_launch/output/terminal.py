@@ -7,11 +7,8 @@ import os
 import select
 import socket
 import stat
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 _PIECE = 1 << 16
 _CLEAR = b"\r\x1b[K"

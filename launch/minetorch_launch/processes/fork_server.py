@@ -13,15 +13,11 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from minetorch_launch.processes.parent import Parent
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["HELD_SIGNALS", "main"]
 
 HELD_SIGNALS = (
     signal.SIGINT,
@@ -80,7 +76,6 @@ def _answer(parent: Parent, request: dict[str, Any], fds: list[int]) -> None:
 
 
 def _run(request: dict[str, Any], fds: list[int]) -> NoReturn:
-    """Be a worker, or a store."""
     if request["op"] == "store":
         from minetorch_launch.processes import store_process
 

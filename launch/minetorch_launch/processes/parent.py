@@ -7,23 +7,15 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.processes.requests import receive, send
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Parent"]
-
 
 class Parent:
-    """Serves the launcher at the other end of a socket.
-
-    Args:
-        fd: the socket.
-    """
+    """Serves the launcher at the other end of a socket."""
 
     def __init__(self, fd: int) -> None:
         self._control = socket.socket(fileno=fd)

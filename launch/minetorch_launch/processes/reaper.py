@@ -15,15 +15,11 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from minetorch_launch.processes.parent import Parent
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-__all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -118,22 +114,24 @@ def kill_descendants(keep: Collection[int]) -> None:
     """
     end = time.monotonic() + _KILL_SECONDS
     while time.monotonic() < end:
-        living = {pid for pid in _descendants().keys() - set(keep) if not _is_tracker(pid)}
+        living = {pid for pid in _descendants() - set(keep) if not _is_tracker(pid)}
         if not living:
             return
-        for pid in living:
-            with suppress(OSError):
-                _kill(pid)
+        _kill(living)
         time.sleep(_POLL_SECONDS)
 
 
-def _kill(pid: int) -> None:
-    pidfd = os.pidfd_open(pid)
-    try:
-        # The number may have passed to another process since it was looked up; from here on it cannot.
-        if pid in _descendants():
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    finally:
+def _kill(pids: Collection[int]) -> None:
+    pidfds: dict[int, int] = {}
+    for pid in pids:
+        with suppress(OSError):
+            pidfds[pid] = os.pidfd_open(pid)
+    # A number may have passed to another process since it was looked up; from here on it cannot.
+    descendants = _descendants()
+    for pid, pidfd in pidfds.items():
+        with suppress(OSError):
+            if pid in descendants:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         os.close(pidfd)
 
 
@@ -143,8 +141,7 @@ def _is_tracker(pid: int) -> bool:
     return False
 
 
-def _descendants() -> dict[int, int]:
-    """Every living process below this one, with its parent."""
+def _descendants() -> set[int]:
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208 - no need for Paths, nor for importing pathlib
         if entry.isdecimal():
@@ -152,9 +149,8 @@ def _descendants() -> dict[int, int]:
                 state, parent = stat.read().rpartition(b")")[2].split()[:2]
                 if state not in (b"Z", b"X"):
                     parents[int(entry)] = int(parent)
-    found: dict[int, int] = {}
+    found: set[int] = set()
     above = {os.getpid()}
-    while more := {pid: parent for pid, parent in parents.items() if parent in above and pid not in found}:
-        found |= more
-        above = set(more)
+    while above := {pid for pid, parent in parents.items() if parent in above and pid not in found}:
+        found |= above
     return found

@@ -6,12 +6,8 @@ import errno
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["receive", "send", "socketpair"]
+from collections.abc import Iterable
+from typing import Any, BinaryIO
 
 _MAX_DESCRIPTORS = 250  # the kernel's limit is 253 a message
 
@@ -24,13 +20,16 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
 def send(connection: socket.socket, message: dict[str, Any], fds: Iterable[int] = ()) -> None:
     """Send a message of any size with copies of ``fds``."""
     # A datagram holds some 200 KB, and a command line may be longer.
-    body = os.memfd_create("minetorch-message", os.MFD_CLOEXEC)
-    try:
-        with open(body, "wb", closefd=False) as file:
-            file.write(json.dumps(message).encode())
-        socket.send_fds(connection, [b"."], [body, *fds])
-    finally:
-        os.close(body)
+    with memory_file(json.dumps(message).encode()) as body:
+        socket.send_fds(connection, [b"."], [body.fileno(), *fds])
+
+
+def memory_file(data: bytes = b"") -> BinaryIO:
+    """A file in memory with ``data``, at its beginning."""
+    file = open(os.memfd_create("minetorch-data", os.MFD_CLOEXEC), "w+b", buffering=0)  # noqa: SIM115 - the caller closes it
+    file.write(data)
+    file.seek(0)
+    return file
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
@@ -51,5 +50,4 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | Non
         os.set_inheritable(fd, False)  # recv_fds takes MSG_CMSG_CLOEXEC, and ignores it
     body, *rest = fds
     with open(body, "rb") as file:
-        file.seek(0)
         return json.load(file), rest

@@ -11,18 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.errors import StartError
 from minetorch_launch.processes.fork_server import HELD_SIGNALS
 from minetorch_launch.processes.requests import receive, send, socketpair
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-__all__ = ["ForkServer", "Process", "Reaper", "interpreter_flags", "with_package"]
 
 _PACKAGES = str(Path(__file__).parents[2])
 _REAPER_SECONDS = 10.0
@@ -188,15 +184,9 @@ class Reaper(_Starter):
         cpus: Iterable[int] | None = None,
         dies_with_reaper: bool = True,
     ) -> Process:
-        """Start a program.
+        """Start a program with the descriptors 0, 1, 2, … given, and the signals of ``signal_mask`` blocked.
 
-        Args:
-            argv: its command line.
-            fds: its descriptors 0, 1, 2, …
-            env: variables that differ from this process's; None unsets one.
-            signal_mask: the signals that it begins with blocked.
-            cpus: the CPUs that it may use; None: as this process.
-            dies_with_reaper: kill it when the reaper dies.
+        The variables ``env`` differ from this process's, and None unsets one; without ``cpus`` it may use all of them.
 
         Raises:
             StartError: it cannot be started.
@@ -246,14 +236,9 @@ class ForkServer(_Starter):
         env: Mapping[str, str],
         streams: tuple[int, int],
     ) -> ForkServer:
-        """Start a fork server, without waiting until it has imported ``preload``.
+        """Start a fork server, without waiting until it has imported torch and ``preload``, from ``import_root`` first.
 
-        Args:
-            reaper: starts it.
-            preload: modules beside torch.
-            import_root: the folder that is searched first for them.
-            env: variables that differ from this process's.
-            streams: its stdout and stderr.
+        The variables ``env`` differ from this process's; ``streams`` are its stdout and stderr.
         """
         ours, theirs = socketpair()
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -261,7 +246,7 @@ class ForkServer(_Starter):
         server = cls(ours)
         with theirs:
             server.process = await reaper.run(
-                [sys.executable, *interpreter_flags(), "-c", with_package(code, import_root)],
+                python_command(code, import_root),
                 [null, *streams, theirs.fileno()],
                 env=env,
                 signal_mask=HELD_SIGNALS,
@@ -309,8 +294,17 @@ class ForkServer(_Starter):
         self._processes.clear()
 
 
-def interpreter_flags() -> list[str]:
-    """The options that this Python was started with, for its children: ``-O``, ``-X dev``, ``-W error``."""
+def python_command(code: str, first: str | None = None) -> list[str]:
+    """A command that runs ``code`` in a Python like this one, which searches the folder ``first``, then ``sys.path``.
+
+    It finds this package wherever it lies, and nothing in the working folder.
+    """
+    code = f"import sys; sys.path[:] = [*filter(None, [{first!r}, *sys.path]), {_PACKAGES!r}]; {code}"
+    return [sys.executable, *_interpreter_flags(), "-c", code]
+
+
+def _interpreter_flags() -> list[str]:
+    """The options that this Python was started with: ``-O``, ``-X dev``, ``-W error``."""
     flags: list[str] = []
     words = iter(sys.orig_argv[1:])
     for word in words:
@@ -320,13 +314,3 @@ def interpreter_flags() -> list[str]:
         if word in ("-W", "-X", "--check-hash-based-pycs"):
             flags.append(next(words))
     return flags
-
-
-def with_package(code: str, first: str | None = None) -> str:
-    """Code for ``python -c`` that finds this package wherever it lies, and nothing in the working folder.
-
-    Args:
-        code: what to run.
-        first: a folder that is searched first.
-    """
-    return f"import sys; sys.path[:] = [*filter(None, [{first!r}, *sys.path]), {_PACKAGES!r}]; {code}"

@@ -21,8 +21,6 @@ from typing import Any
 
 from torch.distributed import DistStoreError, QueueEmptyError, TCPStore  # type: ignore[attr-defined]
 
-__all__ = ["Proxy", "main"]
-
 _DAY = timedelta(days=1)
 _TAKE_AT_MOST = 4096
 
@@ -131,7 +129,6 @@ def _get(store: TCPStore, request: dict[str, Any]) -> list[str | None]:
 
 
 def _wait(store: TCPStore, key: str) -> str:
-    """The value of ``key``, when it has one."""
     _wait_for(store, key)
     return _text(store.get(key))
 

@@ -8,21 +8,9 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from minetorch_launch.errors import JoinError
-
-if TYPE_CHECKING:
-    from minetorch_launch.validators import Endpoint
-
-__all__ = [
-    "address_towards",
-    "interface_of",
-    "is_this_machine",
-    "listen",
-    "reach",
-    "what_to_check",
-]
+from minetorch_launch.validators import Endpoint
 
 _CONNECT_SECONDS = 5.0
 _SIOCGIFADDR = 0x8915

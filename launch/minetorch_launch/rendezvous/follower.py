@@ -6,30 +6,20 @@ import asyncio
 import json
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.errors import JoinError
-from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, pause
-from minetorch_launch.rendezvous.messages import Order, from_json, parse, to_json
-from minetorch_launch.rendezvous.round import LeaderLostError, Mailbox, Round
-
-if TYPE_CHECKING:
-    from minetorch_launch.rendezvous.membership import Settings
-    from minetorch_launch.rendezvous.messages import Report
-    from minetorch_launch.rendezvous.participant import Participant
-    from minetorch_launch.rendezvous.store_client import StoreClient
-
-__all__ = ["Follower"]
+from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, Settings, pause
+from minetorch_launch.rendezvous.messages import Order, Report, from_json, parse, to_json
+from minetorch_launch.rendezvous.participant import Participant
+from minetorch_launch.rendezvous.round import LeaderLostError, Round
+from minetorch_launch.rendezvous.store_client import StoreClient
 
 
 class Follower(Membership):
     """The side of a node that does not lead.
 
     Args:
-        store: connected to the leader's.
-        settings: of this node.
-        node_id: this node's.
-        leader: the leader's node id.
         was_there: whether this node took part in the last round of the leader.
     """
 
@@ -44,7 +34,7 @@ class Follower(Membership):
         self._liveness = Liveness(settings.timing.lost)
         self._beats = self._head = 0
         self._beat_now = asyncio.Event()
-        self._unsent: Mailbox[str | None] = Mailbox()
+        self._unsent: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def start(self) -> None:
         """Find the end of the log, and begin to pulse.
@@ -83,7 +73,7 @@ class Follower(Membership):
 
     def _arrive(self, me: Participant) -> None:
         self.round = None
-        self._unsent.put(json.dumps({"arrival": vars(me), "reconnected": not self._has_arrived}))
+        self._unsent.put_nowait(json.dumps({"arrival": vars(me), "reconnected": not self._has_arrived}))
         self._has_arrived = True
 
     def _refusal(self, waited: float) -> JoinError:
@@ -99,7 +89,6 @@ class Follower(Membership):
 
     @property
     def _is_outside(self) -> bool:
-        """Whether the other nodes train without this one."""
         return not self._was_there and self._leaders_pulse.get("running") is True
 
     def _who_is_here(self, seconds: float) -> str:
@@ -130,7 +119,7 @@ class Follower(Membership):
         if roster is not None:
             self._take_roster(roster)
         elif isinstance(order, Order) and self.round is not None and entry.get("round") == self.round.number:
-            self.round.orders.put(order)
+            self.round.orders.put_nowait(order)
         elif entry.get("closed") is True:
             self._is_closed = True
             self._failure = str(entry["reason"]) if entry.get("reason") else None
@@ -147,7 +136,7 @@ class Follower(Membership):
             self._changed.set()
 
     def _report(self, number: int, report: Report) -> None:
-        self._unsent.put(json.dumps({"round": number, "report": to_json(report)}))
+        self._unsent.put_nowait(json.dumps({"round": number, "report": to_json(report)}))
 
     async def _send(self) -> None:
         while (text := await self._unsent.get()) is not None:
@@ -171,7 +160,7 @@ class Follower(Membership):
 
     async def _say_farewell(self) -> None:
         """Send the remaining reports, and tell the leader that this node leaves."""
-        self._unsent.put(None)
+        self._unsent.put_nowait(None)
         while not self._tasks[-1].done():
             await asyncio.sleep(0.01)
         self._has_left = True

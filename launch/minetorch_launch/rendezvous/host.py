@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from minetorch_launch.errors import JoinError
-from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster
+from minetorch_launch.rendezvous.membership import Liveness, Membership, Roster, Settings
 from minetorch_launch.rendezvous.messages import (
     PROTOCOL,
     NodeArrived,
     NodeLost,
+    Order,
     Report,
     build,
     from_json,
@@ -21,16 +23,7 @@ from minetorch_launch.rendezvous.messages import (
 )
 from minetorch_launch.rendezvous.participant import Participant
 from minetorch_launch.rendezvous.round import LeaderLostError, Round
-from minetorch_launch.rendezvous.store_client import StoreLostError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    from minetorch_launch.rendezvous.membership import Settings
-    from minetorch_launch.rendezvous.messages import Order
-    from minetorch_launch.rendezvous.store_client import StoreClient
-
-__all__ = ["Host", "choose"]
+from minetorch_launch.rendezvous.store_client import StoreClient, StoreLostError
 
 _MAX_HOSTS = 8
 
@@ -59,9 +52,6 @@ class Host(Membership):
     """The leader's side of a job.
 
     Args:
-        store: hosted by this node.
-        settings: of this node.
-        node_id: this node's.
         expected: ids of the nodes that have lost the last leader and come here, this one included.
     """
 
@@ -170,7 +160,7 @@ class Host(Membership):
         elif not isinstance(report, Report) or isinstance(report, NodeLost | NodeArrived):
             return  # malformed, or not for a node to say
         elif 0 <= report.node < len(self.round.participants):
-            self.round.reports.put(report)
+            self.round.reports.put_nowait(report)
 
     def _take_in(self, node: Participant, *, is_reconnected: bool) -> None:
         if is_reconnected:  # it has lost this leader for some time, and its workers with it
@@ -181,10 +171,9 @@ class Host(Membership):
         self._changed.set()
         has_room = len(self._expected) < self._settings.nodes[1]
         if self.round is not None and node.node_id not in self._expected and has_room:
-            self.round.reports.put(NodeArrived())
+            self.round.reports.put_nowait(NodeArrived())
 
     def _drop(self, node_id: str) -> None:
-        """A node is lost, or has left."""
         self._pulses.pop(node_id, None)
         self._arrived.pop(node_id, None)
         self._changed.set()
@@ -193,7 +182,7 @@ class Host(Membership):
         if self.round is not None and rank is not None:
             self.round.lost |= {rank}
             self.round.others.pop(rank, None)
-            self.round.reports.put(NodeLost(rank))
+            self.round.reports.put_nowait(NodeLost(rank))
 
     async def _pulse(self) -> None:
         while True:

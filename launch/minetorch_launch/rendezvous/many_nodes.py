@@ -10,31 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from minetorch_launch.errors import JoinError, UsageError
 from minetorch_launch.rendezvous.endpoints import address_towards, is_this_machine, listen, reach, what_to_check
 from minetorch_launch.rendezvous.follower import Follower
 from minetorch_launch.rendezvous.host import Host
+from minetorch_launch.rendezvous.membership import Roster, Settings
 from minetorch_launch.rendezvous.messages import PROTOCOL, parse
 from minetorch_launch.rendezvous.participant import Participant, sort_key
-from minetorch_launch.rendezvous.round import LeaderLostError
-from minetorch_launch.rendezvous.store_client import StoreClient, StoreLostError
+from minetorch_launch.rendezvous.round import LeaderLostError, Round
+from minetorch_launch.rendezvous.store_client import StartStoreProcess, StoreClient, StoreLostError
 from minetorch_launch.validators import Endpoint
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Collection
-
-    from minetorch_launch.rendezvous.membership import Roster, Settings
-    from minetorch_launch.rendezvous.round import Round
-    from minetorch_launch.rendezvous.store_client import StartStoreProcess
-
-__all__ = ["ManyNodes"]
 
 _SAY_EVERY_SECONDS = 30.0
 _RETURN_EVERY_SECONDS = 2.0
@@ -85,6 +78,10 @@ class ManyNodes:
     async def join(self, *, failures: int, workers_port: int) -> Round:
         """Take part in the next round; find another leader when the last one is lost.
 
+        Args:
+            failures: failures that this node has counted in this launch.
+            workers_port: port on which this node hosts the workers' store, should it be the first.
+
         Raises:
             JoinError: the nodes did not come together.
         """
@@ -103,7 +100,7 @@ class ManyNodes:
             return round_
 
     async def close(self) -> None:
-        """Leave the job."""
+        """Leave the job. The leader waits, not for long, until the others have received the last order."""
         if self._membership is not None:
             await self._membership.close()
         if self._standby is not None:
@@ -125,7 +122,6 @@ class ManyNodes:
             attempts=self._attempts,
             launch_id=self._launch_id,
             node_id=self._node_id,
-            version=self._settings.version,
         )
 
     async def _take_part(self, membership: Host | Follower, me: Participant) -> Round:

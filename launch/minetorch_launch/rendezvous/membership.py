@@ -20,23 +20,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.rendezvous.messages import build
 from minetorch_launch.rendezvous.participant import Participant
-from minetorch_launch.rendezvous.round import LeaderLostError
-from minetorch_launch.rendezvous.store_client import StoreLostError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from minetorch_launch.rendezvous.round import Round
-    from minetorch_launch.rendezvous.store_client import StoreClient
-    from minetorch_launch.validators import Endpoint
-
-__all__ = ["Liveness", "Membership", "Roster", "Settings", "Timing", "pause"]
+from minetorch_launch.rendezvous.round import LeaderLostError, Round
+from minetorch_launch.rendezvous.store_client import StoreClient, StoreLostError
+from minetorch_launch.validators import Endpoint
 
 _SAY_EVERY_SECONDS = 30.0
 _FAREWELL_SECONDS = 5.0

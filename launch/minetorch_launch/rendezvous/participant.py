@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from minetorch_launch.rendezvous.messages import PROTOCOL
-
-__all__ = ["Participant", "sort_key"]
-
 
 @dataclass(frozen=True)
 class Participant:
@@ -23,7 +19,6 @@ class Participant:
         attempts: number of the last round that it took part in.
         launch_id: unique id of the launch; all nodes take over that of the node with the most attempts.
         node_id: unique id of this launcher process.
-        version: of Minetorch.
     """
 
     order: str
@@ -37,8 +32,6 @@ class Participant:
     attempts: int = 0
     launch_id: str = ""
     node_id: str = ""
-    version: str = ""
-    protocol: int = PROTOCOL
 
 
 def sort_key(node_rank: int | None, is_endpoint: bool, host: str, address: str, pid: int) -> str:

@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from minetorch_launch.rendezvous.messages import Order, Report
-    from minetorch_launch.rendezvous.participant import Participant
-
-__all__ = ["LeaderLostError", "Mailbox", "Rendezvous", "Round"]
+from minetorch_launch.rendezvous.messages import Order, Report
+from minetorch_launch.rendezvous.participant import Participant
 
 T = TypeVar("T")
 
 
 class LeaderLostError(Exception):
     """The leader of the round does not answer. Join again: the next node in order becomes the leader."""
-
-
-class Mailbox(Generic[T]):
-    """A queue for one reader, which can be closed with an error that the reader gets after the last item."""
-
-    def __init__(self) -> None:
-        self._items: deque[T] = deque()
-        self._error: Exception | None = None
-        self._changed = asyncio.Event()
-
-    def put(self, item: T) -> None:
-        """Add an item."""
-        self._items.append(item)
-        self._changed.set()
-
-    def fail(self, error: Exception) -> None:
-        """Raise ``error`` in :meth:`get` from now on, after the items that are there. The first error counts."""
-        self._error = self._error or error
-        self._changed.set()
-
-    async def get(self) -> T:
-        """Wait for the next item and remove it."""
-        while not self._items:
-            if self._error is not None:
-                raise self._error
-            self._changed.clear()
-            await self._changed.wait()
-        return self._items.popleft()
 
 
 class Round:
@@ -90,9 +57,10 @@ class Round:
         self.status: dict[str, Any] | None = None
         self.lost: frozenset[int] = frozenset()
         self.others: dict[int, dict[str, Any]] = {}
-        self.orders: Mailbox[Order] = Mailbox()
-        self.reports: Mailbox[Report] = Mailbox()
-        self._deliver, self._publish = deliver or self.reports.put, publish
+        # An error in a queue is the last thing that its reader gets.
+        self.orders: asyncio.Queue[Order | LeaderLostError] = asyncio.Queue()
+        self.reports: asyncio.Queue[Report | LeaderLostError] = asyncio.Queue()
+        self._deliver, self._publish = deliver or self.reports.put_nowait, publish
 
     @property
     def master_address(self) -> str:
@@ -120,7 +88,7 @@ class Round:
         Raises:
             LeaderLostError: the leader does not answer.
         """
-        return await self.orders.get()
+        return await _next(self.orders)
 
     async def next_report(self) -> Report:
         """On the leader: wait for the next report of any node.
@@ -128,7 +96,7 @@ class Round:
         Raises:
             LeaderLostError: this node's own store is lost.
         """
-        return await self.reports.get()
+        return await _next(self.reports)
 
     async def send_order(self, order: Order) -> None:
         """On the leader: send ``order`` to every node, this one included.
@@ -138,31 +106,17 @@ class Round:
         """
         if self._publish is not None:
             await self._publish(order)
-        self.orders.put(order)
+        self.orders.put_nowait(order)
 
     def fail(self, reason: str) -> None:
         """Make every wait of this round raise LeaderLostError."""
-        self.orders.fail(LeaderLostError(reason))
-        self.reports.fail(LeaderLostError(reason))
+        self.orders.put_nowait(LeaderLostError(reason))
+        self.reports.put_nowait(LeaderLostError(reason))
 
 
-class Rendezvous(Protocol):
-    """Where the launchers of a job join, round after round. The agent needs no more than this of it."""
-
-    @property
-    def address(self) -> str:
-        """This node's own address, as the other nodes see it."""
-
-    async def join(self, *, failures: int, workers_port: int) -> Round:
-        """Wait for the next round and take part in it.
-
-        Args:
-            failures: failures that this node has counted in this launch.
-            workers_port: port on which this node hosts the workers' store, should it be the first.
-
-        Raises:
-            JoinError: the nodes did not come together.
-        """
-
-    async def close(self) -> None:
-        """Leave the job. The leader waits, not for long, until the others have received the last order."""
+async def _next(queue: asyncio.Queue[T | LeaderLostError]) -> T:
+    item = await queue.get()
+    if isinstance(item, LeaderLostError):
+        queue.put_nowait(item)  # for every later call
+        raise item
+    return item

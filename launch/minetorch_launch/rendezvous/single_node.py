@@ -8,15 +8,11 @@ from uuid import uuid4
 from minetorch_launch.rendezvous.participant import Participant, sort_key
 from minetorch_launch.rendezvous.round import Round
 
-__all__ = ["SingleNode"]
-
 
 class SingleNode:
     """A rendezvous that this node alone takes part in.
 
     Args:
-        host: this node's name.
-        nproc: number of workers.
         address: where the workers' store listens.
     """
 
@@ -26,7 +22,7 @@ class SingleNode:
         self._rounds = 0
 
     async def join(self, *, failures: int, workers_port: int) -> Round:
-        """Start the next round at once."""
+        """Start the next round at once; see `ManyNodes.join`."""
         me = Participant(
             order=sort_key(None, True, self._host, self.address, os.getpid()),
             host=self._host,

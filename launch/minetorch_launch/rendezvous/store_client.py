@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-
-    StartStoreProcess = Callable[[], Awaitable[socket.socket]]
-    """Starts ``processes.store_process.main`` at one end of a socketpair, and returns the other end."""
-
-__all__ = ["StartStoreProcess", "StoreClient", "StoreLostError"]
+StartStoreProcess = Callable[[], Awaitable[socket.socket]]
+"""Starts ``processes.store_process.main`` at one end of a socketpair, and returns the other end."""
 
 _LONGEST_LINE = 2**28
 

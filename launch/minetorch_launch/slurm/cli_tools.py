@@ -7,31 +7,14 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minetorch_launch.errors import UsageError
+from minetorch_launch.plan import Deadline
 from minetorch_launch.slurm.environment import JobTimes, SlurmJob, parse_duration
 from minetorch_launch.slurm.options import make_deadline
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from minetorch_launch.plan import Deadline
-
-__all__ = [
-    "ask",
-    "find_address",
-    "find_deadline",
-    "find_job",
-    "find_own_step",
-    "find_times",
-    "is_out_of_time",
-    "is_slurmstepd",
-    "requeue",
-    "show_job",
-]
 
 _ANSWER_SECONDS = 20.0
 _PROC = Path("/proc")

@@ -13,15 +13,11 @@ import itertools
 import math
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from minetorch_launch.errors import UsageError, short_repr
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["BATCH_VARIABLE", "BatchHandoff", "JobTimes", "SlurmJob", "expand_counts", "expand_hosts", "parse_duration"]
 
 StepKind = Literal["batch", "interactive", "task"]
 

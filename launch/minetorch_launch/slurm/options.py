@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from minetorch_launch.errors import UsageError
+from minetorch_launch.options import LaunchOptions
 from minetorch_launch.plan import Deadline
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from minetorch_launch.options import LaunchOptions
-    from minetorch_launch.slurm.environment import JobTimes, SlurmJob
-
-__all__ = ["choose_nodes", "fill_in", "make_deadline"]
+from minetorch_launch.slurm.environment import JobTimes, SlurmJob
 
 _JOIN_SECONDS = 60.0
 """One srun of ours starts all launchers within seconds: a launcher that is missing for longer does not come."""

@@ -8,19 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from minetorch_launch.arguments import Request
 from minetorch_launch.errors import StartError, UsageError
+from minetorch_launch.options import LaunchOptions
 from minetorch_launch.slurm.srun import LAUNCHER
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from minetorch_launch.arguments import Request
-    from minetorch_launch.options import LaunchOptions
-
-__all__ = ["batch_script", "run"]
 
 _OURS = {"--sbatch", "--sbatch-options", "--dry-run"}
 
@@ -108,7 +102,6 @@ def _write(file: Path, text: str) -> None:
 
 
 def _submit(text: str) -> str:
-    """Submit the batch script, and return the job's id."""
     if shutil.which("sbatch") is None:
         raise UsageError(
             "--sbatch needs SLURM's sbatch, which is not here: type --sbatch=FILE, and submit FILE where there is one"

@@ -23,21 +23,14 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from minetorch_launch.errors import JoinError, StartError, StoppedEarlyError
 from minetorch_launch.exit_codes import EXIT_STOPPED_EARLY, shell_code
+from minetorch_launch.options import LaunchOptions
 from minetorch_launch.slurm import cli_tools
-from minetorch_launch.slurm.environment import BATCH_VARIABLE, BatchHandoff
+from minetorch_launch.slurm.environment import BATCH_VARIABLE, BatchHandoff, SlurmJob
 from minetorch_launch.slurm.options import choose_nodes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from minetorch_launch.options import LaunchOptions
-    from minetorch_launch.slurm.environment import SlurmJob
-
-__all__ = ["LAUNCHER", "MAX_JOIN_REQUEUES", "has_srun", "run_in_job", "run_on_nodes", "srun_command", "srun_environ"]
 
 LAUNCHER = (sys.executable, "-m", "minetorch_launch")
 """The command of a launcher: this one's Python needs nothing from PATH."""
@@ -75,12 +68,8 @@ def run_in_job(
 ) -> int:
     """Do what the command line ``argv`` asks for in a SLURM job: start launchers on its nodes, or be one of them.
 
-    Args:
-        argv: the words after the command's name.
-        options: the same, read.
-        launch: launches in this process, as part of the given job, and returns the exit code; or prints the plan.
-        dry_run: ``launch`` only prints the plan.
-        say: shows a line to the user.
+    ``launch`` launches in this process, as part of the given job, and returns the exit code; with ``dry_run`` it only
+    prints the plan.
 
     Raises:
         LaunchError: as ``launch``, or before anything is started.

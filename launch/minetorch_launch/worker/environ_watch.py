@@ -11,12 +11,9 @@ import re
 import sys
 from contextlib import suppress
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from minetorch_launch.worker.task import Task
-
-__all__ = ["install"]
+from minetorch_launch.worker.task import Task
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _READ_BY_TORCH = re.compile(r"(PYTORCH|TORCH|TORCHDYNAMO|TORCHINDUCTOR)_")

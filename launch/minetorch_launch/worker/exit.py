@@ -13,8 +13,6 @@ import weakref
 from contextlib import suppress
 from typing import NoReturn
 
-__all__ = ["end_process"]
-
 
 def end_process(code: int, *, forked: bool) -> NoReturn:
     """End as ``python`` does: wait for threads, run ``atexit``, free the script's objects, flush.

@@ -19,22 +19,17 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from minetorch_launch.failures.worker_exit import describe_exception, describe_exit
 from minetorch_launch.hangs.shared_memory import STACK_SIGNAL, SharedMemory
 from minetorch_launch.worker import environ_watch
 from minetorch_launch.worker.exit import end_process
 from minetorch_launch.worker.run_target import run_target
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from minetorch_launch.worker.task import Task
-
-__all__ = ["DESCRIPTORS", "Assignment", "main", "run"]
+from minetorch_launch.worker.task import Task
 
 DESCRIPTORS = ("stdin", "out", "err", "link", "crash", "heartbeat", "stacks", "result", "task")
 """What a worker is handed, in this order."""
@@ -173,7 +168,6 @@ def _set_environment(env: Mapping[str, str | None], heartbeat: int) -> None:
 
 
 def _run(assignment: Assignment, result: int, link: _Link) -> int:
-    """Run the target and return the exit code that ``python`` would end with."""
     _deliver_interrupts()
     try:
         # Blocked since before this process was made, so that a stop that came early is taken here and not lost.

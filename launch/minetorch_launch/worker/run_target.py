@@ -13,12 +13,9 @@ import pickle
 import runpy
 import sys
 import types
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from minetorch_launch.worker.task import Task
-
-__all__ = ["run_target"]
+from minetorch_launch.worker.task import Task
 
 
 def run_target(task: Task) -> bytes | None:

@@ -9,15 +9,10 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from minetorch_launch.errors import UsageError
-from minetorch_launch.target import Command, Function, Module
-
-if TYPE_CHECKING:
-    from minetorch_launch.target import Target
-
-__all__ = ["Task", "make_task"]
+from minetorch_launch.target import Command, Function, Module, Target
 
 Kind = Literal["script", "application", "module", "function", "command"]
 

@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from minetorch_launch.exit_codes import EXIT_STOPPED_EARLY
 from minetorch_launch.failures.oom import OomCounter
+from minetorch_launch.failures.report import ranks_text
 from minetorch_launch.failures.worker_exit import WorkerExit
-from minetorch_launch.heartbeat import Phase
+from minetorch_launch.heartbeat import Heartbeat, Phase
+from minetorch_launch.plan import LaunchPlan
 from minetorch_launch.procfs import handles_signal
 from minetorch_launch.stop_signals import STOP_SIGNALS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from minetorch_launch.heartbeat import Heartbeat
-    from minetorch_launch.plan import LaunchPlan
-    from minetorch_launch.workers.worker import Worker
-
-__all__ = ["GroupEnd", "WorkerGroup", "ranks_text"]
+from minetorch_launch.workers.worker import Worker
 
 GroupEnd = Literal["failed", "succeeded", "stopped early", "stopped by signal"]
 
@@ -32,12 +27,7 @@ _STUCK_SECONDS = 3.0
 
 
 class WorkerGroup:
-    """This node's workers in one attempt.
-
-    Args:
-        plan: the launch.
-        say: shows a line to the user.
-    """
+    """This node's workers in one attempt."""
 
     def __init__(self, plan: LaunchPlan, say: Callable[[str], None]) -> None:
         self.workers: list[Worker] = []
@@ -84,7 +74,7 @@ class WorkerGroup:
             self._changed.clear()
             codes = self._codes()
             if EXIT_STOPPED_EARLY in codes or self._repeats_a_peer(codes):
-                deadline = deadline or time.monotonic() + self._plan.grace
+                deadline = deadline or time.monotonic() + self._plan.options.grace
             is_late = deadline is not None and time.monotonic() >= deadline
             all_ended = None not in codes and not (self._plan.many_nodes and self._repeats_a_peer(codes))
             if all_ended or is_late or (deadline is None and self._has_failed(codes)):
@@ -190,7 +180,7 @@ class WorkerGroup:
         beats = {rank: heartbeat.beats for rank, heartbeat in self.heartbeats().items()}
         while living := [worker for worker in self.workers if worker.process.exit_code is None]:
             waited = time.monotonic() - began
-            if waited > self._plan.grace or self.kill_now.is_set():
+            if waited > self._plan.options.grace or self.kill_now.is_set():
                 self._kill(living)
                 await asyncio.wait([asyncio.ensure_future(worker.process.ended.wait()) for worker in living])
                 return
@@ -200,7 +190,7 @@ class WorkerGroup:
             if waited > _STATUS_SECONDS and not said:
                 said = True
                 ranks = ranks_text([worker.rank for worker in living])
-                self._say(f"waiting up to {self._plan.grace:g} s for {ranks} to end; Ctrl-C kills them at once")
+                self._say(f"waiting up to {self._plan.options.grace:g} s for {ranks} to end; Ctrl-C kills them at once")
             self._changed.clear()
             kill = asyncio.ensure_future(self.kill_now.wait())
             change = asyncio.ensure_future(self._changed.wait())
@@ -265,8 +255,3 @@ class WorkerGroup:
         if self._hang is not None and self._hang[0] == worker.rank:
             return seen.hung(*self._hang[1:])
         return seen
-
-
-def ranks_text(ranks: list[int]) -> str:
-    """``rank 3``, ``ranks 3, 4``."""
-    return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))

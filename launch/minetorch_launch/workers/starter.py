@@ -10,30 +10,24 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from minetorch_launch.environment import worker_environment
 from minetorch_launch.errors import StartError
 from minetorch_launch.hangs.shared_memory import SharedMemory
-from minetorch_launch.processes.spawner import ForkServer, interpreter_flags, with_package
+from minetorch_launch.output.relay import Relay
+from minetorch_launch.plan import LaunchPlan
+from minetorch_launch.processes.requests import memory_file
+from minetorch_launch.processes.spawner import ForkServer, Process, Reaper, python_command
 from minetorch_launch.rendezvous.endpoints import interface_of
+from minetorch_launch.rendezvous.round import Round
 from minetorch_launch.target import Command
 from minetorch_launch.worker.main import Assignment
+from minetorch_launch.worker.task import Task
 from minetorch_launch.workers.group import WorkerGroup
 from minetorch_launch.workers.worker import Worker
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from minetorch_launch.environment import RoundView
-    from minetorch_launch.output.relay import Relay
-    from minetorch_launch.plan import LaunchPlan
-    from minetorch_launch.processes.spawner import Process, Reaper
-    from minetorch_launch.worker.task import Task
-
-__all__ = ["WorkerStarter"]
 
 _DESCRIPTORS_OF_A_WORKER = 16
 _FORK_SERVER_ENV = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -44,11 +38,7 @@ class WorkerStarter:
     """Starts worker groups, and stores.
 
     Args:
-        plan: the launch.
-        task: what the workers run.
         signal_mask: the signals that the script begins with blocked.
-        reaper: starts programs.
-        relay: takes the workers' output.
         streams: stdout and stderr of the fork server.
         folder: for the error files of torch's ``record``.
     """
@@ -78,7 +68,7 @@ class WorkerStarter:
 
     async def prepare(self) -> None:
         """Start the fork server if there is to be one, again if it has died; it goes on importing by itself."""
-        forks = self._plan.start_method == "forkserver" and not isinstance(self._plan.target, Command)
+        forks = self._plan.options.start_method == "forkserver" and not isinstance(self._plan.target, Command)
         async with self._preparing:
             if forks and (self._fork_server is None or not self._fork_server.is_alive):
                 self._fork_server = await ForkServer.start(
@@ -104,19 +94,13 @@ class WorkerStarter:
             else:
                 code = "from minetorch_launch.processes.store_process import main; main(3)"
                 with open(os.devnull, "rb") as null:
-                    process = await self._reaper.run(
-                        [sys.executable, *interpreter_flags(), "-c", with_package(code)],
-                        [null.fileno(), *self._streams, theirs.fileno()],
-                    )
+                    fds = [null.fileno(), *self._streams, theirs.fileno()]
+                    process = await self._reaper.run(python_command(code), fds)
         self._stores = {store for store in self._stores if store.exit_code is None} | {process}
         return process, ours
 
-    async def start(self, view: RoundView, last: tuple[int, float] | None) -> WorkerGroup:
-        """Start the workers of a round.
-
-        Args:
-            view: the round.
-            last: after a failure, the step that was reached and its time.
+    async def start(self, round_: Round, last_failure: tuple[int, float] | None) -> WorkerGroup:
+        """Start the workers of a round, which is told the step and the time of the last failure.
 
         Raises:
             StartError: they cannot be started.
@@ -125,12 +109,13 @@ class WorkerStarter:
         if self._fork_server is not None:
             await self._fork_server.ready()
         group = WorkerGroup(self._plan, self._relay.say)
-        self.first_rank = view.first_rank
-        ranks = [view.first_rank + local_rank for local_rank in range(len(self._plan.workers))]
-        self._relay.begin(ranks)
+        self.first_rank = round_.ranks.start
+        self._relay.begin(round_.ranks)
+        # What is in the fork server's environment for its own sake must not reach the script.
+        shared_env = {name: os.environ.get(name) for name in _FORK_SERVER_ENV} | _gloo_interface(self.address)
         try:
             started = await asyncio.gather(
-                *(self._start_one(group, view, local_rank, last) for local_rank in range(len(ranks))),
+                *(self._start_one(group, round_, rank, last_failure, shared_env) for rank in round_.ranks),
                 return_exceptions=True,
             )
         except asyncio.CancelledError:
@@ -139,29 +124,22 @@ class WorkerStarter:
         for failure in started:
             if isinstance(failure, BaseException):
                 await self.end_descendants()
-                raise _start_error(failure, len(ranks))
+                raise _start_error(failure, len(round_.ranks))
         return group
 
     async def _start_one(
-        self, group: WorkerGroup, view: RoundView, local_rank: int, last: tuple[int, float] | None
+        self,
+        group: WorkerGroup,
+        round_: Round,
+        rank: int,
+        last_failure: tuple[int, float] | None,
+        shared_env: Mapping[str, str | None],
     ) -> None:
-        rank = view.first_rank + local_rank
-        error_file = self._folder / str(view.attempt) / str(local_rank) / "error.json"
+        local_rank = rank - round_.ranks.start
+        error_file = self._folder / str(round_.number) / str(local_rank) / "error.json"
         error_file.parent.mkdir(parents=True)
-        env: dict[str, str | None] = {
-            # What is in the fork server's environment for its own sake must not reach the script.
-            **{name: os.environ.get(name) for name in _FORK_SERVER_ENV},
-            **_gloo_interface(self.address),
-            **worker_environment(
-                self._plan,
-                view,
-                local_rank,
-                error_file=str(error_file),
-                last_step=last[0] if last else None,
-                last_time=last[1] if last else None,
-            ),
-        }
-        line = f"minetorch-launch: {time.strftime('%F %T')} {self._plan.target} as rank {rank} of {view.world_size}"
+        env = {**shared_env, **worker_environment(self._plan, round_, local_rank, str(error_file), last_failure)}
+        line = f"minetorch-launch: {time.strftime('%F %T')} {self._plan.target} as rank {rank} of {round_.world_size}"
         self._relay.log(rank, line)  # a log file may hold many starts
         with ExitStack() as stack:
             out, out_write = self._pipe(stack)
@@ -170,7 +148,7 @@ class WorkerStarter:
             stack.enter_context(theirs)
             memory = SharedMemory.make()
             result = os.memfd_create("minetorch-result", os.MFD_CLOEXEC)
-            stdin = self._stdin(stack, view)
+            stdin = self._stdin(stack, round_.world_size)
             self._relay.attach(rank, "out", out)
             self._relay.attach(rank, "err", err)
             is_command = isinstance(self._plan.target, Command)
@@ -181,7 +159,8 @@ class WorkerStarter:
             if is_command:
                 process = await self._run_command(fds[:3], env, cpus)
             else:
-                process = await self._run_python([*fds, _memory_file(stack, pickle.dumps(assignment))])
+                task = stack.enter_context(memory_file(pickle.dumps(assignment)))
+                process = await self._run_python([*fds, task.fileno()])
         worker.process = process
         process.on_end = group.note_change
         group.workers.append(worker)
@@ -192,17 +171,16 @@ class WorkerStarter:
         stack.callback(os.close, write)
         return read, write
 
-    def _stdin(self, stack: ExitStack, view: RoundView) -> int:
+    def _stdin(self, stack: ExitStack, world_size: int) -> int:
         """The launcher's stdin goes to a worker that is alone; several would take each other's lines."""
-        if view.world_size == 1 and sys.stdin is not None:  # None: it is closed
+        if world_size == 1 and sys.stdin is not None:  # None: it is closed
             return 0
         return stack.enter_context(open(os.devnull, "rb")).fileno()
 
     async def _run_python(self, fds: list[int]) -> Process:
         if self._fork_server is not None:
             return await self._fork_server.fork({"op": "worker"}, fds)
-        code = with_package("from minetorch_launch.worker.main import main; main()")
-        return await self._reaper.run([sys.executable, *interpreter_flags(), "-c", code], fds)
+        return await self._reaper.run(python_command("from minetorch_launch.worker.main import main; main()"), fds)
 
     async def _run_command(self, fds: list[int], env: dict[str, str | None], cpus: frozenset[int] | None) -> Process:
         target = self._plan.target
@@ -232,17 +210,7 @@ def _start_error(failure: BaseException, workers: int) -> BaseException:
     )
 
 
-def _gloo_interface(address: str) -> dict[str, str]:
+def _gloo_interface(address: str) -> dict[str, str | None]:
     """Else gloo goes by the host's name, which may be unknown, or 127.0.1.1 (Debian), or open to the world."""
     interface = interface_of(address)
     return {} if interface is None or "GLOO_SOCKET_IFNAME" in os.environ else {"GLOO_SOCKET_IFNAME": interface}
-
-
-def _memory_file(stack: ExitStack, data: bytes) -> int:
-    """A file in memory with ``data``, at its beginning."""
-    fd = os.memfd_create("minetorch-task", os.MFD_CLOEXEC)
-    stack.callback(os.close, fd)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd

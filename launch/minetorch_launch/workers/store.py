@@ -6,18 +6,12 @@ import asyncio
 import json
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from minetorch_launch.errors import StartError
+from minetorch_launch.processes.spawner import Process
 from minetorch_launch.rendezvous.endpoints import listen
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from minetorch_launch.processes.spawner import Process
-
-__all__ = ["WorkersStore"]
 
 
 class WorkersStore:
@@ -27,9 +21,7 @@ class WorkersStore:
     that of the attempt before, restarted workers would find the addresses of dead ones.
 
     Args:
-        address: where it listens.
         port: 0 takes a free one.
-        start_process: starts a store process, and returns it with this process's end of its socket.
     """
 
     def __init__(

@@ -7,19 +7,14 @@ import json
 import math
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minetorch_launch.failures.worker_exit import MESSAGE_FIELDS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from minetorch_launch.hangs.shared_memory import SharedMemory
-    from minetorch_launch.heartbeat import Heartbeat
-    from minetorch_launch.processes.spawner import Process
-
-__all__ = ["Worker", "parse_message"]
+from minetorch_launch.hangs.shared_memory import SharedMemory
+from minetorch_launch.heartbeat import Heartbeat
+from minetorch_launch.processes.spawner import Process
 
 _CHUNK = 1 << 16
 _MAX_MESSAGE = 1 << 24
@@ -36,10 +31,6 @@ class Worker:
     """A worker: its process, its messages and the memory that it shares with the launcher.
 
     Args:
-        rank: its global rank.
-        local_rank: its number on this node.
-        link: the launcher's end of its socket; None for a command, which sends no messages.
-        memory: what both share.
         result: memory for what a function returns.
         on_change: called when it says that it fails, and when it has ended.
     """
@@ -51,7 +42,7 @@ class Worker:
         rank: int,
         local_rank: int,
         *,
-        link: socket.socket | None,
+        link: socket.socket,
         memory: SharedMemory,
         result: int,
         on_change: Callable[[], None],
@@ -67,11 +58,11 @@ class Worker:
         """Its own number of the descriptor that its stacks are written to; -1 until it is ready to answer."""
 
         self._asked = self._answered = 0
-        self._link, self._result, self._on_change = link, result, on_change
+        self._link: socket.socket | None = link  # None: it has hung up
+        self._result, self._on_change = result, on_change
         self._rest = b""
-        if link is not None:
-            link.setblocking(False)
-            asyncio.get_running_loop().add_reader(link, self._receive)
+        link.setblocking(False)
+        asyncio.get_running_loop().add_reader(link, self._receive)
 
     @property
     def pid(self) -> int:

@@ -13,16 +13,14 @@ import linecache
 import os
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from minetorch_launch import procfs
-from minetorch_launch.hangs.shared_memory import STACK_SIGNAL, SharedMemory
+from minetorch_launch.hangs.shared_memory import STACK_SIGNAL
 from minetorch_launch.hangs.stack_summary import CodeOwners, StackSnapshot, read_stacks
-
-__all__ = ["StackSource", "dump_stacks"]
+from minetorch_launch.workers.worker import Worker
 
 _POLL_INTERVAL = 0.005
 _STATES = {
@@ -36,54 +34,17 @@ _STATES = {
 }
 
 
-class StackSource(Protocol):
-    """A worker that can be asked for its stacks."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-
-    @property
-    def memory(self) -> SharedMemory:
-        """Where its stacks are written."""
-
-    @property
-    def main_thread(self) -> int:
-        """Ident of its main thread (``threading.get_ident()``), as the worker has told it; 0 before."""
-
-    @property
-    def stacks_fd(self) -> int:
-        """The worker's own number of the descriptor that its stacks are written to, as it has told it."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process has ended."""
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether it has answered the last request."""
-
-    def ask_for_stacks(self) -> None:
-        """Send a request over its link. Never blocks and never raises."""
-
-
-async def dump_stacks(workers: Mapping[int, StackSource], host: str, seconds: float = 2.0) -> list[StackSnapshot]:
-    """Ask all workers at once for their stacks.
-
-    Args:
-        workers: the workers of this node by global rank.
-        host: this node's name.
-        seconds: how long a worker has to answer; half of it for an answer over its link.
-    """
-    requests = {rank: _Request(worker) for rank, worker in sorted(workers.items())}
-    await _settle(list(requests.values()), seconds / 2)
-    silent = [request for request in requests.values() if not request.is_settled()]
+async def dump_stacks(workers: Sequence[Worker], host: str, seconds: float = 2.0) -> list[StackSnapshot]:
+    """Ask all workers of this node for their stacks; each has ``seconds`` to answer, half of it over its link."""
+    requests = [_Request(worker) for worker in workers]
+    await _settle(requests, seconds / 2)
+    silent = [request for request in requests if not request.is_settled()]
     for request in silent:
         request.send_signal()
     await _settle(silent, seconds / 2)
     owners = _find_owners()
     linecache.checkcache()  # a file may have been edited since the last time
-    return [request.snapshot(rank, host, owners) for rank, request in requests.items()]
+    return [request.snapshot(host, owners) for request in requests]
 
 
 async def _settle(requests: Sequence[_Request], seconds: float) -> None:
@@ -95,7 +56,7 @@ async def _settle(requests: Sequence[_Request], seconds: float) -> None:
 class _Request:
     """One worker that is asked for its stacks."""
 
-    def __init__(self, worker: StackSource) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._blocking_before: set[int] | None = None  # not None: the signal was sent
         self._refusal = _why_not_to_ask(worker)
@@ -123,17 +84,17 @@ class _Request:
         is_pending = status is not None and status.has_pending(STACK_SIGNAL)
         return not is_pending and _threads_that_block(worker.pid) <= self._blocking_before
 
-    def snapshot(self, rank: int, host: str, owners: CodeOwners) -> StackSnapshot:
+    def snapshot(self, host: str, owners: CodeOwners) -> StackSnapshot:
         worker, silence = self._worker, self._refusal
         text = "" if silence else worker.memory.read_stacks()
         threads = read_stacks(text, worker.main_thread, owners, linecache.getline)
         if not threads and not silence:
             silence = _state(worker.pid)
         by_signal = self._blocking_before is not None and not silence and not worker.has_answered
-        return StackSnapshot(rank, host, worker.pid, threads, silence, holds_interpreter=by_signal)
+        return StackSnapshot(worker.rank, host, worker.pid, threads, silence, holds_interpreter=by_signal)
 
 
-def _why_not_to_ask(worker: StackSource) -> str:
+def _why_not_to_ask(worker: Worker) -> str:
     status = procfs.read_status(worker.pid)
     if worker.has_ended or status is None:
         return "has ended"
@@ -147,7 +108,6 @@ def _why_not_to_ask(worker: StackSource) -> str:
 
 
 def _state(pid: int) -> str:
-    """Why a process does not answer."""
     status = procfs.read_status(pid)
     if status is None:
         return "has ended"

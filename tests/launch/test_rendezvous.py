@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from minetorch_launch.errors import JoinError, UsageError
+from minetorch_launch.rendezvous.endpoints import reach
 from minetorch_launch.rendezvous.host import choose
 from minetorch_launch.rendezvous.membership import Liveness
 from minetorch_launch.rendezvous.messages import (
@@ -517,6 +518,18 @@ def test_an_endpoint_that_cannot_be_reached(job, host, port, said):
             with pytest.raises(JoinError, match=said) as error:
                 await node(1, endpoint=Endpoint(host, port), join_timeout=0.3).open()
             assert error.value.job_can_be_requeued
+
+    asyncio.run(use())
+
+
+def test_localhost_stays_on_this_machine_where_the_host_name_has_no_other_address(job):
+    async def use():
+        async with job() as node:
+            here = Endpoint("localhost", node.port)
+            nodes = [node(rank, endpoint=here, host=name) for rank, name in ((0, "localhost"), (1, "node1"))]
+            rounds = await first_round(*nodes)
+            assert rounds[1].master_address in ("127.0.0.1", "::1")
+            assert await reach("127.0.0.2", node.port) is not None
 
     asyncio.run(use())
 

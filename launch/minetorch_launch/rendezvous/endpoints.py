@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "address_towards",
     "interface_of",
+    "is_loopback",
     "is_this_machine",
     "listen",
     "reach",
@@ -34,6 +35,11 @@ def is_this_machine(address: str) -> bool:
         probe.bind((address, 0))
         return True
     return False
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach ``address``."""
+    return address == "::1" or address.startswith("127.")
 
 
 def address_towards(address: str, port: int) -> str:

@@ -412,6 +412,23 @@ def test_a_node_too_many_gives_up_or_ends_with_the_job(job):
     asyncio.run(use())
 
 
+def test_a_node_with_a_number_that_comes_before_the_launch_has_ended_takes_part_in_the_next_one(job):
+    async def use():
+        async with job() as node:
+            nodes = [node(rank) for rank in range(2)]
+            first, _ = await first_round(*nodes)
+            early = node(1)
+            waiting = asyncio.create_task(early.join())
+            await asyncio.sleep(5 * QUICK.pulse)
+            await first.send_order(Finish())
+            await asyncio.gather(*(each.close() for each in nodes))
+            second, joined = await asyncio.wait_for(asyncio.gather(node(0).join(), waiting), 15)
+            assert (joined.number, joined.node_rank) == (1, 1)
+            assert joined.launch_id == second.launch_id != first.launch_id
+
+    asyncio.run(use())
+
+
 # The leader goes.
 
 

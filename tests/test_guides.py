@@ -203,7 +203,7 @@ def test_every_batch_script_is_one(run_command):
 def test_every_name_is_there():
     trainer = {*dir(minetorch.Trainer), *TrainerState.__annotations__}
     for page in PAGES:
-        text = re.sub(r"\]\([^)]*\)", "", page.read_text(encoding="utf-8"))
+        text = re.sub(r"\]\([^)]*\)|```yaml\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for name in {*re.findall(r"\btrainer\.([a-z_]\w*)", text)} - {"py", "fit"}:  # a file, and Lightning's
             assert name in trainer, f"{page.name}: trainer.{name}"
         for name in {*re.findall(r"\bminetorch\.([A-Z]\w+)", text)}:

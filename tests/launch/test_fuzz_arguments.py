@@ -67,7 +67,7 @@ def test_a_command_line_is_understood_or_refused_in_one_line(line, environ, host
             topology = Topology({0: frozenset({0, 1})})
             plan = make_plan(request.target, request.options, host, {"OMP_NUM_THREADS": "²"}, topology=topology)
             assert plan.text()
-assert math.isfinite(plan.options.grace)
+            assert math.isfinite(plan.options.grace)
             again = read([*request.own, *request.rest], environ)
             assert (again.own, again.target) == (request.own, request.target)
     except UsageError as error:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from minetorch_launch.errors import JoinError, UsageError
+from minetorch_launch.rendezvous.endpoints import reach
 from minetorch_launch.rendezvous.host import choose
 from minetorch_launch.rendezvous.membership import Liveness
 from minetorch_launch.rendezvous.messages import (
@@ -411,6 +412,23 @@ def test_a_node_too_many_gives_up_or_ends_with_the_job(job):
     asyncio.run(use())
 
 
+def test_a_node_with_a_number_that_comes_before_the_launch_has_ended_takes_part_in_the_next_one(job):
+    async def use():
+        async with job() as node:
+            nodes = [node(rank) for rank in range(2)]
+            first, _ = await first_round(*nodes)
+            early = node(1)
+            waiting = asyncio.create_task(early.join())
+            await asyncio.sleep(5 * QUICK.pulse)
+            await first.send_order(Finish())
+            await asyncio.gather(*(each.close() for each in nodes))
+            second, joined = await asyncio.wait_for(asyncio.gather(node(0).join(), waiting), 15)
+            assert (joined.number, joined.node_rank) == (1, 1)
+            assert joined.launch_id == second.launch_id != first.launch_id
+
+    asyncio.run(use())
+
+
 # The leader goes.
 
 
@@ -517,6 +535,18 @@ def test_an_endpoint_that_cannot_be_reached(job, host, port, said):
             with pytest.raises(JoinError, match=said) as error:
                 await node(1, endpoint=Endpoint(host, port), join_timeout=0.3).open()
             assert error.value.job_can_be_requeued
+
+    asyncio.run(use())
+
+
+def test_localhost_stays_on_this_machine_where_the_host_name_has_no_other_address(job):
+    async def use():
+        async with job() as node:
+            here = Endpoint("localhost", node.port)
+            nodes = [node(rank, endpoint=here, host=name) for rank, name in ((0, "localhost"), (1, "node1"))]
+            rounds = await first_round(*nodes)
+            assert rounds[1].master_address in ("127.0.0.1", "::1")
+            assert await reach("127.0.0.2", node.port) is not None
 
     asyncio.run(use())
 

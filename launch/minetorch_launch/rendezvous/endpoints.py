@@ -24,6 +24,11 @@ def is_this_machine(address: str) -> bool:
     return False
 
 
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach ``address``."""
+    return address == "::1" or address.startswith("127.")
+
+
 def address_towards(address: str, port: int) -> str:
     """This machine's own address, as the machine at ``address`` sees it. Sends nothing.
 

@@ -54,6 +54,8 @@ class Follower(Membership):
         """Tell the leader of this node, and wait for a roster with it.
 
         A node of the last round has no limit but the leader's life: the leader waits until the last of them is here.
+        A node with a number that was outside until the launch ended belongs to the next one: a batch system starts
+        some nodes of a job again while others still stop.
 
         Raises:
             JoinError: there was no place for this node, too few nodes have come, or the job has ended.
@@ -63,6 +65,9 @@ class Follower(Membership):
         began = said = time.monotonic()
         while self.round is None:
             waited = time.monotonic() - began
+            if self._is_closed and self._is_outside and self._settings.node_rank is not None:
+                self.roster = None  # all of its nodes end
+                raise LeaderLostError("the launch there has ended, and another one may begin")
             if self._is_closed or (waited > seconds and not self._was_there):
                 raise self._refusal(waited)
             if self.lost is not None:

@@ -19,7 +19,14 @@ from typing import Any
 from uuid import uuid4
 
 from minetorch_launch.errors import JoinError, UsageError
-from minetorch_launch.rendezvous.endpoints import address_towards, is_this_machine, listen, reach, what_to_check
+from minetorch_launch.rendezvous.endpoints import (
+    address_towards,
+    is_loopback,
+    is_this_machine,
+    listen,
+    reach,
+    what_to_check,
+)
 from minetorch_launch.rendezvous.follower import Follower
 from minetorch_launch.rendezvous.host import Host
 from minetorch_launch.rendezvous.membership import Roster, Settings
@@ -150,7 +157,7 @@ class ManyNodes:
                 continue
             store = await self._start_store()
             try:
-                address = await self._reach_any(await self._resolve(store))
+                address = await self._reach_any(await self._resolve(store, self._settings.endpoint.host))
                 await self._greet(store, address, self._settings.endpoint.port)
                 return
             except (JoinError, _UnreachableError):
@@ -229,10 +236,12 @@ class ManyNodes:
             await asyncio.sleep(min(0.1 + (now - began) / 20, 1.0))
 
     async def _try_endpoint(self, store: StoreClient) -> None:
-        addresses, port = await self._resolve(store), self._settings.endpoint.port
-        listener = await self._listen_at_endpoint(addresses)
+        addresses, port = await self._resolve(store, self._settings.endpoint.host), self._settings.endpoint.port
+        own_address = await self._address_behind_localhost(store)
+        listener = await self._listen_at_endpoint(addresses, everywhere=own_address is not None)
         if listener is not None:
-            self.address, self._is_endpoint = self._settings.local_addr or listener.getsockname()[0], True
+            self.address = self._settings.local_addr or own_address or listener.getsockname()[0]
+            self._is_endpoint = True
             await self._host(store, listener, self._settings)
         else:
             address = await self._reach_any(addresses)
@@ -240,18 +249,32 @@ class ManyNodes:
             await self._follow(store, address, port)
         self._is_away = False
 
-    async def _resolve(self, store: StoreClient) -> list[str]:
-        endpoint = self._settings.endpoint
+    async def _resolve(self, store: StoreClient, host: str) -> list[str]:
         try:
-            return await store.resolve(endpoint.host, endpoint.port)
+            return await store.resolve(host, self._settings.endpoint.port)
         except (OSError, StoreLostError) as error:
-            raise _UnreachableError(f"cannot find the address of {endpoint.host!r}: {error}") from None
+            raise _UnreachableError(f"cannot find the address of {host!r}: {error}") from None
 
-    async def _listen_at_endpoint(self, addresses: list[str]) -> socket.socket | None:
+    async def _address_behind_localhost(self, store: StoreClient) -> str | None:
+        """This node's address for the others, where its endpoint is ``localhost`` and theirs may be its name.
+
+        Kubeflow's operators before 1.4 give node 0 this endpoint. None for any other endpoint, and on a machine whose
+        host name has a loopback address only.
+        """
+        if self._settings.endpoint.host != "localhost" or self._settings.node_rank != 0:
+            return None
+        with suppress(_UnreachableError):
+            addresses = await self._resolve(store, self._settings.host)
+            return next((each for each in addresses if is_this_machine(each) and not is_loopback(each)), None)
+        return None
+
+    async def _listen_at_endpoint(self, addresses: list[str], *, everywhere: bool) -> socket.socket | None:
         """A listening socket at the endpoint, if this is its machine and no other launcher has it."""
         own = next((address for address in addresses if is_this_machine(address)), None)
         if own is None or self._settings.node_rank not in (None, 0):
             return None
+        if everywhere:
+            own = "::" if ":" in own else "0.0.0.0"
         try:
             return listen(own, self._settings.endpoint.port)
         except JoinError:

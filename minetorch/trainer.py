@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -35,13 +35,11 @@ from minetorch.persistence import Persistence
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.inline_epochs import InlineEpochs
-from minetorch.plugins.ledger import KeepLedger
 from minetorch.plugins.loss_watch import LossWatch
 from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
-from minetorch.prove.orders import Orders
 from minetorch.randomness import seed_generators
 from minetorch.settings import Settings
 from minetorch.state import TrainerState
@@ -58,6 +56,10 @@ from minetorch.training.summary import ending
 from minetorch.training.validation import Validation
 from minetorch.world import World
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase
+
+if TYPE_CHECKING:
+    from minetorch.plugins.ledger import KeepLedger
+    from minetorch.prove.orders import Orders
 
 
 class Trainer(TrainerState):
@@ -235,7 +237,7 @@ class Trainer(TrainerState):
             ledger=ledger,
         )
         arguments.check_place(alchemistic_directory, storage_options)
-        self._proof = Orders.from_environ(os.environ)
+        self._proof = self._proof_orders()
         if self._proof is not None:
             self.settings = self._proof.settings(self.settings)
             alchemistic_directory, storage_options = self._proof.directory(alchemistic_directory), None
@@ -269,7 +271,7 @@ class Trainer(TrainerState):
         )
         self.logger = self._log.logger
         self._loss_watch = LossWatch(self.logger)
-        self._ledger = KeepLedger(store, self._origin, self.logger) if self.settings.ledger else None
+        self._ledger = self._keep_ledger(store) if self.settings.ledger else None
         checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
         self._hooks = self._gather_hooks(plugins, hooks, checkpointer)
         if self._proof is not None:
@@ -393,8 +395,23 @@ class Trainer(TrainerState):
     def _fenced(self, store: Store, fence: Fence) -> FencedStore:
         return FencedStore(store, fence) if self._view is None else ShownStore(store, fence, self._view)
 
+    # Parts that few runs need are imported where a run asks for them.
+
+    @staticmethod
+    def _proof_orders() -> Orders | None:
+        if "MINETORCH_PROVE" not in os.environ:
+            return None
+        from minetorch.prove.orders import Orders
+
+        return Orders.from_environ(os.environ)
+
+    def _keep_ledger(self, store: Store) -> KeepLedger:
+        from minetorch.plugins.ledger import KeepLedger
+
+        return KeepLedger(store, self._origin, self.logger)
+
     def _recorder(self, proof: Orders, saved: Collection[Any]) -> Any:
-        from minetorch.prove.recorder import Recorder  # only here: no other run needs it
+        from minetorch.prove.recorder import Recorder
 
         return Recorder(
             proof,

@@ -95,6 +95,9 @@ class Drawer(ABC):
 
     # The hooks below are meant to be empty: a drawer overrides those it needs.
 
+    def check(self, store: RunStore) -> None:  # noqa: B027
+        """Raise ConfigurationError if this drawer cannot draw for a run with these files; called on every rank."""
+
     def bind(self, store: RunStore, code: str) -> None:  # noqa: B027
         """Learn where to draw; called once, before anything else.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from minetorch.drawers.drawer import Drawer
 from minetorch.drawers.fanout import Drawers, SilentDrawers
 from minetorch.drawers.figure import MatplotlibDrawer
-from minetorch.drawers.sql import SqlDrawer
 from minetorch.drawers.tensorboard import TensorboardDrawer
 from minetorch.errors import ConfigurationError, in_brief, unknown_name
 
@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     import logging
     from collections.abc import Callable
 
-    from minetorch.drawers.drawer import Drawer, RunStore
+    from minetorch.drawers.drawer import RunStore
+
+
+def _sql() -> Drawer:
+    from minetorch.drawers.sql import SqlDrawer  # few runs need it
+
+    return SqlDrawer()
+
 
 DRAWERS: dict[str, Callable[[], Drawer]] = {
     "matplotlib": MatplotlibDrawer,
     "tensorboard": TensorboardDrawer,
-    "sql": SqlDrawer,
+    "sql": _sql,
 }
 
 
@@ -49,7 +56,7 @@ def make_drawers(
     """
     drawers = _parse(spec)
     for drawer in drawers:
-        if isinstance(drawer, SqlDrawer):
+        if isinstance(drawer, Drawer):
             drawer.check(store)
     if silent:
         return SilentDrawers()

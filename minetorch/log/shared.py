@@ -148,7 +148,8 @@ def torchs_store() -> Tally | None:
 
     if not dist.is_available() or not dist.is_initialized():
         return None
-    store: Any = dist.distributed_c10d._get_default_store()
+    assert dist.group.WORLD is not None
+    store: Any = dist.group.WORLD.get_group_store()
     # One of its own: calls on the other may wait long for other ranks, and would keep this one waiting.
     tally: Tally = store.clone()
     return tally

@@ -259,6 +259,17 @@ class Strategy(ABC):
         state = ModelNames(self.unwrapped_model).state_dict()
         return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
+    def check_state(self, state: Mapping[str, Any]) -> str | None:
+        """Look whether the training can continue from a checkpoint's state. It changes nothing.
+
+        Returns:
+            A warning, as the rest of a sentence about the checkpoint: how it was made. None: there is none.
+
+        Raises:
+            CheckpointMismatchError: the training cannot continue from it.
+        """
+        return None
+
     def load_state_dict(self, state: Mapping[str, Any], *, prefer_script: bool = False) -> list[str]:
         """Take over what `state_dict` returned.
 

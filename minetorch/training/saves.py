@@ -80,7 +80,7 @@ class Saves:
                 self.persist(names, wait=wait)
             self._after_step.clear()
         self._ask_for_news()
-        asked, every = self._requests.at_step(), self._trainer.settings.persist_steps
+        asked, every = self._requests.at_step(), self._trainer.settings.checkpoints.every_steps
         due = every is not None and self._trainer.progress.step % every == 0
         if not (asked or due):
             return NOTHING
@@ -135,4 +135,4 @@ class Saves:
             self._requests.ask("save")
 
     def _is_put_off(self) -> bool:
-        return self._trainer.settings.persist_policy == "coalesce" and self._persistence.put_off()
+        return self._trainer.settings.checkpoints.when_busy == "coalesce" and self._persistence.put_off()

@@ -90,9 +90,7 @@ class Contents:
                 f"{path} is no checkpoint of a Trainer: it lacks {', '.join(sorted(missing))}. "
                 f"To start from its weights, load them into the model yourself and pass resume=False."
             )
-        warning = trainer.strategy.check_state(state)
-        if warning is not None:
-            trainer.logger.warning("%s was %s.", path, warning)
+        trainer.strategy.check_state(state, path, trainer.logger)
         self._load_model_and_optimizer(state)
         with _taken_over("counters", path):
             trainer.progress.load_state_dict(state["progress"])

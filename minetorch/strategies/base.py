@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -259,16 +260,19 @@ class Strategy(ABC):
         state = ModelNames(self.unwrapped_model).state_dict()
         return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
-    def check_state(self, state: Mapping[str, Any]) -> str | None:
-        """Look whether the training can continue from a checkpoint's state. It changes nothing.
+    def check_state(  # noqa: B027 - most take any state
+        self, state: Mapping[str, Any], path: str, logger: logging.Logger
+    ) -> None:
+        """Look, before anything is loaded, whether training can continue from a checkpoint's state.
 
-        Returns:
-            A warning, as the rest of a sentence about the checkpoint: how it was made. None: there is none.
+        Args:
+            state: of the checkpoint.
+            path: of the checkpoint, for messages.
+            logger: takes warnings.
 
         Raises:
-            CheckpointMismatchError: the training cannot continue from it.
+            CheckpointMismatchError: it cannot.
         """
-        return None
 
     def load_state_dict(self, state: Mapping[str, Any], *, prefer_script: bool = False) -> list[str]:
         """Take over what `state_dict` returned.

@@ -7,6 +7,7 @@ its generators, not its number of threads. What comes of them is summed in a tre
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -149,21 +150,24 @@ class VirtualShards(Strategy):
         """As `Strategy.state_dict`, with the number of virtual shards."""
         return {**super().state_dict(), "virtual_shards": self._shards}
 
-    def check_state(self, state: Mapping[str, Any]) -> str | None:
-        """Look at the number of virtual shards that the state was made with.
+    def check_state(self, state: Mapping[str, Any], path: str, logger: logging.Logger) -> None:
+        """Compare the number of virtual shards with the one that the checkpoint was made with.
 
         Raises:
             CheckpointMismatchError: it is another one.
         """
         before = state.get("virtual_shards")
         if before is None:
-            return 'made without strategy="exact": only from here on are the bits the same at any number of workers'
-        if before != self._shards:
+            logger.warning(
+                '%s was made without strategy="exact": only from here on are the bits the same at any number of '
+                "workers.",
+                path,
+            )
+        elif before != self._shards:
             raise CheckpointMismatchError(
-                f"The checkpoint was made with virtual_shards={before}; virtual_shards={self._shards} was given. "
+                f"{path} was made with virtual_shards={before}; virtual_shards={self._shards} was given. "
                 f"Every sum depends on it: use strategy=Exact(virtual_shards={before}), or another `code`."
             )
-        return None
 
     def _reseed(self, purpose: str, epoch: int, position: int, shard: int) -> None:
         reseed(derive_seed(self._seed, purpose, epoch, position, shard), self.world.device)

@@ -1,4 +1,4 @@
-"""What elastic="exact" costs a step, beside the default mode, in one world and by turns.
+"""What strategy="exact" costs a step, beside the default mode, in one world and by turns.
 
     python -m benchmarks.elastic [--worlds 1,2,4] [--virtual-shards 8] [--threads 1] [--rounds 5] [--quick]
 
@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.harness import OURS, Options, Row, interleave, main, make_parser
-from minetorch import Trainer
+from minetorch import Exact, Trainer
 
 ITERATIONS = 40
 DEFAULT = "the default mode"
@@ -106,7 +106,7 @@ def step_seconds(name: str, folder: Path, threads: int, **options: Any) -> float
 def work(arguments: argparse.Namespace) -> None:
     """In a worker: by model, the seconds of a step both ways, by round; rank 0 writes them down."""
     logging.disable()
-    exact = {"elastic": "exact", "virtual_shards": arguments.virtual_shards}
+    exact = {"strategy": Exact(virtual_shards=arguments.virtual_shards)}
     found = {}
     for name in ["MLP"] if arguments.quick else MODELS:
         train = partial(step_seconds, name, threads=arguments.threads)
@@ -132,7 +132,7 @@ def measure(options: Options) -> Iterator[Row]:
             found = json.loads(Path(folder, "found.json").read_text())
         for name, values in found.items():
             workers = f"{size} {'worker' if size == '1' else 'workers'}"
-            what = f'{name}, {workers}, {arguments.virtual_shards} shards: a step with elastic="exact"'
+            what = f'{name}, {workers}, {arguments.virtual_shards} shards: a step with strategy="exact"'
             yield Row.of("elastic", what, "s", values)
 
 

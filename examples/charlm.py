@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import minetorch
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 
 
 class Text(Dataset):
@@ -102,8 +102,7 @@ def main() -> None:
         max_epochs=arguments.epochs,
         split_batches=True,
         # An epoch takes a while: lose no more than a few seconds of it.
-        persist_steps=100,
-        keep_last=2,
+        checkpoints=Checkpoints(every_steps=100, keep_last=2),
     )
     trainer.train()
 

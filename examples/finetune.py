@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import minetorch
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 
 
 def datasets(classes: range, per_class: int | None = None) -> tuple[TensorDataset, TensorDataset]:
@@ -84,8 +84,7 @@ def train(
         val_dataloader=DataLoader(data[1], batch_size=128),
         loss_func=loss_func,
         hooks={"after_epoch_end": draw_accuracy},
-        monitor="accuracy",
-        mode="max",
+        checkpoints=Checkpoints(monitor="accuracy", mode="max"),
         max_epochs=epochs,
         split_batches=True,
     )

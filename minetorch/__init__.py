@@ -30,22 +30,27 @@ from minetorch.lazy import lazily
 from minetorch.version import __version__
 
 if TYPE_CHECKING:
+    from minetorch.checkpoint.options import Checkpoints
     from minetorch.drawers import Drawer, MatplotlibDrawer, SqlDrawer, TensorboardDrawer
     from minetorch.hooks import HOOK_POINTS, main_only
     from minetorch.loading import load
     from minetorch.stateful import Stateful
+    from minetorch.strategies.options import DDP, Exact
     from minetorch.trainer import Trainer
     from minetorch.world import World
 
 __all__ = [
+    "DDP",
     "HOOK_POINTS",
     "CheckpointCorruptError",
     "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
+    "Checkpoints",
     "CollectiveError",
     "ConfigurationError",
     "Drawer",
+    "Exact",
     "MatplotlibDrawer",
     "MinetorchError",
     "NotFiniteError",
@@ -69,8 +74,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "DDP": "strategies.options",
     "HOOK_POINTS": "hooks",
+    "Checkpoints": "checkpoint.options",
     "Drawer": "drawers",
+    "Exact": "strategies.options",
     "MatplotlibDrawer": "drawers",
     "SqlDrawer": "drawers",
     "Stateful": "stateful",

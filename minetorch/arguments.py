@@ -12,23 +12,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from minetorch.checkpoint.options import Checkpoints
 from minetorch.checkpoint.plain import is_sharded
 from minetorch.data.checks import check_loader
 from minetorch.errors import ConfigurationError, in_brief
 from minetorch.other_trainers import instead_of_argument
-from minetorch.settings import Settings
 from minetorch.stateful import Stateful
-
-
-def either(trival: bool, trivial: bool | None) -> bool:
-    """The one option that has two spellings."""
-    if trivial is None:
-        return trival
-    if not isinstance(trivial, bool):
-        raise ConfigurationError(f"trivial={in_brief(trivial)} is not allowed: trivial must be True, False or None.")
-    if trival and not trivial:
-        raise ConfigurationError("trival=True and trivial=False are the same option with two values: give one of them.")
-    return trivial
 
 
 def refuse_unknown(unknown: Mapping[str, object], constructor: Callable[..., None]) -> None:
@@ -92,19 +81,22 @@ def check_objects(model: Any, optimizer: Any, train_dataloader: Any, val_dataloa
         )
 
 
-def check_monitor(settings: Settings, val_dataloader: Any, hooks: Mapping[str, Any], plugins: Iterable[Any]) -> None:
+def check_monitor(
+    checkpoints: Checkpoints, val_dataloader: Any, hooks: Mapping[str, Any], plugins: Iterable[Any]
+) -> None:
     """Refuse to keep the best checkpoints by a validation loss that there cannot be.
 
     Raises:
         ConfigurationError: there is no validation data, and no hook that could compute the loss.
     """
-    if settings.keep_best is None or settings.monitor != "val_loss" or val_dataloader is not None:
+    if checkpoints.keep_best is None or checkpoints.monitor != "val_loss" or val_dataloader is not None:
         return
     if hooks.get("after_epoch_end") or any(hasattr(plugin, "after_epoch_end") for plugin in plugins):
         return  # it may set trainer.metrics["val_loss"]; the end of the first epoch shows it
     raise ConfigurationError(
-        f"keep_best={settings.keep_best} keeps the checkpoints with the best 'val_loss', and without val_dataloader "
-        "there is none. Give the Trainer a val_dataloader, or another metric to go by, such as monitor='train_loss'."
+        f"Checkpoints(keep_best={checkpoints.keep_best}) keeps the checkpoints with the best 'val_loss', and without "
+        "val_dataloader there is none. Give the Trainer a val_dataloader, or another metric to go by, such as "
+        "Checkpoints(monitor='train_loss')."
     )
 
 

@@ -54,7 +54,6 @@ class Contents:
             "lowest_train_loss": trainer.lowest_train_loss,
             "lowest_val_loss": trainer.lowest_val_loss,
             "history": self.history.state_dict(),
-            **({"virtual_shards": trainer.settings.virtual_shards} if trainer.settings.elastic else {}),
         }
 
     def curves(self) -> CurvesSnapshot:
@@ -93,7 +92,7 @@ class Contents:
                 f"{path} is no checkpoint of a Trainer: it lacks {', '.join(sorted(missing))}. "
                 f"To start from its weights, load them into the model yourself and pass resume=False."
             )
-        self._check_shards(state.get("virtual_shards"), path)
+        trainer.strategy.check_state(state, path, trainer.logger)
         self._load_model_and_optimizer(state)
         with _taken_over("counters", path):
             trainer.progress.load_state_dict(state["progress"])
@@ -126,7 +125,7 @@ class Contents:
 
     def _load_model_and_optimizer(self, state: dict[str, Any]) -> None:
         trainer = self._trainer
-        prefer_script = trainer.settings.optimizer_options == "script"
+        prefer_script = trainer.settings.checkpoints.optimizer_options == "script"
         differences = ", ".join(trainer.strategy.load_state_dict(state, prefer_script=prefer_script))
         if not differences or not trainer.is_main:
             return
@@ -135,23 +134,9 @@ class Contents:
         else:
             trainer.logger.warning(
                 "The optimizer continues with the checkpoint's options, not with those of the script: %s. "
-                'To use those of the script, give the Trainer optimizer_options="script".',
+                'To use those of the script, give the Trainer Checkpoints(optimizer_options="script").',
                 differences,
             )
-
-    def _check_shards(self, before: int | None, path: str) -> None:
-        settings = self._trainer.settings
-        if not settings.elastic or before == settings.virtual_shards:
-            return
-        if before is not None:
-            raise CheckpointMismatchError(
-                f"{path} was made with virtual_shards={before}; virtual_shards={settings.virtual_shards} was given. "
-                f"Every sum depends on it: use virtual_shards={before}, or another `code`."
-            )
-        self._trainer.logger.warning(
-            '%s was made without elastic="exact": only from here on are the bits the same at any number of workers.',
-            path,
-        )
 
     def _load_group(self, group: str, state: Mapping[str, Any], path: str) -> None:
         members, states = self._groups[group], state.get(group, {})

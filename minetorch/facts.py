@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from torch.nn.parameter import is_lazy
@@ -42,9 +41,10 @@ def facts_of(
         options: those that are in force for the optimizer's first group.
         train_dataloader: as the script gave it.
     """
-    facts = {**asdict(settings), "max_time": settings.max_time}
-    if isinstance(settings.max_time, timedelta):
-        facts["max_time"] = settings.max_seconds
+    facts = {**asdict(settings), "max_time": settings.max_seconds}
+    facts |= {f"checkpoints.{name}": value for name, value in facts.pop("checkpoints").items()}
+    facts |= {f"strategy.{name}": value for name, value in facts.pop("strategy").items()}
+    facts["strategy"] = settings.strategy.name
     for name in _LEFT_OUT:
         del facts[name]
     facts |= dict(_facts_of_objects(model, optimizer, options, train_dataloader))

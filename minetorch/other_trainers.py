@@ -19,15 +19,10 @@ ARGUMENTS = {
     "code": "experiment experiment_name exp_name name project run_name",
     "drawer": "report_to tensorboard visualizer",
     "eval_stride": "check_val_every_n_epoch eval_every eval_frequency val_every val_interval validate_every",
-    "keep_last": "keep_checkpoints max_checkpoints max_to_keep save_total_limit save_top_k",
     "loss_func": "compute_loss criterion loss loss_fn loss_function",
     "max_epochs": "epoch epochs max_epoch n_epochs num_epochs num_train_epochs total_epochs",
     "max_time": "max_duration time_limit timeout",
-    "mode": "greater_is_better",
-    "monitor": "metric_for_best_model",
     "optimizer": "optim optimizers",
-    "persist_minutes": "save_minutes",
-    "persist_steps": "checkpoint_every checkpoint_interval save_every save_interval save_steps",
     "persist_stride": "save_epochs save_freq save_frequency",
     "plugins": "callback callbacks",
     "resume": "checkpoint checkpoint_path ckpt_path load_from resume_from resume_from_checkpoint",
@@ -36,7 +31,7 @@ ARGUMENTS = {
     "train_dataloader": (
         "dataloader loader train_data train_dataloaders train_dataset train_iter train_loader training_data dataset"
     ),
-    "trivial": "dry_run fast_dev_run limit_train_batches limit_val_batches overfit_batches",
+    "trival": "trivial dry_run fast_dev_run limit_train_batches limit_val_batches overfit_batches",
     "val_dataloader": (
         "eval_data eval_dataloader eval_dataset eval_loader test_dataloader val_data val_dataloaders val_dataset "
         "val_loader valid_dataloader valid_loader validation_data validation_dataloader"
@@ -53,10 +48,22 @@ _VALIDATION_STEPS = (
 )
 _WORKERS = "the launcher starts one worker per device: `minetorch-launch --nproc N train.py`"
 _OF_LOADER = "it is an argument of the DataLoader that you give as `train_dataloader`"
+_IN_CHECKPOINTS = {
+    "every_minutes": "persist_minutes save_minutes",
+    "every_steps": "persist_steps checkpoint_every checkpoint_interval save_every save_interval save_steps",
+    "keep_best": "keep_best",
+    "keep_every": "keep_every",
+    "keep_every_steps": "keep_every_steps",
+    "keep_last": "keep_last keep_checkpoints max_checkpoints max_to_keep save_total_limit save_top_k",
+    "mode": "mode greater_is_better",
+    "monitor": "monitor metric_for_best_model",
+    "optimizer_options": "optimizer_options",
+    "when_busy": "persist_policy",
+}
 ARGUMENT_ANSWERS = {
     _STEPS: "max_iter max_iterations max_iters max_steps num_iters num_steps total_steps train_iters train_steps",
     _VALIDATION_STEPS: "eval_interval eval_iters eval_steps eval_strategy evaluation_strategy val_check_interval",
-    _WORKERS: "accelerator devices distributed gpus n_gpu nproc num_devices num_gpus num_nodes num_processes strategy "
+    _WORKERS: "accelerator devices distributed gpus n_gpu nproc num_devices num_gpus num_nodes num_processes "
     "tpu_cores world_size",
     "it takes the worker's own device; MINETORCH_DEVICE=cpu keeps it on the CPU": "device no_cuda use_cpu",
     _OF_LOADER: "batch_size collate_fn data_collator dataloader_num_workers drop_last num_workers pin_memory sampler "
@@ -74,8 +81,11 @@ ARGUMENT_ANSWERS = {
         "compute_metrics evaluator metric metrics"
     ),
     "give `plugins` a minetorch.plugins.EarlyStopping(...)": "early_stopping early_stopping_patience patience",
-    "wrap nothing: it makes its own DistributedDataParallel, with `find_unused_parameters`": "ddp "
-    "ddp_find_unused_parameters fsdp deepspeed",
+    "wrap nothing: it makes its own DistributedDataParallel": "ddp fsdp deepspeed",
+    "give `strategy=DDP(find_unused_parameters=True)`": "find_unused_parameters ddp_find_unused_parameters",
+    "give `strategy='exact'`": "elastic",
+    "give `strategy=Exact(virtual_shards=…)`": "virtual_shards",
+    **{f"give `checkpoints=Checkpoints({option}=…)`": names for option, names in _IN_CHECKPOINTS.items()},
 }
 
 HOOKS = {

@@ -59,7 +59,7 @@ class Persistence:
 
     def _is_best(self) -> bool:
         metrics = self._trainer.metrics
-        if self._trainer.settings.monitor not in metrics:
+        if self._trainer.settings.checkpoints.monitor not in metrics:
             return False
         assert self._checkpointer is not None
         return self._checkpointer.would_be_best(metrics)
@@ -79,7 +79,7 @@ class Persistence:
 
     def _check_monitor(self) -> None:
         trainer = self._trainer
-        monitor, keep_best = trainer.settings.monitor, trainer.settings.keep_best
+        monitor, keep_best = trainer.settings.checkpoints.monitor, trainer.settings.checkpoints.keep_best
         # "val_loss" is the default: a run without validation has no best, and needs none.
         if trainer.lacks_metric(monitor) and not (monitor == "val_loss" and keep_best is None):
             advice = "give the Trainer a val_dataloader" if monitor == "val_loss" else "monitor another"

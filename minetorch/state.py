@@ -16,7 +16,7 @@ from minetorch.drawers.drawer import RunStore
 from minetorch.progress import Progress
 from minetorch.settings import Settings
 from minetorch.stop_vote import StopVote
-from minetorch.strategies import Strategy
+from minetorch.strategies.base import Strategy
 from minetorch.training.modes import Modes
 from minetorch.world import ReduceOp, World
 from minetorch_launch.heartbeat import HeartbeatWriter

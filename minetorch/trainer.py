@@ -18,6 +18,7 @@ from minetorch import arguments
 from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
+from minetorch.checkpoint.options import Checkpoints
 from minetorch.checkpoint.permit import check_folders
 from minetorch.contents import REQUIRED_KEYS, Contents
 from minetorch.data import Comparison
@@ -46,6 +47,7 @@ from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
 from minetorch.stop_vote import StopVote
 from minetorch.strategies import choose_strategy
+from minetorch.strategies.options import DDP, Exact, strategy_options
 from minetorch.strategies.replicas import Replicas
 from minetorch.training.loop import Loop
 from minetorch.training.losses import LossFunction, TrainingLoss
@@ -102,36 +104,24 @@ class Trainer(TrainerState):
         *,
         code: str = "default",
         resume: bool | str | int = True,
-        optimizer_options: Literal["checkpoint", "script"] = "checkpoint",
         eval_stride: int = 1,
         persist_stride: int | None = 1,
-        persist_steps: int | None = None,
-        persist_minutes: float | None = None,
-        persist_policy: Literal["wait", "coalesce"] = "wait",
-        keep_last: int | None = None,
-        keep_best: int | None = None,
-        keep_every: int | None = None,
-        keep_every_steps: int | None = None,
-        monitor: str = "val_loss",
-        mode: Literal["min", "max"] = "min",
         drawer: str | Drawer | Sequence[str | Drawer] | None = "matplotlib",
         hooks: Mapping[str, Any] | None = None,
-        plugins: Iterable[Any] = (),
         statable: Mapping[str, Stateful] | None = None,
         max_epochs: int | None = None,
-        max_time: float | timedelta | None = None,
         logging_format: str | None = None,
         trival: bool = False,
-        trivial: bool | None = None,
         in_notebook: bool = False,
+        checkpoints: Checkpoints = Checkpoints(),
+        strategy: Literal["ddp", "exact"] | DDP | Exact = "ddp",
+        plugins: Iterable[Any] = (),
+        max_time: float | timedelta | None = None,
         accumulated_iter: int = 1,
         amp: Literal[False, "bf16", "fp16"] = False,
         clip_grad_norm: float | None = None,
         seed: int = 0,
         split_batches: bool = False,
-        elastic: Literal[False, "exact"] = False,
-        virtual_shards: int = 8,
-        find_unused_parameters: bool = False,
         storage_options: Mapping[str, Any] | None = None,
         if_running: Literal["refuse", "wait", "replace"] = "refuse",
         ledger: bool = False,
@@ -153,43 +143,28 @@ class Trainer(TrainerState):
             resume: True: from the newest checkpoint that verifies, if there is any. False: from scratch. Or the
                 checkpoint to take: an epoch's number, "latest", "best", "epoch_3", a file's name, an absolute
                 path or a URL.
-            optimizer_options: whose learning rate, weight decay and so on a resumed run uses where the script gives
-                others than before: the "checkpoint"'s, or the "script"'s. See docs/resuming.md.
             eval_stride: validate every so many epochs.
-            persist_stride: save every so many epochs, and at the last; None: at the last only.
-            persist_steps: save every so many optimizer steps, too.
-            persist_minutes: save after so many minutes, too.
-            persist_policy: what a save by steps or minutes does that comes while one is under way: "wait" for it, or
-                "coalesce": one save, made when that one is done, stands for all that came meanwhile.
-            keep_last: keep this many of the newest checkpoints.
-            keep_best: keep this many of the best checkpoints.
-            keep_every: keep the end of every so many epochs for ever.
-            keep_every_steps: keep what was saved after a multiple of so many optimizer steps for ever.
-            monitor: the metric that says which checkpoint is best.
-            mode: "min" or "max": which value of `monitor` is best.
+            persist_stride: save every so many epochs, and at the last; None: at the last only. See `checkpoints`, too.
             drawer: "matplotlib", "tensorboard", a `Drawer`, a list of these, or None.
             hooks: a function or a list of functions for each hook point.
-            plugins: objects whose methods are named as hook points; their state is in the checkpoint if
-                they have `state_dict` and `load_state_dict`.
             statable: named objects to keep in the checkpoint, such as an LR scheduler.
             max_epochs: the last epoch; None: until stopped.
-            max_time: seconds (or a timedelta) after which to save and stop.
             logging_format: of a log line, as in the standard library's `logging`; None:
                 `"%(levelname)s %(asctime)s %(message)s"` in log.txt, and a shorter form on the console.
             trival: stop every pass over the data after 10 iterations.
-            trivial: the same as `trival`.
             in_notebook: show output as a notebook can; so do workers of `minetorch.notebook.launch` in any case.
+            checkpoints: when to save beside the epochs, which checkpoints to keep, and which is best: see
+                `minetorch.Checkpoints`.
+            strategy: how the model trains on several workers: "ddp", or "exact" for the same bits at any number of
+                them. To set options of these, give a `minetorch.DDP` or a `minetorch.Exact`.
+            plugins: objects whose methods are named as hook points; their state is in the checkpoint if
+                they have `state_dict` and `load_state_dict`.
+            max_time: seconds (or a timedelta) after which to save and stop.
             accumulated_iter: iterations whose gradients make one optimizer step.
             amp: False, "bf16" or "fp16": mixed precision of the model's forward.
             clip_grad_norm: upper limit of the gradients' total 2-norm at each step.
             seed: what the data's order and every random generator derive from.
             split_batches: the loaders' `batch_size` is that of all workers together, not that of each.
-            elastic: "exact": every bit of the weights, the losses and the curves is the same at any number of workers,
-                also where that changes in the middle of the run; it needs `split_batches=True`. See docs/elastic.md.
-            virtual_shards: with `elastic`, into how many parts each batch is split, for the whole of the run; there
-                can be as many workers.
-            find_unused_parameters: with several workers, look in every step for the parameters that the loss does not
-                depend on; else there must be none.
             storage_options: passed on to fsspec.
             if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
                 "replace": take the run over, and the other stops.
@@ -208,33 +183,22 @@ class Trainer(TrainerState):
         self.settings = Settings(
             code=code,
             resume=resume,
-            optimizer_options=optimizer_options,
             eval_stride=eval_stride,
             persist_stride=persist_stride,
-            persist_steps=persist_steps,
-            persist_minutes=persist_minutes,
-            persist_policy=persist_policy,
-            keep_last=keep_last,
-            keep_best=keep_best,
-            keep_every=keep_every,
-            keep_every_steps=keep_every_steps,
-            monitor=monitor,
-            mode=mode,
             max_epochs=max_epochs,
             max_time=max_time,
             logging_format=logging_format,
-            trival=arguments.either(trival, trivial),
+            trival=trival,
             in_notebook=True if in_notebook is False and NOTEBOOK_VARIABLE in os.environ else in_notebook,
             accumulated_iter=accumulated_iter,
             amp=amp,
             clip_grad_norm=clip_grad_norm,
             seed=seed,
             split_batches=split_batches,
-            elastic=elastic,
-            virtual_shards=virtual_shards,
-            find_unused_parameters=find_unused_parameters,
             if_running=if_running,
             ledger=ledger,
+            checkpoints=checkpoints,
+            strategy=strategy_options(strategy),
         )
         arguments.check_place(alchemistic_directory, storage_options)
         self._proof = self._proof_orders()
@@ -251,12 +215,20 @@ class Trainer(TrainerState):
         self.around_validation = []
         self._names_of_next_save = []
         self.world = World.from_environ(os.environ)
-        self.strategy = choose_strategy(self.world, model, optimizer, self.settings)
+        self.strategy = choose_strategy(
+            self.settings.strategy,
+            self.world,
+            model,
+            optimizer,
+            amp=amp,
+            seed=seed,
+            split_batches=split_batches,
+        )
         self._job_end = JobEnd.from_environ(os.environ)
         self._stop_vote = StopVote(self.world, must_stop=self._must_stop)
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins, hooks = arguments.check_plugins(plugins), arguments.check_hooks(hooks)
-        arguments.check_monitor(self.settings, val_dataloader, hooks, plugins)
+        arguments.check_monitor(self.settings.checkpoints, val_dataloader, hooks, plugins)
         states = arguments.check_statable(statable), arguments.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
@@ -376,8 +348,8 @@ class Trainer(TrainerState):
             display = display or make_display(os.environ, in_notebook=settings.in_notebook)
             self._progress_bar = ProgressBar(display, watch=self._loss_watch)
             built_in.append(self._progress_bar)
-        if settings.persist_minutes is not None:
-            built_in.append(SaveByTime(settings.persist_minutes))
+        if settings.checkpoints.every_minutes is not None:
+            built_in.append(SaveByTime(settings.checkpoints.every_minutes))
         if settings.max_seconds is not None:
             built_in.append(StopByTime(settings.max_seconds))
         if self._ledger is not None:
@@ -432,14 +404,15 @@ class Trainer(TrainerState):
             arguments.check_length("val_dataloader", self.val_dataloader)
 
     def _checkpointer(self, store: Store) -> Checkpointer:
+        options = self.settings.checkpoints
         return Checkpointer(
             store,
-            keep_last=self.settings.keep_last,
-            keep_best=self.settings.keep_best,
-            keep_every=self.settings.keep_every,
-            keep_every_steps=self.settings.keep_every_steps,
-            monitor=self.settings.monitor,
-            mode=self.settings.mode,
+            keep_last=options.keep_last,
+            keep_best=options.keep_best,
+            keep_every=options.keep_every,
+            keep_every_steps=options.keep_every_steps,
+            monitor=options.monitor,
+            mode=options.mode,
             expected_keys=REQUIRED_KEYS,
             logger=self.logger,
         )

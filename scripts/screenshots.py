@@ -40,7 +40,7 @@ sys.path.insert(0, {examples!r})
 import torch
 from digits import datasets, draw_accuracy, loss_func, network
 from torch.utils.data import DataLoader
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 from minetorch.plugins import Throughput
 
 code, (lr, epochs, last_epoch, pause_s) = sys.argv[1], map(float, sys.argv[2:])
@@ -58,7 +58,7 @@ Trainer(
     "runs", model, torch.optim.Adam(model.parameters(), lr=lr), DataLoader(train, batch_size=64, shuffle=True),
     loss_func, DataLoader(val, batch_size=128), code=code, max_epochs=int(epochs), drawer=["matplotlib", "tensorboard"],
     hooks={{"after_epoch_end": draw_accuracy, "after_train_iteration_end": draw_step}}, plugins=[Throughput()],
-    persist_steps=10, keep_last=8, split_batches=True,
+    checkpoints=Checkpoints(every_steps=10, keep_last=8), split_batches=True,
 ).train()
 """
 

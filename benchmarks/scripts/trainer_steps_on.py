@@ -10,7 +10,7 @@ import sys  # noqa: E402
 import torch  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from minetorch import Trainer  # noqa: E402
+from minetorch import Checkpoints, Trainer  # noqa: E402
 
 report, stop = sys.argv[1:]
 told = False
@@ -39,7 +39,6 @@ Trainer(
     lambda trainer, data: trainer.model(data[0]).square().mean(),
     hooks={"after_train_iteration_end": after_step},
     max_epochs=1,
-    persist_steps=20,
-    keep_last=2,
+    checkpoints=Checkpoints(every_steps=20, keep_last=2),
     drawer=None,
 ).train()

@@ -131,13 +131,13 @@ def share_out_by_shards(
     batch_size = samples_per_batch(source)
     if batch_size is None and not has_own_batches(source):
         raise ConfigurationError(
-            'elastic="exact" splits each batch into virtual shards, but the DataLoader has batch_size=None. Give it a '
+            'strategy="exact" splits each batch into virtual shards, but the DataLoader has batch_size=None. Give it a '
             "batch_size."
         )
     if batch_size is not None and batch_size < shards:
         raise ConfigurationError(
-            f'elastic="exact" splits each batch into virtual_shards={shards}, but batch_size={batch_size}. Use a '
-            f"batch_size of {shards} or more, or virtual_shards={batch_size} or fewer."
+            f'strategy="exact" splits each batch into virtual_shards={shards}, but batch_size={batch_size}. Use a '
+            f"batch_size of {shards} or more, or Exact(virtual_shards={batch_size}) or fewer shards."
         )
     chunk, own = batch_size or 1, split_evenly(shards, world.size, world.rank)
     # To the order of samples, the shards are the ranks.

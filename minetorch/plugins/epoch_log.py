@@ -59,7 +59,7 @@ class EpochLog:
         seconds, samples = time_text(now - self._started), f"{rate_text(rate)} samples/s"
         best = " best" if self._is_best(trainer.metrics) else ""
         figures = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
-        first = ("train_loss", "val_loss", trainer.settings.monitor)
+        first = ("train_loss", "val_loss", trainer.settings.checkpoints.monitor)
         names = sorted(metrics, key=lambda name: name not in first)
         short = [f"{name} {four_digits(metrics[name])}" for name in names]
         trainer.logger.info(

@@ -98,16 +98,20 @@ class Orders:
 
     def settings(self, settings: Settings) -> Settings:
         """The user's settings, with checkpoints to go on from and no clock that decides anything."""
-        unlimited = settings.keep_last is None and settings.keep_best is None
+        checkpoints = settings.checkpoints
+        unlimited = checkpoints.keep_last is None and checkpoints.keep_best is None
         # A name is that of a checkpoint in the user's own folder, of which nothing is here.
         is_name = not isinstance(settings.resume, bool) and parse_resume(settings.resume).kind != "elsewhere"
         return dataclasses.replace(
             settings,
             resume=True if is_name else settings.resume,
-            persist_steps=settings.persist_steps or self.persist_steps,
-            persist_minutes=None,
+            checkpoints=dataclasses.replace(
+                checkpoints,
+                every_steps=checkpoints.every_steps or self.persist_steps,
+                every_minutes=None,
+                keep_last=3 if unlimited else checkpoints.keep_last,
+            ),
             max_time=None,
-            keep_last=3 if unlimited else settings.keep_last,
             ledger=True,
         )
 

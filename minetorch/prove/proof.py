@@ -114,7 +114,7 @@ class Proof:
         return found
 
     def _draw(self, known: Mapping[str, Recording], steps: Mapping[str, int]) -> list[Kill]:
-        every = max(start.facts["persist_steps"] for recording in known.values() for start in recording.all())
+        every = max(start.facts["every_steps"] for recording in known.values() for start in recording.all())
         if self._wanted.moves:
             # With more ranks, of which each has batches of its own, there are fewer steps.
             assert self._wanted.then_nproc is not None
@@ -124,7 +124,7 @@ class Proof:
         return draw_kills(steps, every, wanted.kills, wanted.seed, ranks=wanted.nproc, moving=wanted.moves)
 
     def _judge(self, reference: Recording, killed: Recording, kills: Sequence[Kill]) -> RunProof:
-        to_the_bit = not self._wanted.moves or _is_elastic(reference)
+        to_the_bit = not self._wanted.moves or _is_exact(reference)
         comparison = compare(reference, killed, every_rank=not self._wanted.moves) if to_the_bit else None
         cause: tuple[str, str] | None = None
         deterministic: bool | None = None
@@ -163,9 +163,9 @@ class Proof:
         return f"{total:,} steps" + (f" of {len(steps)} Trainers" if len(steps) > 1 else "")
 
 
-def _is_elastic(recording: Recording) -> bool:
+def _is_exact(recording: Recording) -> bool:
     """Whether the Trainer promises the same bits on any number of ranks."""
-    return any(start.facts.get("elastic") == "exact" for start in recording.all())
+    return any(start.facts["strategy"] == "exact" for start in recording.all())
 
 
 def _evidence(reference: Recording, killed: Recording, deterministic: bool) -> Evidence:

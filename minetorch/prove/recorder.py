@@ -100,8 +100,8 @@ class Recorder:
                 "iteration": progress.iteration,
                 "step": progress.step,
                 "device": trainer.device.type,
-                "elastic": settings.elastic,
-                "persist_steps": settings.persist_steps,
+                "strategy": settings.strategy.name,
+                "every_steps": settings.checkpoints.every_steps,
                 "stride": self._stride,
                 "parameters": list(self._parameters.values()),
                 "unsaved_buffers": _unsaved_buffers(trainer.unwrapped_model),
@@ -193,7 +193,7 @@ class Recorder:
 
         Later saves may well be under way.
         """
-        every = trainer.settings.persist_steps
+        every = trainer.settings.checkpoints.every_steps
         if not every or trainer.progress.step // every == self._begun // every:
             return
         deadline = time.monotonic() + _PATIENCE_S

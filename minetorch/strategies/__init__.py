@@ -1,6 +1,7 @@
 """How a model trains: where it is placed, how gradients become one step of all workers, what its state is.
 
 ```
+options.py          what a script gives for each: DDP, Exact
 base.py             Strategy: what all of them do
 data_parallel.py    a single process, or torch's DDP
 exact/              the same bits at any number of workers, by virtual shards
@@ -12,25 +13,38 @@ replicas.py         whether all ranks still have the same weights
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
-from minetorch.settings import Settings
-from minetorch.strategies.base import Strategy
-from minetorch.strategies.data_parallel import DataParallel
-from minetorch.world import World
+from minetorch.strategies.options import DDP, Exact
 
-__all__ = ["Strategy", "choose_strategy"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from minetorch.strategies.accelerated import Amp
+    from minetorch.strategies.base import Strategy
+    from minetorch.world import World
 
 
-def choose_strategy(world: World, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> Strategy:
-    """The strategy that the settings ask for.
+def choose_strategy(
+    options: DDP | Exact,
+    world: World,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    amp: Amp,
+    seed: int,
+    split_batches: bool,
+) -> Strategy:
+    """The strategy that the options are of. The other arguments are the Trainer's.
 
     Raises:
         ConfigurationError: it cannot train this model here.
     """
-    if settings.elastic:
-        from minetorch.strategies.exact import Exact
+    if isinstance(options, Exact):
+        from minetorch.strategies.exact import VirtualShards
 
-        return Exact(world, model, optimizer, settings)
-    return DataParallel(world, model, optimizer, settings)
+        return VirtualShards(options, world, model, optimizer, amp=amp, seed=seed, split_batches=split_batches)
+    from minetorch.strategies.data_parallel import DataParallel
+
+    return DataParallel(options, world, model, optimizer, amp=amp, seed=seed, split_batches=split_batches)

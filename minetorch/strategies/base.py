@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -258,6 +259,20 @@ class Strategy(ABC):
         """The tensors in the model's state, themselves, by their names in a checkpoint."""
         state = ModelNames(self.unwrapped_model).state_dict()
         return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+    def check_state(  # noqa: B027 - most take any state
+        self, state: Mapping[str, Any], path: str, logger: logging.Logger
+    ) -> None:
+        """Look, before anything is loaded, whether training can continue from a checkpoint's state.
+
+        Args:
+            state: of the checkpoint.
+            path: of the checkpoint, for messages.
+            logger: takes warnings.
+
+        Raises:
+            CheckpointMismatchError: it cannot.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any], *, prefer_script: bool = False) -> list[str]:
         """Take over what `state_dict` returned.

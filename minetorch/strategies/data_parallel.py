@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from minetorch.checkpoint.model_names import ModelNames
 from minetorch.data import Batch, RankLoader, share_out
 from minetorch.errors import ConfigurationError
-from minetorch.settings import Settings
-from minetorch.strategies.accelerated import placement
+from minetorch.strategies.accelerated import Amp, placement
 from minetorch.strategies.base import Counted, LossOf, Strategy
 from minetorch.strategies.buckets import settle_buckets
+from minetorch.strategies.options import DDP
 from minetorch.world import World
 
 _ALONE = nullcontext()
@@ -28,11 +28,22 @@ _ALONE = nullcontext()
 class DataParallel(Strategy):
     """Every rank computes the gradients of its own samples, and steps with the mean over all ranks."""
 
-    def __init__(self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> None:
+    def __init__(
+        self,
+        options: DDP,
+        world: World,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp: Amp,
+        seed: int,
+        split_batches: bool,
+    ) -> None:
         """Check the arguments, as `Strategy` does."""
-        super().__init__(world, model, optimizer, settings.amp)
-        self._settings = settings
-        self._finds_unused = settings.find_unused_parameters
+        super().__init__(world, model, optimizer, amp)
+        self._seed = seed
+        self._split_batches = split_batches
+        self._finds_unused = options.find_unused_parameters
         self._ddp: DistributedDataParallel | None = None
         self._exchanged: dict[int, str] = {}
         """The parameters whose gradients DDP exchanges, in its order: their ids and names."""
@@ -51,8 +62,8 @@ class DataParallel(Strategy):
         return share_out(
             source,
             self.world,
-            seed=self._settings.seed,
-            split_batches=self._settings.split_batches,
+            seed=self._seed,
+            split_batches=self._split_batches,
             training=training,
             place=placement(self.world.device),
         )
@@ -192,8 +203,8 @@ class DataParallel(Strategy):
         return ConfigurationError(
             f"The loss does not depend on these parameters: {names}. With several workers every trainable parameter "
             "must have a gradient in every step. Freeze those that are not used: parameter.requires_grad_(False). "
-            "For those that are used at times, give the Trainer find_unused_parameters=True, which looks for them in "
-            "every step, or make them part of every loss: loss + 0 * parameter.sum()."
+            "For those that are used at times, give the Trainer strategy=DDP(find_unused_parameters=True), which "
+            "looks for them in every step, or make them part of every loss: loss + 0 * parameter.sum()."
         )
 
 

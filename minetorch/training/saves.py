@@ -79,7 +79,7 @@ class Saves:
                 self.persist(names, wait=wait)
             self._after_step.clear()
         self._ask_for_news()
-        asked, every = self._stop_vote.at_step(), self._trainer.settings.persist_steps
+        asked, every = self._stop_vote.at_step(), self._trainer.settings.checkpoints.every_steps
         due = every is not None and self._trainer.progress.step % every == 0
         if not (asked or due):
             return NOTHING
@@ -134,4 +134,4 @@ class Saves:
             self._stop_vote.ask("save")
 
     def _is_put_off(self) -> bool:
-        return self._trainer.settings.persist_policy == "coalesce" and self._persistence.put_off()
+        return self._trainer.settings.checkpoints.when_busy == "coalesce" and self._persistence.put_off()

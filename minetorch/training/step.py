@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from minetorch.data import Batch
-from minetorch.strategies import Strategy
+from minetorch.strategies.base import Strategy
 from minetorch.training.losses import LossFunction, TrainingLoss
 
 

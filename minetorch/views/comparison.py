@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minetorch.errors import ConfigurationError
+from minetorch.views.former_settings import present_names
 from minetorch.views.names import labels
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def facts(record: Record) -> dict[str, Any]:
         found |= {f"best.{name}": value for name, value in best.metrics.items()}
     if newest is not None:
         found |= {f"latest.{name}": value for name, value in newest.metrics.items()}
-        found |= {f"settings.{name}": value for name, value in newest.settings.items()}
+        found |= {f"settings.{name}": value for name, value in present_names(newest.settings).items()}
         found |= {f"code.{name}": value for name, value in newest.code.items()}
         found |= {f"versions.{name}": value for name, value in newest.versions.items()}
     return found

@@ -106,7 +106,7 @@ import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
-from minetorch import Trainer  # noqa: E402
+from minetorch import Checkpoints, Trainer  # noqa: E402
 from minetorch.checkpoint import checkpointer as checkpointers  # noqa: E402
 from minetorch.checkpoint import writer  # noqa: E402
 from minetorch.checkpoint.checkpointer import Checkpointer  # noqa: E402
@@ -272,7 +272,7 @@ def main():
         },
         drawer=None,
         max_epochs=EPOCHS,
-        persist_steps=3,
+        checkpoints=Checkpoints(every_steps=3),
     )
     trainer.train()
     reached("exit")

@@ -17,7 +17,7 @@ TRAINS = """
     import os, signal, sys, torch
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
-    from minetorch import Trainer
+    from minetorch import Checkpoints, Trainer
 
     how = sys.argv[1]
 
@@ -40,7 +40,7 @@ TRAINS = """
     model = nn.Sequential(nn.Linear(512, 4096), nn.ReLU(), nn.Linear(4096, 1))
     data = TensorDataset(torch.randn(320, 512), torch.randn(320))
     Trainer(sys.argv[2], model, torch.optim.AdamW(model.parameters()), DataLoader(data, batch_size=32, shuffle=True),
-            loss_func, max_epochs=3, drawer=None, persist_steps=5).train()
+            loss_func, max_epochs=3, drawer=None, checkpoints=Checkpoints(every_steps=5)).train()
 """
 
 

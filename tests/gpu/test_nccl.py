@@ -15,7 +15,7 @@ TRAINS = """
     import os, signal, sys, time, torch
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
-    from minetorch import Trainer, main_only
+    from minetorch import Checkpoints, Trainer, main_only
 
     how, rank = sys.argv[1], int(os.environ["RANK"])
 
@@ -46,7 +46,7 @@ TRAINS = """
         "runs", model, torch.optim.AdamW(model.parameters()), DataLoader(data, batch_size=8, shuffle=True), loss_func,
         DataLoader(TensorDataset(torch.randn(13, 32), torch.randn(13)), batch_size=4),
         hooks={"after_epoch_end": look_alone}, max_epochs=10**6 if how == "endless" else 2, drawer=None,
-        persist_steps=5)
+        checkpoints=Checkpoints(every_steps=5))
     trainer.train()
 """
 

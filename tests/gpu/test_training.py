@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import minetorch
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 from minetorch.plugins import Profile, Throughput
 
 if not torch.cuda.is_available():
@@ -227,7 +227,9 @@ def test_the_generator_of_the_gpu_goes_on(make_trainer):
     whole = drawn.copy()
     drawn.clear()
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(resume=False, code="b", persist_steps=5, hooks={"after_train_iteration_end": stop}).train()
+        make_trainer(
+            resume=False, code="b", checkpoints=Checkpoints(every_steps=5), hooks={"after_train_iteration_end": stop}
+        ).train()
     trainer = make_trainer(code="b", hooks={"after_train_iteration_end": draw}, max_epochs=1)
     step = trainer.progress.step
     assert step in (5, 10)
@@ -249,7 +251,7 @@ def test_exact_elasticity_needs_deterministic_kernels(start, script):
         data = TensorDataset(torch.randn(64, 4), torch.randn(64, 1))
         Trainer("runs", model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(data, batch_size=8),
                 lambda trainer, data: (trainer.model(data[0]) - data[1]).square().mean(),
-                elastic="exact", split_batches=True, max_epochs=1, drawer=None).train()
+                strategy="exact", split_batches=True, max_epochs=1, drawer=None).train()
     """)
     refused = start(sys.executable, path)
     output, _ = refused.communicate(timeout=100)

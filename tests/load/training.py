@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 
 PLACE, CODE, *NUMBERS = sys.argv[1:]
 STEPS, EPOCHS, SAVE_EVERY, LOOK_EVERY = map(int, NUMBERS)
@@ -60,8 +60,7 @@ trainer = Trainer(
     drawer=None,
     max_epochs=EPOCHS,
     persist_stride=None,
-    persist_steps=SAVE_EVERY or None,
-    keep_last=3,
+    checkpoints=Checkpoints(every_steps=SAVE_EVERY or None, keep_last=3),
 )
 trainer.train()
 note = {"rank": RANK, "steps": trainer.progress.step, "seen": look.seen, "threads": threading.active_count()}

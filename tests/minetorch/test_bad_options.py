@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import CheckpointNotFoundError, ConfigurationError, Trainer
+from minetorch import DDP, CheckpointNotFoundError, Checkpoints, ConfigurationError, Exact, Trainer
 from minetorch.errors import StorageError
 from minetorch.settings import Settings
 
@@ -59,16 +59,6 @@ BAD = {
     "resume": [None, -1, 1.5, "", " ", "a\0b", HUGE, [], {}, torch.ones(2), Shy()],
     "eval_stride": COUNTS,
     "persist_stride": NOT_COUNTS,
-    "persist_steps": NOT_COUNTS,
-    "persist_minutes": POSITIVE,
-    "optimizer_options": CHOICES,
-    "persist_policy": CHOICES,
-    "keep_last": NOT_COUNTS,
-    "keep_best": NOT_COUNTS,
-    "keep_every": NOT_COUNTS,
-    "keep_every_steps": NOT_COUNTS,
-    "monitor": [None, 3, "", " ", "a\nb", "\ud800", ["val_loss"]],
-    "mode": CHOICES,
     "drawer": [3, "matplotlob", ["matplotlib", "matplotlib"], object(), dict, Shy()],
     "hooks": [
         3,
@@ -87,35 +77,67 @@ BAD = {
     "max_time": [*POSITIVE, timedelta(0), timedelta(days=-1)],
     "logging_format": [3, "", "%(nosuch)s", "%(message)", "%d", "{message}", torch.ones(2)],
     "trival": FLAGS,
-    "trivial": FLAGS[1:],
     "in_notebook": FLAGS,
     "accumulated_iter": COUNTS,
     "amp": [None, True, 1, "fp8", "bf-16", "fp16"],
     "clip_grad_norm": POSITIVE,
     "seed": [None, 1.5, "1", True, math.nan, 2**64, -HUGE],
     "split_batches": FLAGS,
-    "elastic": [None, True, 1, "yes", "exact"],
-    "virtual_shards": COUNTS,
-    "find_unused_parameters": FLAGS,
+    "checkpoints": [None, 3, {"keep_last": 3}, Checkpoints],
+    "strategy": [None, True, "fsdp", "exact", Exact, nn.Linear(1, 1), Shy()],
     "storage_options": [3, "key=secret-x", ["secret-x"], {3: "secret-x"}],
     "if_running": CHOICES,
     "ledger": FLAGS,
 }
-"""`elastic="exact"` because it needs `split_batches=True`, `amp="fp16"` because this is no GPU."""
+"""`strategy="exact"` because it needs `split_batches=True`, `amp="fp16"` because this is no GPU."""
 
-CASES = [
-    pytest.param(name, value, id=f"{name}-{number}")
-    for name, values in BAD.items()
-    for number, value in enumerate(values)
-]
+BAD_OPTIONS = {
+    Checkpoints: {
+        "every_steps": NOT_COUNTS,
+        "every_minutes": POSITIVE,
+        "when_busy": CHOICES,
+        "keep_last": NOT_COUNTS,
+        "keep_best": NOT_COUNTS,
+        "keep_every": NOT_COUNTS,
+        "keep_every_steps": NOT_COUNTS,
+        "monitor": [None, 3, "", " ", "a\nb", "\ud800", ["val_loss"]],
+        "mode": CHOICES,
+        "optimizer_options": CHOICES,
+    },
+    DDP: {"find_unused_parameters": FLAGS},
+    Exact: {"virtual_shards": COUNTS},
+}
+
+
+def cases(bad):
+    return [
+        pytest.param(name, value, id=f"{name}-{number}")
+        for name, values in bad.items()
+        for number, value in enumerate(values)
+    ]
 
 
 def test_each_argument_has_a_bad_value_here():
     assert {*inspect.signature(Trainer).parameters} - {"unknown"} == BAD.keys()
     assert {field.name for field in dataclasses.fields(Settings)} <= BAD.keys()
+    for kind, bad in BAD_OPTIONS.items():
+        assert {field.name for field in dataclasses.fields(kind)} == bad.keys()
 
 
-@pytest.mark.parametrize(("name", "value"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [pytest.param(kind, *case.values, id=case.id) for kind, bad in BAD_OPTIONS.items() for case in cases(bad)],
+)
+def test_a_bad_option_is_an_error_that_names_it(kind, name, value):
+    with pytest.raises(ConfigurationError) as refused:
+        kind(**{name: value})
+    message = str(refused.value)
+    assert message.startswith(f"{kind.__name__}({name}=")
+    assert f" is not allowed: {name} must be " in message
+    assert len(message) < 1200
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD))
 def test_a_bad_value_is_an_error_that_names_it_and_nothing_is_written(parts, tmp_path, monkeypatch, name, value):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINETORCH_DEVICE", "cpu")

@@ -1,4 +1,4 @@
-"""elastic="exact" on real worlds: every bit is the same at any number of workers."""
+"""strategy="exact" on real worlds: every bit is the same at any number of workers."""
 
 import json
 

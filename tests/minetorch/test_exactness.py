@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.groups import group_of_one
+from minetorch import Checkpoints
 from minetorch.strategies.buckets import settle_buckets
 
 WORLDS = Path(__file__).parent / "worlds"
@@ -179,7 +180,7 @@ def test_a_checkpoint_asked_for_amid_an_accumulation_is_taken_at_its_end(trained
         if (trainer.current_epoch, index) == (2, 2):
             asked.append(trainer.persist("amid"))
 
-    asked, how = [], {"accumulated_iter": 2, "keep_last": 1}
+    asked, how = [], {"accumulated_iter": 2, "checkpoints": Checkpoints(keep_last=1)}
     whole = trained(alchemistic_directory=tmp_path / "whole", **how)
     trained(hooks={"after_train_iteration_end": ask}, **how)
     assert asked == [None]

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
-from minetorch import CheckpointNotFoundError, ledger
+from minetorch import CheckpointNotFoundError, Checkpoints, ledger
 from minetorch.checkpoint import Store
 from minetorch.ledger import FOLDER, Ledger, Row, Start, pack, unpack
 
@@ -100,7 +100,7 @@ def test_what_a_start_lost_does_not_count(noted, tmp_path, storage):
     url = str(tmp_path / "runs") if storage == "disk" else f"memory://{tmp_path.name}"
     loader = DataLoader(numbers(20), batch_size=4, shuffle=True)
     # Steps 4 and 9 are done and lost; each start but the last ends in the middle of an epoch.
-    settings = {"alchemistic_directory": url, "persist_steps": 3, "persist_stride": None}
+    settings = {"alchemistic_directory": url, "checkpoints": Checkpoints(every_steps=3), "persist_stride": None}
     noted(loader, stop=4, **settings)
     noted(loader, stop=9, **settings)
     noted(loader, max_epochs=3, **settings)

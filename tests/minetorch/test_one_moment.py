@@ -79,7 +79,7 @@ def test_what_a_loss_function_changes_by_data_is_saved_as_it_was(tmp_path, make_
         statable={"bank": bank},
         hooks={"after_train_iteration_end": lambda trainer: set_all(float(trainer.progress.step))},
         max_epochs=1,
-        persist_steps=1,
+        checkpoints=minetorch.Checkpoints(every_steps=1),
     )
     trainer.train()
     found = values_at(tmp_path / "default")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
 import minetorch
-from minetorch import CheckpointMismatchError, Trainer
+from minetorch import CheckpointMismatchError, Checkpoints, Trainer
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.plugins import LRSchedule
 
@@ -211,7 +211,7 @@ class TestOptions:
         train(model, sgd(by_layer(model), lr=0.01))
         changed = by_layer(model)[::-1]
         changed[0] |= {"lr": 0.5, "weight_decay": 0.2}
-        trainer = train(model, sgd(changed), max_epochs=3, optimizer_options="script")
+        trainer = train(model, sgd(changed), max_epochs=3, checkpoints=Checkpoints(optimizer_options="script"))
         assert [(group["lr"], group["weight_decay"]) for group in trainer.optimizer.param_groups] == [
             (0.1, 0),
             (0.5, 0.2),
@@ -233,7 +233,7 @@ class TestOptions:
                 optimizer,
                 max_epochs=epochs,
                 hooks={"after_epoch_end": halve},
-                optimizer_options="script",
+                checkpoints=Checkpoints(optimizer_options="script"),
                 plugins=[LRSchedule(OneCycleLR(optimizer, max_lr=0.08, total_steps=100), per="step")],
             )
         assert trainer.optimizer.param_groups[0]["lr"] < 0.08
@@ -250,7 +250,7 @@ class TestOptions:
                 sgd(model.parameters(), lr=lr),
                 max_epochs=epochs,
                 hooks={"after_epoch_end": halve},
-                optimizer_options="script",
+                checkpoints=Checkpoints(optimizer_options="script"),
             )
             rates.append(trainer.optimizer.param_groups[0]["lr"])
         assert rates == pytest.approx([0.04, 0.2, 0.1])
@@ -291,18 +291,22 @@ class TestOptions:
             return rates
 
         run(3, 0.01, "changed")
-        resumed = [rate for epochs in (4, 6) for rate in run(epochs, 0.05, "changed", optimizer_options="script")]
+        resumed = [
+            rate
+            for epochs in (4, 6)
+            for rate in run(epochs, 0.05, "changed", checkpoints=Checkpoints(optimizer_options="script"))
+        ]
         assert resumed == pytest.approx(run(6, 0.05, "whole")[-len(resumed) :])
 
     def test_a_rate_in_a_tensor_keeps_its_kind(self, train):
         model = two_layers()
         train(model, torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.05))
-        train(model, optimizer, max_epochs=3, optimizer_options="script")
+        train(model, optimizer, max_epochs=3, checkpoints=Checkpoints(optimizer_options="script"))
         rate = optimizer.param_groups[0]["lr"]
         assert isinstance(rate, torch.Tensor)
         assert rate.item() == pytest.approx(0.05)
 
     def test_it_is_one_of_two(self, make_trainer):
         with pytest.raises(minetorch.ConfigurationError, match="optimizer_options must be 'checkpoint' or 'script'"):
-            make_trainer(optimizer_options="mine")
+            make_trainer(checkpoints=Checkpoints(optimizer_options="mine"))

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import minetorch
 from minetorch import HOOK_POINTS, ConfigurationError, Trainer
 from minetorch.other_trainers import ARGUMENT_ANSWERS, ARGUMENTS, HOOK_ANSWERS, HOOKS
 
@@ -21,7 +22,14 @@ PARAMETERS = {*inspect.signature(Trainer).parameters} - {"unknown"}
         ("gradient_clip_val", "calls it 'clip_grad_norm'"),
         ("precision", "calls it 'amp'"),
         ("callbacks", "calls it 'plugins'"),
-        ("save_steps", "calls it 'persist_steps'"),
+        ("save_steps", "no argument 'save_steps': give `checkpoints=Checkpoints(every_steps=…)`."),
+        ("save_total_limit", "give `checkpoints=Checkpoints(keep_last=…)`"),
+        ("trivial", "calls it 'trival'"),
+        ("persist_policy", "give `checkpoints=Checkpoints(when_busy=…)`"),
+        ("monitor", "give `checkpoints=Checkpoints(monitor=…)`"),
+        ("elastic", "give `strategy='exact'`"),
+        ("virtual_shards", "give `strategy=Exact(virtual_shards=…)`"),
+        ("find_unused_parameters", "give `strategy=DDP(find_unused_parameters=True)`"),
         ("train_dataset", "calls it 'train_dataloader'"),
         ("max_steps", "counts in epochs: give `max_epochs`. For an epoch of N steps"),
         ("max_iters", "RandomSampler"),
@@ -81,6 +89,9 @@ def test_every_answer_names_what_there_is():
     for answer in (*ARGUMENT_ANSWERS, *HOOK_ANSWERS):
         quoted = re.findall(r"`(\w+)`", answer)
         assert {*quoted} <= PARAMETERS, answer
+        for argument, kind, option in re.findall(r"`(\w+)=(\w+)\((\w+)=", answer):
+            assert argument in PARAMETERS, answer
+            assert option in inspect.signature(getattr(minetorch, kind)).parameters, answer
     for kind, tables in (("argument", (ARGUMENTS, ARGUMENT_ANSWERS)), ("hook", (HOOKS, HOOK_ANSWERS))):
         names = [name for table in tables for names in table.values() for name in names.split()]
         assert len(names) == len({*names}), kind

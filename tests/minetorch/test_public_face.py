@@ -4,6 +4,8 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
+
 import minetorch
 
 ROOT = Path(__file__).parents[2]
@@ -16,13 +18,34 @@ def test_everything_public_is_there_and_documented():
         assert name.startswith("__") or isinstance(member, (dict, str)) or inspect.getdoc(member), name
 
 
-def test_the_readme_has_a_row_for_every_parameter_and_hook_point():
-    parameters = [
-        name for name in inspect.signature(minetorch.Trainer).parameters if name not in ("trivial", "unknown")
-    ]
-    rows = set(re.findall(r"^\| `(\w+)`", README, re.MULTILINE))
-    assert rows >= set(parameters)
-    assert rows >= set(minetorch.HOOK_POINTS)
+def options_in(text, heading):
+    """Names and defaults in the table of options that follows the heading of its first column, in order."""
+    (table,) = re.findall(rf"^\| {heading} \| default \| .*\n((?:\|.*\n)*)", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.+?)`|required) \|", table, re.MULTILINE)
+    return {name: eval(default, vars(minetorch)) if default else inspect.Parameter.empty for name, default in rows}
+
+
+def options_of(kind):
+    return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+
+
+def test_the_readme_has_a_row_for_every_parameter_with_its_default():
+    parameters = options_of(minetorch.Trainer)
+    del parameters["unknown"]
+    assert list(options_in(README, "parameter").items()) == list(parameters.items())
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [("option", minetorch.Checkpoints), ("option of `DDP`", minetorch.DDP), ("option of `Exact`", minetorch.Exact)],
+)
+def test_the_document_has_a_row_for_every_option_with_its_default(heading, kind):
+    text = (ROOT / "docs/trainer.md").read_text()
+    assert list(options_in(text, heading).items()) == list(options_of(kind).items())
+
+
+def test_the_readme_has_a_row_for_every_hook_point():
+    assert {*re.findall(r"^\| `(\w+)`", README, re.MULTILINE)} >= {*minetorch.HOOK_POINTS}
 
 
 def test_the_docstring_of_the_trainer_has_every_parameter():

@@ -22,6 +22,7 @@ from minetorch import (
     HOOK_POINTS,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    Checkpoints,
     ConfigurationError,
     StorageError,
     Trainer,
@@ -115,10 +116,6 @@ def test_trival_stops_after_ten_iterations_and_divides_by_what_it_saw(trained):
     assert count["after_train_iteration_end"] == count["after_val_iteration_end"] == 10
     losses = [float(p["loss"]) for point, p in calls if point == "after_train_iteration_end"]
     assert run.metrics["train_loss"] == pytest.approx(sum(losses) / 10, rel=1e-6)
-
-
-def test_trivial_is_accepted_for_trival(make_trainer):
-    assert make_trainer(trivial=True).settings.trival
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -297,8 +294,8 @@ class TestResuming:
 
     def test_from_the_best(self, trained, make_trainer):
         hooks = {"after_epoch_end": lambda trainer: trainer.metrics.update(score=[1, 5, 3][trainer.current_epoch - 1])}
-        trained(max_epochs=3, monitor="score", mode="max", hooks=hooks)
-        assert make_trainer(monitor="score", mode="max", resume="best").current_epoch == 2
+        trained(max_epochs=3, checkpoints=Checkpoints(monitor="score", mode="max"), hooks=hooks)
+        assert make_trainer(checkpoints=Checkpoints(monitor="score", mode="max"), resume="best").current_epoch == 2
 
     def test_a_name_that_names_none_lists_what_there_is(self, trained, make_trainer):
         trained()
@@ -361,7 +358,7 @@ class TestSaving:
         assert {"best", "latest"} <= set(self.names(tmp_path))
 
     def test_keep_last_drops_the_older_ones(self, trained, tmp_path):
-        trained(max_epochs=6, keep_last=2, val_dataloader=None)
+        trained(max_epochs=6, checkpoints=Checkpoints(keep_last=2), val_dataloader=None)
         assert self.names(tmp_path) == ["epoch_5", "epoch_6", "latest"]
         payloads = [p for p in (tmp_path / "runs/default/models").glob("*.pth.tar") if not p.is_symlink()]
         assert len(payloads) == 2
@@ -369,14 +366,15 @@ class TestSaving:
     def test_by_steps(self, trained, tmp_path):
         saved = []
         trained(
-            persist_steps=3, hooks={"before_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)}
+            checkpoints=Checkpoints(every_steps=3),
+            hooks={"before_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)},
         )
         assert saved == [3, 5, 6, 9, 10]
 
     def test_by_the_clock(self, trained, tmp_path):
         saved = []
         trained(
-            persist_minutes=1e-9,
+            checkpoints=Checkpoints(every_minutes=1e-9),
             max_epochs=1,
             hooks={"before_checkpoint_persisted": lambda trainer: saved.append(trainer.progress.step)},
         )
@@ -397,8 +395,7 @@ class TestSaving:
 
         monkeypatch.setattr(Checkpointer, "_write_manifest", gated)
         trained(
-            persist_steps=1,
-            persist_policy="coalesce",
+            checkpoints=Checkpoints(every_steps=1, when_busy="coalesce"),
             persist_stride=None,
             max_epochs=1,
             hooks={
@@ -523,7 +520,6 @@ class TestBadInput:
             ({"plugins": [object()]}, "no method named after a hook point"),
             ({"drawer": "matplotlab"}, "Did you mean 'matplotlib'"),
             ({"logging_format": "%(nothing"}, "logging_format"),
-            ({"trival": True, "trivial": False}, "same option"),
             ({"alchemistic_directory": "nosuch://bucket"}, "nosuch"),
             ({"code": "../escape"}, "code='../escape' is not allowed"),
             ({"code": ""}, "code='' is not allowed"),
@@ -536,10 +532,10 @@ class TestBadInput:
             ({"clip_grad_norm": 0}, "clip_grad_norm must be a number above 0, or None"),
             ({"max_time": -1}, "max_time=-1 is not allowed"),
             ({"max_time": float("nan")}, "max_time=nan is not allowed"),
-            ({"mode": "lowest"}, "mode must be 'min' or 'max'"),
             ({"seed": "x"}, "seed must be a whole number"),
             ({"trival": "yes"}, "trival must be True or False"),
-            ({"monitor": ""}, "monitor must be the name of a metric"),
+            ({"checkpoints": {"keep_last": 3}}, "checkpoints must be options of minetorch, such as Checkpoints"),
+            ({"strategy": "fsdp"}, "strategy='fsdp' is not allowed: strategy must be 'ddp' or 'exact', or a DDP"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
@@ -567,11 +563,19 @@ class TestBadInput:
         with pytest.raises(ConfigurationError, match="train_dataloader has no batch"):
             make_trainer(train_dataloader=DataLoader(TensorDataset(torch.zeros(0, 1), torch.zeros(0, 1)))).train()
 
-    @pytest.mark.parametrize("options", [{}, {"persist_stride": None}, {"val_dataloader": None}, {"keep_best": 1}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"persist_stride": None},
+            {"val_dataloader": None},
+            {"checkpoints": Checkpoints(monitor="acuracy", keep_best=1)},
+        ],
+    )
     def test_a_monitor_that_never_comes_is_said_in_the_first_epoch_and_no_work_is_lost(
         self, make_trainer, trained, tmp_path, options
     ):
-        trainer = make_trainer(monitor="acuracy", **options)
+        trainer = make_trainer(**{"checkpoints": Checkpoints(monitor="acuracy"), **options})
         with pytest.raises(ConfigurationError, match="monitor='acuracy' is not among this epoch's metrics: 'train_los"):
             trainer.train()
         assert trainer.progress.epoch == 1
@@ -582,21 +586,31 @@ class TestBadInput:
             if trainer.current_epoch % 2 == 0:
                 trainer.metrics["accuracy"] = 0.5
 
-        trained(monitor="accuracy", eval_stride=2, hooks={"after_epoch_end": measure}, max_epochs=5)
-        trained(monitor="accuracy", eval_stride=2, hooks={"after_epoch_end": measure}, val_dataloader=None, code="b")
+        trained(
+            checkpoints=Checkpoints(monitor="accuracy"), eval_stride=2, hooks={"after_epoch_end": measure}, max_epochs=5
+        )
+        trained(
+            checkpoints=Checkpoints(monitor="accuracy"),
+            eval_stride=2,
+            hooks={"after_epoch_end": measure},
+            val_dataloader=None,
+            code="b",
+        )
         with pytest.raises(ConfigurationError, match="monitor='accuracy' is not among"):
-            make_trainer(monitor="accuracy", hooks={"after_epoch_end": measure}, code="c").train()
+            make_trainer(
+                checkpoints=Checkpoints(monitor="accuracy"), hooks={"after_epoch_end": measure}, code="c"
+            ).train()
 
     def test_the_best_by_a_validation_that_there_is_not_is_refused(self, parts, make_trainer, trained, tmp_path):
-        with pytest.raises(ConfigurationError, match=r"keep_best=2 keeps .* without val_dataloader there is none"):
-            Trainer(**parts(val_dataloader=None, keep_best=2))
+        with pytest.raises(ConfigurationError, match=r"keep_best=2\) keeps .* without val_dataloader there is none"):
+            Trainer(**parts(val_dataloader=None, checkpoints=Checkpoints(keep_best=2)))
         assert not list(tmp_path.iterdir())
         idle = {"after_epoch_end": lambda trainer: None}
         with pytest.raises(ConfigurationError, match=r"monitor='val_loss' is not .*give the Trainer a val_dataloader"):
-            make_trainer(val_dataloader=None, keep_best=2, hooks=idle).train()
+            make_trainer(val_dataloader=None, checkpoints=Checkpoints(keep_best=2), hooks=idle).train()
         own = {"after_epoch_end": lambda trainer: trainer.metrics.update(val_loss=1.0)}
-        trained(val_dataloader=None, keep_best=2, hooks=own, code="own")
-        trained(val_dataloader=None, keep_best=2, monitor="train_loss", code="other")
+        trained(val_dataloader=None, checkpoints=Checkpoints(keep_best=2), hooks=own, code="own")
+        trained(val_dataloader=None, checkpoints=Checkpoints(keep_best=2, monitor="train_loss"), code="other")
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
     def test_an_optimizer_whose_state_is_split_over_the_ranks_is_refused(self, parts, tmp_path):

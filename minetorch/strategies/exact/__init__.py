@@ -1,4 +1,4 @@
-"""Training of which every bit is the same at any number of workers: `Trainer(elastic="exact")`.
+"""Training of which every bit is the same at any number of workers: `Trainer(strategy="exact")`.
 
 ```
 tree.py         pure: which sum is made of which, at any world size
@@ -9,6 +9,6 @@ strategy.py     an iteration by virtual shards
 ```
 """
 
-from minetorch.strategies.exact.strategy import Exact
+from minetorch.strategies.exact.strategy import VirtualShards
 
-__all__ = ["Exact"]
+__all__ = ["VirtualShards"]

@@ -11,38 +11,38 @@ import torch
 from torch import nn
 
 from minetorch.errors import ConfigurationError
-from minetorch.settings import Settings
 from minetorch.strategies.exact.statistics import keeps_statistics
+from minetorch.strategies.options import Exact
 from minetorch.world import World
 
 
-def check_exact(settings: Settings, world: World, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_exact(
+    options: Exact, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, *, split_batches: bool
+) -> None:
     """Refuse what is known before the training.
 
     Raises:
         ConfigurationError: with the first reason found.
     """
     for reason in chain(
-        _reasons_of_settings(settings, world), _reasons_of_device(world.device), _reasons_of_model(model, optimizer)
+        _reasons_of_options(options, world, split_batches),
+        _reasons_of_device(world.device),
+        _reasons_of_model(model, optimizer),
     ):
-        raise ConfigurationError(f'elastic="exact": {reason}')
+        raise ConfigurationError(f'strategy="exact": {reason}')
 
 
-def _reasons_of_settings(settings: Settings, world: World) -> Iterator[str]:
-    if not settings.split_batches:
+def _reasons_of_options(options: Exact, world: World, split_batches: bool) -> Iterator[str]:
+    if not split_batches:
         yield (
             "pass split_batches=True, too. What a step sees may not depend on the number of workers, so batch_size "
             "must be that of all workers together; now it is that of each."
         )
-    if settings.find_unused_parameters:
+    if world.size > options.virtual_shards:
         yield (
-            "leave out find_unused_parameters=True: every trainable parameter must have a gradient in every virtual "
-            "shard."
-        )
-    if world.size > settings.virtual_shards:
-        yield (
-            f"virtual_shards={settings.virtual_shards} can be spread over {settings.virtual_shards} workers at most, "
-            f"and there are {world.size}. Start fewer, or begin a new run with virtual_shards={world.size} or more."
+            f"virtual_shards={options.virtual_shards} can be spread over {options.virtual_shards} workers at most, "
+            f"and there are {world.size}. Start fewer, or begin a new run with Exact(virtual_shards={world.size}) or "
+            "more shards."
         )
 
 
@@ -104,14 +104,14 @@ def refuse_gradients(model: nn.Module) -> NoReturn:
     without = ", ".join(name for name, gradient in trainable if gradient is None)
     if without:
         raise ConfigurationError(
-            f'The loss does not depend on these parameters: {without}. With elastic="exact" every trainable parameter '
+            f'The loss does not depend on these parameters: {without}. With strategy="exact" every trainable parameter '
             "must have a gradient in every virtual shard. Freeze those that are not used: "
             "parameter.requires_grad_(False). Those that are used at times can be made part of every loss: "
             "loss + 0 * parameter.sum()."
         )
     sparse = ", ".join(name for name, gradient in trainable if gradient is not None and gradient.is_sparse)
     raise ConfigurationError(
-        f'These parameters have sparse gradients: {sparse}. With elastic="exact" use dense ones (sparse=False).'
+        f'These parameters have sparse gradients: {sparse}. With strategy="exact" use dense ones (sparse=False).'
     )
 
 
@@ -156,7 +156,7 @@ class BufferGuard:
             copy = None if self._copies is None else self._copies[index]
             if not same or (now is not None and copy is not None and not torch.equal(now, copy)):
                 raise ConfigurationError(
-                    f'elastic="exact": the forward of {type(module).__name__} changes its buffer {label!r}, as often '
+                    f'strategy="exact": the forward of {type(module).__name__} changes its buffer {label!r}, as often '
                     "as a rank has virtual shards. Of such modules only those of torch.nn with running statistics "
                     "(BatchNorm, InstanceNorm) are known here. Use another, or put it into eval mode."
                 )

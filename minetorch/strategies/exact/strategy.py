@@ -7,7 +7,8 @@ its generators, not its number of threads. What comes of them is summed in a tre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,13 +17,14 @@ from torch.utils.data import DataLoader
 
 from minetorch.data import Batch, RankLoader, share_out_by_shards
 from minetorch.data.order import derive_seed
+from minetorch.errors import CheckpointMismatchError
 from minetorch.randomness import reseed
-from minetorch.settings import Settings
-from minetorch.strategies.accelerated import placement
+from minetorch.strategies.accelerated import Amp, placement
 from minetorch.strategies.base import Counted, LossOf, Strategy
 from minetorch.strategies.exact.exchange import Exchange
 from minetorch.strategies.exact.refusals import BufferGuard, check_exact, refuse_gradients
 from minetorch.strategies.exact.statistics import RunningStatistics
+from minetorch.strategies.options import Exact
 from minetorch.world import World
 
 THREADS = 1
@@ -30,21 +32,31 @@ THREADS = 1
 each worker as many as there are cores for it."""
 
 
-class Exact(Strategy):
+class VirtualShards(Strategy):
     """Gradients, losses and BatchNorm's statistics have the same bits at any world size."""
 
     shares_generators: ClassVar[bool] = True
 
-    def __init__(self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, settings: Settings) -> None:
+    def __init__(
+        self,
+        options: Exact,
+        world: World,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp: Amp,
+        seed: int,
+        split_batches: bool,
+    ) -> None:
         """Check the arguments.
 
         Raises:
             ConfigurationError: the same bits cannot be promised for this.
         """
-        super().__init__(world, model, optimizer, settings.amp)
-        check_exact(settings, world, model, optimizer)
-        self._shards = settings.virtual_shards
-        self._seed = settings.seed
+        super().__init__(world, model, optimizer, amp)
+        check_exact(options, world, model, optimizer, split_batches=split_batches)
+        self._shards = options.virtual_shards
+        self._seed = seed
         self._threads: int | None = None
 
     def place(self) -> None:
@@ -131,6 +143,31 @@ class Exact(Strategy):
             sums[shard].add_(loss, alpha=counted)
             mean.add_(loss, alpha=counted / batch.counted)
         return mean
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Strategy.state_dict`, with the number of virtual shards."""
+        return {**super().state_dict(), "virtual_shards": self._shards}
+
+    def check_state(self, state: Mapping[str, Any], path: str, logger: logging.Logger) -> None:
+        """Compare the number of virtual shards with the one that the checkpoint was made with.
+
+        Raises:
+            CheckpointMismatchError: it is another one.
+        """
+        before = state.get("virtual_shards")
+        if before is None:
+            logger.warning(
+                '%s was made without strategy="exact": only from here on are the bits the same at any number of '
+                "workers.",
+                path,
+            )
+        elif before != self._shards:
+            raise CheckpointMismatchError(
+                f"{path} was made with virtual_shards={before}; virtual_shards={self._shards} was given. "
+                f"Every sum depends on it: use strategy=Exact(virtual_shards={before}), or another `code`."
+            )
 
     def _reseed(self, purpose: str, epoch: int, position: int, shard: int) -> None:
         reseed(derive_seed(self._seed, purpose, epoch, position, shard), self.world.device)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import minetorch
-from minetorch import CheckpointMismatchError, ConfigurationError
+from minetorch import CheckpointMismatchError, Checkpoints, ConfigurationError
 from minetorch.plugins import EMA
 
 
@@ -112,7 +112,7 @@ def test_a_save_under_way_has_the_weights_and_not_the_average(trained, tmp_path)
             plugins=plugins,
             alchemistic_directory=folder,
             persist_stride=None,
-            persist_steps=5,  # at the end of an epoch, right before its validation
+            checkpoints=Checkpoints(every_steps=5),  # at the end of an epoch, right before its validation
         )
         models.append(folder / "default")
     plain, averaged = ([minetorch.load(run, name)["state_dict"] for name in saved(run, (5, 10))] for run in models)

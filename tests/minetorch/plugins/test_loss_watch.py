@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from minetorch import Checkpoints
 from minetorch.plugins.loss_watch import LossWatch
 
 
@@ -40,7 +41,7 @@ def test_a_training_loss_that_is_not_finite_is_one_warning_that_names_the_step(t
 
 
 def test_a_checkpoint_within_the_epoch_sees_it_sooner(trained, tmp_path):
-    trained(loss_func=loss_that_becomes(math.nan, at=6), persist_steps=2)
+    trained(loss_func=loss_that_becomes(math.nan, at=6), checkpoints=Checkpoints(every_steps=2))
     (line,) = warnings_in(tmp_path)
     assert line.startswith("The training loss is NaN: seen at step 8, in epoch 2.")
 

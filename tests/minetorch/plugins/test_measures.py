@@ -12,7 +12,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassF1Score, MulticlassRecall
 
 import minetorch
-from minetorch import CheckpointMismatchError, ConfigurationError
+from minetorch import CheckpointMismatchError, Checkpoints, ConfigurationError
 from minetorch.plugins import Classification, EarlyStopping, Metrics, NoisySamples, Profile, Throughput, negative_margin
 from minetorch.plugins.confusion import accuracy, macro_f1, per_class, picture
 from minetorch.plugins.noisy_samples import History, lower_shares
@@ -136,7 +136,7 @@ def test_a_picture_of_many_classes():
 def test_torchmetrics_and_the_plugin_agree_and_best_follows_them(trained, classifier, tmp_path):
     collection = MetricCollection({"macro": MulticlassF1Score(3, average="macro"), "recall": MulticlassRecall(3)})
     plugins = [Classification(3), Metrics({"torch": collection, "each": MulticlassF1Score(3, average=None)})]
-    run = trained(**classifier(plugins=plugins, monitor="accuracy", mode="max"))
+    run = trained(**classifier(plugins=plugins, checkpoints=Checkpoints(monitor="accuracy", mode="max")))
     assert run.metrics["torch_macro"] == pytest.approx(run.metrics["macro_f1"])
     each = [y for graph, curve, _, y in run.trainer.drawer.curves.points() if graph == "each"]
     assert sum(each[-3:]) / 3 == pytest.approx(run.metrics["macro_f1"])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import minetorch
-from minetorch import ConfigurationError
+from minetorch import Checkpoints, ConfigurationError
 from minetorch.plugins import BestK, EarlyStopping, LRSchedule
 
 
@@ -162,7 +162,9 @@ def test_a_metric_that_is_not_there_is_an_error(make_trainer):
 
 def test_the_best_of_a_metric_of_its_own_outlive_the_newest(trained, tmp_path):
     for last in (3, 6):  # stopped and resumed in between
-        trained(plugins=[Constant(), BestK("score", mode="max", k=2)], keep_last=1, max_epochs=last)
+        trained(
+            plugins=[Constant(), BestK("score", mode="max", k=2)], checkpoints=Checkpoints(keep_last=1), max_epochs=last
+        )
     run = tmp_path / "runs/default"
     assert minetorch.load(run, "best_score")["epoch"] == 2
     assert {minetorch.load(run, f"best_score_{slot}")["epoch"] for slot in (1, 2)} == {2, 6}

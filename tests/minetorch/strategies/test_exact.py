@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import CheckpointMismatchError
+from minetorch import CheckpointMismatchError, Exact
 
 DOCUMENT = Path(__file__).parents[3] / "docs/elastic.md"
 
@@ -59,7 +59,7 @@ def one_thread():
 def test_with_one_shard_it_is_the_default_to_the_bit(run, accumulated):
     options = {"clip_grad_norm": 0.5, "accumulated_iter": accumulated}
     plain = run(code="plain", **options)
-    exact = run(code="exact", elastic="exact", virtual_shards=1, **options)
+    exact = run(code="exact", strategy=Exact(virtual_shards=1), **options)
     assert all(torch.equal(value, plain.weights[name]) for name, value in exact.weights.items())
     assert exact.metrics["val_loss"] == plain.metrics["val_loss"]
     assert exact.metrics["train_loss"] == pytest.approx(plain.metrics["train_loss"], rel=1e-6)
@@ -72,7 +72,7 @@ def test_without_batch_statistics_any_number_of_shards_gives_the_default_up_to_r
 
     plain = run(code="plain", model=model())
     for shards in (3, 8, 16):
-        exact = run(code=f"exact-{shards}", model=model(), elastic="exact", virtual_shards=shards)
+        exact = run(code=f"exact-{shards}", model=model(), strategy=Exact(virtual_shards=shards))
         for name, value in exact.weights.items():
             torch.testing.assert_close(value, plain.weights[name])
         assert exact.metrics == pytest.approx(plain.metrics, rel=1e-5)
@@ -104,7 +104,7 @@ def test_statistics_are_the_mean_of_the_shards_and_move_where_they_are_used_alon
     torch.manual_seed(0)
     model = Uses()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    after = run(model=model, elastic="exact", virtual_shards=4, samples=48, max_epochs=1).weights
+    after = run(model=model, strategy=Exact(virtual_shards=4), samples=48, max_epochs=1).weights
     assert after["twice.num_batches_tracked"] == 6
     assert not torch.equal(after["twice.running_var"], before["twice.running_var"])
     for layer in ("frozen", "spare"):
@@ -114,7 +114,7 @@ def test_statistics_are_the_mean_of_the_shards_and_move_where_they_are_used_alon
 
 def test_a_running_mean_is_that_of_all_samples(run):
     model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 1))
-    after = run(model=model, elastic="exact", virtual_shards=8, samples=16, max_epochs=1).weights
+    after = run(model=model, strategy=Exact(virtual_shards=8), samples=16, max_epochs=1).weights
     inputs = some_data(16).tensors[0]
     torch.testing.assert_close(after["0.running_mean"], 0.1 * inputs.mean(dim=0))
     assert after["0.num_batches_tracked"] == 1
@@ -127,7 +127,7 @@ def test_a_hook_sees_the_batches_of_the_shards_and_the_loss_of_all(run):
         seen.append(([len(inputs) for inputs, _ in data], float(loss), torch.get_num_threads()))
 
     threads = torch.get_num_threads()
-    done = run(elastic="exact", max_epochs=1, hooks={"after_train_iteration_end": look})
+    done = run(strategy="exact", max_epochs=1, hooks={"after_train_iteration_end": look})
     assert [sizes for sizes, _, _ in seen] == [[2] * 8, [2] * 8, [1] * 8]
     weighted = sum(sum(sizes) * loss for sizes, loss, _ in seen) / 40
     assert done.metrics["train_loss"] == pytest.approx(weighted, rel=1e-6)
@@ -143,24 +143,24 @@ def test_a_save_between_counts_no_loss_twice(run, make_trainer):
     def save(trainer):
         trainer.persist("mine")
 
-    whole = run(code="whole", elastic="exact", drawer=None)
-    run(code="begun", elastic="exact", hooks={"after_train_iteration_end": stop})
-    gone_on = run(code="begun", elastic="exact", hooks={"after_init": save, "before_train_iteration_start": save})
+    whole = run(code="whole", strategy="exact", drawer=None)
+    run(code="begun", strategy="exact", hooks={"after_train_iteration_end": stop})
+    gone_on = run(code="begun", strategy="exact", hooks={"after_init": save, "before_train_iteration_start": save})
     assert gone_on.metrics == whole.metrics
     assert all(torch.equal(value, whole.weights[name]) for name, value in gone_on.weights.items())
 
 
 def test_a_run_keeps_its_number_of_shards(run):
-    run(elastic="exact", max_epochs=1)
+    run(strategy="exact", max_epochs=1)
     with pytest.raises(CheckpointMismatchError, match="made with virtual_shards=8; virtual_shards=4 was given"):
-        run(elastic="exact", virtual_shards=4)
+        run(strategy=Exact(virtual_shards=4))
     run(max_epochs=2)
 
 
 def test_a_run_that_was_begun_without_is_told_so(run, caplog, capsys):
     run(max_epochs=1)
-    run(elastic="exact", max_epochs=2)
-    assert 'made without elastic="exact": only from here on' in capsys.readouterr().err + caplog.text
+    run(strategy="exact", max_epochs=2)
+    assert 'made without strategy="exact": only from here on' in capsys.readouterr().err + caplog.text
 
 
 def test_the_script_of_the_document_runs(tmp_path, monkeypatch):

@@ -7,12 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import ConfigurationError
-from minetorch.settings import Settings
+from minetorch import ConfigurationError, Exact
 from minetorch.strategies.exact.refusals import check_exact
 from minetorch.world import World
-
-SETTINGS = Settings(elastic="exact", split_batches=True)
 
 
 @pytest.fixture
@@ -20,14 +17,15 @@ def make_exact(make_trainer):
     def make(batch_size=8, **changes):
         data = TensorDataset(torch.randn(16, 4), torch.randn(16, 1))
         changes.setdefault("train_dataloader", DataLoader(data, batch_size=batch_size))
-        return make_trainer(**{"val_dataloader": None, "split_batches": True, "elastic": "exact", **changes})
+        return make_trainer(**{"val_dataloader": None, "split_batches": True, "strategy": "exact", **changes})
 
     return make
 
 
-def check(model=None, optimizer=None, settings=SETTINGS, **world):
+def check(model=None, optimizer=None, **world):
     model = nn.Linear(4, 1) if model is None else model
-    check_exact(settings, World(**world), model, optimizer or torch.optim.SGD(model.parameters()))
+    optimizer = optimizer or torch.optim.SGD(model.parameters())
+    check_exact(Exact(), World(**world), model, optimizer, split_batches=True)
 
 
 def refused(reason):
@@ -39,10 +37,10 @@ def test_batches_of_each_worker(make_exact):
         make_exact(split_batches=False)
 
 
-@pytest.mark.parametrize("elastic", [True, "Exact", None])
-def test_another_kind_of_elastic(make_exact, elastic):
-    with refused("elastic must be False or 'exact'"):
-        make_exact(elastic=elastic)
+@pytest.mark.parametrize("strategy", [True, "Exact", None, Exact])
+def test_another_kind_of_strategy(make_exact, strategy):
+    with refused("strategy must be 'ddp' or 'exact', or a DDP(…) or an Exact(…)"):
+        make_exact(strategy=strategy)
 
 
 def test_more_workers_than_shards(make_exact, monkeypatch, tmp_path):

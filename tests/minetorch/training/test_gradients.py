@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import ConfigurationError
+from minetorch import ConfigurationError, Exact
 from minetorch.plugins import EMA, GradNorm, LRSchedule, NaNGuard
 
 
@@ -56,8 +56,10 @@ def test_parameters_outside_of_the_optimizer_do_not_count(trained, maybe_scaled)
     assert all(torch.equal(value, frozen.weights[name]) for name, value in loose.weights.items())
 
 
-@pytest.mark.parametrize("elastic", [{}, {"elastic": "exact", "split_batches": True}], ids=["plain", "exact"])
-def test_gradients_outside_of_the_optimizer_are_those_of_one_step(trained, elastic):
+@pytest.mark.parametrize(
+    "strategy", [{}, {"strategy": Exact(virtual_shards=2), "split_batches": True}], ids=["plain", "exact"]
+)
+def test_gradients_outside_of_the_optimizer_are_those_of_one_step(trained, strategy):
     """They are there for a hook, as long as another optimizer needs them, and do not pile up."""
     norms = []
 
@@ -65,10 +67,13 @@ def test_gradients_outside_of_the_optimizer_are_those_of_one_step(trained, elast
         norms.append(float(trainer.unwrapped_model.body.weight.grad.norm()))
 
     one_batch = DataLoader(TensorDataset(torch.ones(4, 1), torch.ones(4, 1)), batch_size=4)
-    options = head_only(False) | elastic
+    options = head_only(False) | strategy
     options["optimizer"].param_groups[0]["lr"] = 0.0
     trained(
-        **options, train_dataloader=one_batch, hooks={"after_train_iteration_end": look}, max_epochs=3, virtual_shards=2
+        **options,
+        train_dataloader=one_batch,
+        hooks={"after_train_iteration_end": look},
+        max_epochs=3,
     )
     assert norms[0] > 0
     assert norms == [norms[0]] * 3

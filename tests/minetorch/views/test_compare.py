@@ -1,11 +1,14 @@
 """`minetorch compare` on real runs, from different storages."""
 
+import dataclasses
 import io
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from minetorch.checkpoint.run import Run
 from minetorch.views.comparison import Comparison, rows
 from minetorch.views.record import Record
 
@@ -28,6 +31,47 @@ def test_runs_of_two_storages_stand_on_one_graph(command, plans, aws, tmp_path):
     assert (first["label"], second["label"], second["url"]) == ("plan-a", "plan-b", runs[1])
     assert [x for x, _ in second["curves"]["loss per step"]] == list(range(1, 9))
     assert first["x"] == "step"
+
+
+OLD_SETTINGS = {
+    **dict.fromkeys(("persist_steps", "persist_minutes", "keep_last", "keep_best", "keep_every", "keep_every_steps")),
+    "persist_policy": "wait",
+    "monitor": "val_loss",
+    "mode": "min",
+    "optimizer_options": "checkpoint",
+    "elastic": False,
+    "virtual_shards": 8,
+    "find_unused_parameters": False,
+}
+"""As manifests had them before there were `Checkpoints` and strategies, of a run with the defaults."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ({}, {}),
+        (
+            {"keep_last": 3, "persist_steps": 7},
+            {"checkpoints.keep_last": [None, 3], "checkpoints.every_steps": [None, 7]},
+        ),
+        (
+            {"elastic": "exact"},
+            {
+                "strategy": ["ddp", "exact"],
+                "strategy.virtual_shards": [None, 8],
+                "strategy.find_unused_parameters": [False, None],
+            },
+        ),
+    ],
+)
+def test_the_settings_of_an_older_version_are_compared_under_their_present_names(command, plans, changes, differences):
+    old = shutil.copytree(plans / "plan-a", plans / "old", symlinks=True)
+    manifest = Run.open(old).catalogue.manifests[-1]
+    others = {name: v for name, v in manifest.settings.items() if not name.startswith(("checkpoints.", "strategy"))}
+    written = dataclasses.replace(manifest, settings=others | OLD_SETTINGS | changes)
+    (old / "models" / manifest.key.manifest).write_bytes(written.to_json())
+    found = command("compare", plans / "plan-a", old, "--json")["differences"]
+    assert found == {f"settings.{name}": values for name, values in differences.items()}
 
 
 def test_every_run_is_in_the_picture(plans):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import ConfigurationError, RanksDifferError, Trainer
+from minetorch import Checkpoints, ConfigurationError, Exact, RanksDifferError, Trainer
 
 OUT = Path(sys.argv[1])
 FOUND = {}
@@ -47,7 +47,7 @@ def a_model_that_is_called_by_its_own_name():
     model = nn.Linear(1, 1)
     attempt("own name", lambda trainer, data: loss_of(model, data), model)
     attempt("unwrapped", lambda trainer, data: loss_of(trainer.unwrapped_model, data))
-    own = {"elastic": "exact", "split_batches": True, "virtual_shards": 2}
+    own = {"strategy": Exact(virtual_shards=2), "split_batches": True}
     attempt("exact", lambda trainer, data: loss_of(trainer.unwrapped_model, data), **own)
 
 
@@ -104,7 +104,14 @@ def a_second_optimizer_stepped_by_hand():
         return trainer.model(data[0]).mean()
 
     first = torch.optim.SGD(pair.generator.parameters(), lr=0.1)
-    attempt("second optimizer", loss_func, pair, optimizer=first, persist_steps=2, statable={"second": second})
+    attempt(
+        "second optimizer",
+        loss_func,
+        pair,
+        optimizer=first,
+        checkpoints=Checkpoints(every_steps=2),
+        statable={"second": second},
+    )
 
 
 def through_model(trainer, data):

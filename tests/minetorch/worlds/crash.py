@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 
 OUT, KILL = Path(sys.argv[1]), sys.argv[2] == "kill"
 
@@ -45,5 +45,5 @@ Trainer(
     DataLoader(TensorDataset(inputs, inputs.sum(dim=1, keepdim=True)), batch_size=8),
     hooks={"after_train_iteration_end": die_once},
     max_epochs=3,
-    persist_steps=3,
+    checkpoints=Checkpoints(every_steps=3),
 ).train()

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 from minetorch.checkpoint import checkpointer as checkpointers
 from minetorch.checkpoint import writer
 from minetorch.checkpoint.checkpointer import Checkpointer
@@ -100,7 +100,7 @@ trainer = Trainer(
     hooks={"after_init": begin},
     drawer=None,
     max_epochs=8,
-    persist_steps=2,
+    checkpoints=Checkpoints(every_steps=2),
     persist_stride=None,
 )
 last = trainer.history.starts[-1]

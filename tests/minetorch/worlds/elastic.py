@@ -1,4 +1,4 @@
-"""Trains small models with elastic="exact": from scratch, on from where another world stopped, and to stop midway.
+"""Trains small models with strategy="exact": from scratch, on from where another world stopped, and to stop midway.
 
 Arguments: folder, size of the world whose runs to go on with (or -), iteration of epoch 2 to end others after (or -1).
 Each rank writes what it ended with.
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from minetorch import Trainer
+from minetorch import Exact, Trainer
 
 OUT, BEFORE, STOP = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 RANK, WORLD = int(os.environ["RANK"]), os.environ["WORLD_SIZE"]
@@ -105,8 +105,13 @@ CASES = {
     ),
     "cnn": (cnn, sgd, DataLoader(Augmented(), **LOADER), {"clip_grad_norm": 1.0}),
     "stream": (wide_mlp, adam, DataLoader(Stream(INPUTS, TARGETS), batch_size=20), {}),
-    "batches": (mlp, sgd, DataLoader(DATA, batch_sampler=UnevenBatches(45)), {"virtual_shards": 5}),
-    "bf16": (wide_mlp, sgd, DataLoader(DATA, 12, shuffle=True, drop_last=True), {"amp": "bf16", "virtual_shards": 7}),
+    "batches": (mlp, sgd, DataLoader(DATA, batch_sampler=UnevenBatches(45)), {"strategy": Exact(virtual_shards=5)}),
+    "bf16": (
+        wide_mlp,
+        sgd,
+        DataLoader(DATA, 12, shuffle=True, drop_last=True),
+        {"amp": "bf16", "strategy": Exact(virtual_shards=7)},
+    ),
 }
 
 
@@ -160,8 +165,7 @@ def make(case, runs, watch):
         persist_stride=None,
         drawer=None,
         split_batches=True,
-        elastic="exact",
-        **changes,
+        **{"strategy": "exact", **changes},
     )
 
 

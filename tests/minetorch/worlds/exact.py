@@ -366,7 +366,7 @@ def train(case, folder, workers, stop=None):
         plugins=[diary],
         hooks={"after_train_iteration_end": fail, "after_init": lambda trainer: torch.rand(1)},
         max_epochs=EPOCHS,
-        persist_steps=3 if case.accumulate == 1 else 1,
+        checkpoints=minetorch.Checkpoints(every_steps=3 if case.accumulate == 1 else 1),
         accumulated_iter=case.accumulate,
         amp=case.amp,
         split_batches=case.split,

@@ -69,7 +69,7 @@ if __name__ == "__main__":
         plugins=[diary],
         hooks={"after_train_iteration_end": strike},
         max_epochs=3,
-        persist_steps=2,
+        checkpoints=minetorch.Checkpoints(every_steps=2),
         accumulated_iter=2,
         amp="bf16",
     )

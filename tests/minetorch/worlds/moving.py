@@ -74,7 +74,7 @@ trainer = minetorch.Trainer(
     plugins=[tally],
     hooks={"after_epoch_end": step_scheduler, "after_checkpoint_persisted": die},
     max_epochs=3,
-    persist_steps=5,
+    checkpoints=minetorch.Checkpoints(every_steps=5),
     storage_options=OPTIONS,
 )
 trainer.train()

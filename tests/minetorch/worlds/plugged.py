@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
-from minetorch import NotFiniteError, Trainer
+from minetorch import DDP, Checkpoints, NotFiniteError, Trainer
 from minetorch.plugins import (
     EMA,
     BestK,
@@ -95,7 +95,7 @@ def train_with_every_plugin():
         (inputs, labels),
         blobs(33),
         optimizer=optimizer,
-        persist_steps=3,
+        checkpoints=Checkpoints(every_steps=3),
         plugins=[
             LRSchedule(schedule, per="step", draw_every=2),
             EMA(0.9),
@@ -157,7 +157,7 @@ class Spare(nn.Module):
 
 
 def unused_parameters():
-    trainer = make(Spare(), blobs(64), blobs(8), code="unused", find_unused_parameters=True, max_epochs=1)
+    trainer = make(Spare(), blobs(64), blobs(8), code="unused", strategy=DDP(find_unused_parameters=True), max_epochs=1)
     trainer.train()
     return trainer.progress.step
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 
 place, policy, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -32,8 +32,7 @@ Trainer(
     DataLoader(TensorDataset(inputs, 2 * inputs), batch_size=4),
     loss_func,
     hooks={"after_train_iteration_end": tell},
-    persist_steps=1,
-    keep_last=2,
+    checkpoints=Checkpoints(every_steps=1, keep_last=2),
     if_running=policy,
     max_epochs=epochs,
 ).train()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 from minetorch.checkpoint import checkpointer as checkpointers
 from minetorch.checkpoint import writer
 
@@ -72,7 +72,7 @@ trainer = Trainer(
     drawer=None,
     max_epochs=1,
     persist_stride=None,
-    persist_steps=3 if stores else None,
+    checkpoints=Checkpoints(every_steps=3 if stores else None),
 )
 try:
     trainer.train()

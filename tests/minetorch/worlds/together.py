@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minetorch import CollectiveError, ConfigurationError, RemoteError, StorageError, Trainer, main_only
+from minetorch import Checkpoints, CollectiveError, ConfigurationError, RemoteError, StorageError, Trainer, main_only
 from minetorch.plugins import EMA
 from minetorch.state_broadcast import read_once
 
@@ -233,7 +233,7 @@ def one_rank_stops_all():
 
 
 def accumulating_exchanges_gradients_at_the_step_only():
-    trainer = make("accumulated", accumulated_iter=4, persist_steps=1)
+    trainer = make("accumulated", accumulated_iter=4, checkpoints=Checkpoints(every_steps=1))
     trainer.train()
     FOUND["accumulated steps"] = trainer.progress.step
     FOUND["accumulated weights"] = [p.tolist() for p in trainer.unwrapped_model.parameters()]

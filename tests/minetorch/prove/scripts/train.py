@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 
 FAULTS = sys.argv[1].split(",")
 FOLDER = Path(sys.argv[2])
@@ -97,7 +97,7 @@ def train(fault):
         hooks={"after_train_iteration_end": after_iteration},
         statable={} if fault == "scheduler" else {"scheduler": scheduler},
         max_epochs=None if fault == "endless" else int(OPTIONS.get("epochs", 3)),
-        persist_steps=5,
+        checkpoints=Checkpoints(every_steps=5),
         drawer=None,
         split_batches=True,
     ).train()

@@ -13,7 +13,6 @@ from minetorch.checkpoint.plain import plain_state
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, MinetorchError
 from minetorch.history import History
-from minetorch.log import RunLog
 from minetorch.model_names import ModelNames
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.state import TrainerState
@@ -24,16 +23,15 @@ REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
 
 
 class Contents:
-    """The parts of a run that are saved. It touches no storage but the log's, whose undone lines it has cut off."""
+    """The parts of a run that are saved. It touches no storage."""
 
     def __init__(
-        self, trainer: TrainerState, statable: Mapping[str, Stateful], plugins: Mapping[str, Stateful], log: RunLog
+        self, trainer: TrainerState, statable: Mapping[str, Stateful], plugins: Mapping[str, Stateful]
     ) -> None:
         self.history = History()
         """This start of the run, and those before it."""
         self._trainer = trainer
         self._groups = {"statable": statable, "plugins": plugins}
-        self._log = log
         self._generators: dict[str, Any] | None = None
 
     def gather(self) -> dict[str, Any]:
@@ -78,7 +76,7 @@ class Contents:
         """Restore every part of the run.
 
         Args:
-            state: what `gather` gave, with every rank's generators and places in its logs; from the file at `path`.
+            state: what `gather` gave, with every rank's generators; from the file at `path`.
             path: of the checkpoint, for messages.
 
         Raises:
@@ -109,9 +107,6 @@ class Contents:
             self.put_back_generators()
         progress = trainer.progress
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
-        logs = state.get("logs", [])
-        if trainer.rank < len(logs):
-            self._log.heal(logs[trainer.rank], progress.step)
 
     def _load_model_and_optimizer(self, state: dict[str, Any]) -> None:
         trainer = self._trainer

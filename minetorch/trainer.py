@@ -295,7 +295,7 @@ class Trainer(TrainerState):
         )
         self._share_out(train_dataloader, val_dataloader)
         self._comparison = Comparison(self.world, self.logger)
-        self._contents = Contents(self, *states, log=self._log)
+        self._contents = Contents(self, *states)
         self._persistence = Persistence(self, checkpointer, self._contents, self._log)
         self._in_loop = False
         self._ended: Ended | None = None

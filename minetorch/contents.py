@@ -14,7 +14,6 @@ from minetorch.checkpoint.plain import plain_state
 from minetorch.data.order import derive_seed
 from minetorch.errors import CheckpointMismatchError, MinetorchError
 from minetorch.history import History
-from minetorch.log import RunLog
 from minetorch.randomness import generator_states, restore_generators, seed_generators
 from minetorch.state import TrainerState
 from minetorch.stateful import Stateful
@@ -24,16 +23,15 @@ REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
 
 
 class Contents:
-    """The parts of a run that are saved. It touches no storage but the log's, whose undone lines it has cut off."""
+    """The parts of a run that are saved. It touches no storage."""
 
     def __init__(
-        self, trainer: TrainerState, statable: Mapping[str, Stateful], plugins: Mapping[str, Stateful], log: RunLog
+        self, trainer: TrainerState, statable: Mapping[str, Stateful], plugins: Mapping[str, Stateful]
     ) -> None:
         self.history = History()
         """This start of the run, and those before it."""
         self._trainer = trainer
         self._groups = {"statable": statable, "plugins": plugins}
-        self._log = log
         self._generators: dict[str, Any] | None = None
         self._of_plugins: tuple[Mapping[str, Any], str] | None = None
         """The checkpoint's state and path, until the plugins have taken over theirs."""
@@ -79,7 +77,7 @@ class Contents:
         """Restore every part of the run but the plugins.
 
         Args:
-            state: what `gather` gave, with every rank's generators and places in its logs; from the file at `path`.
+            state: what `gather` gave, with every rank's generators; from the file at `path`.
             path: of the checkpoint, for messages.
 
         Raises:
@@ -109,9 +107,6 @@ class Contents:
             self.put_back_generators()
         progress = trainer.progress
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
-        logs = state.get("logs", [])
-        if trainer.rank < len(logs):
-            self._log.heal(logs[trainer.rank], progress.step)
 
     def take_over_plugins(self) -> None:
         """Restore the plugins, which have seen `after_init` by now.

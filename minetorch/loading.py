@@ -47,7 +47,7 @@ def load(
         only; `statable` and `plugins`, each a dict of states by name; `epoch`; `progress`, the counters; `metrics`;
         `lowest_train_loss`; `lowest_val_loss`; `drawer`, the curves (on the CPU; they are left out, with a warning,
         where their file is damaged); `random`, each rank's generators; `history`, the
-        run's starts; `logs`, where the logs ended.
+        run's starts.
 
     Raises:
         CheckpointNotFoundError: there is no such run or checkpoint; the message lists what there is.

@@ -110,12 +110,12 @@ class Persistence:
         world, progress = self._trainer.world, self._trainer.progress
         if self._saver is None:
             self._log.flush()  # rank 0's is flushed before the commit, beside the training
-        random, logs = zip(*world.gather((generator_states(), self._log.place())), strict=True)
+        random = world.gather(generator_states())
 
         def start() -> str:
             assert self._saver is not None
             return self._saver.save(
-                self._contents.gather() | {"random": list(random), "logs": list(logs)},
+                self._contents.gather() | {"random": random},
                 curves=self._contents.curves(),
                 names=names,
                 step=progress.step,

@@ -261,7 +261,7 @@ class Trainer(TrainerState):
         )
         self._share_out(train_dataloader, val_dataloader)
         self._comparison = Comparison(self.world, self.logger)
-        self._contents = Contents(self, *states, log=self._log)
+        self._contents = Contents(self, *states)
         self._persistence = Persistence(self, checkpointer, self._contents, self._log)
         self._modes = Modes(model, lambda: self.model, self.logger)
         self._replicas = Replicas(self.world, model, optimizer, self.logger)

@@ -9,21 +9,23 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minetorch.drawers.background import BackgroundDrawer
-from minetorch.drawers.painter import Painter, PainterLostError
+from minetorch.drawers.painter import PainterLostError, paint_apart
 from minetorch.drawers.thin import thin
 from minetorch.errors import ConfigurationError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
     from minetorch.drawers.curves import Curves
+    from minetorch.drawers.painter import Picture
     from minetorch.drawers.picture import Scale
 
 _SCALES = ("auto", "log", "linear")
 _MOST_IMAGES_WAITING = 50
+_MOST_LOSSES = 3
 
 
 class _State(NamedTuple):
@@ -75,7 +77,7 @@ class MatplotlibDrawer(BackgroundDrawer):
         self._restores = 0  # tells one record from the next
         self._drawn: dict[str, _State] = {}
         self._images: deque[tuple[str, npt.NDArray[np.uint8]]] = deque(maxlen=_MOST_IMAGES_WAITING)
-        self._painter = Painter()
+        self._losses = 0
         self._must_load = self._is_loaded = False
 
     def restore(self, curves: Curves) -> None:
@@ -102,7 +104,7 @@ class MatplotlibDrawer(BackgroundDrawer):
         super().flush()
 
     def close(self) -> None:
-        """Draw the last state, and end the thread and the process."""
+        """Draw the last state, and end the thread."""
         try:
             super().close()
         except TimeoutError:
@@ -111,13 +113,12 @@ class MatplotlibDrawer(BackgroundDrawer):
                 f"{left} of {graphs} pictures do not show the last state, since there was no time left after "
                 f"{self.patience_s:.0f} s"
             ) from None
-        finally:
-            self._painter.close()
 
     def _draw(self) -> None:
-        for graph, state in self._changed().items():
-            self._write(f"graph/{graph}.png", self._paint(graph))
-            self._drawn[graph] = state
+        changed = self._changed()
+        for graph, picture in zip(changed, self._painted([self._picture(graph) for graph in changed]), strict=True):
+            self._write(f"graph/{graph}.png", picture)
+            self._drawn[graph] = changed[graph]
         while True:
             with self._lock:
                 if not self._images:
@@ -138,7 +139,7 @@ class MatplotlibDrawer(BackgroundDrawer):
             }
         return {graph: state for graph, state in states.items() if self._drawn.get(graph) != state}
 
-    def _paint(self, graph: str) -> bytes:
+    def _picture(self, graph: str) -> Picture:
         with self._lock:
             points = {name: curve.to_numpy() for name, curve in self._record[graph].items()}
             x_name = self._record.x_name(graph)
@@ -151,20 +152,30 @@ class MatplotlibDrawer(BackgroundDrawer):
             "resumes": sorted(place for place in places if place is not None),
             "scale": self._scales.get(graph, "auto"),
         }
+        return graph, curves, options
+
+    def _painted(self, pictures: Sequence[Picture]) -> Iterator[bytes]:
+        """The pictures, by a process; at the end of the training, or where no process can be had, by this thread."""
+        if not pictures:
+            return
         # At the end nobody is held up, and a process of low priority could take long to come to its turn.
-        if self._painter.is_usable and not self._worker.is_closing:
+        if self._losses < _MOST_LOSSES and not self._worker.is_closing:
             try:
-                return self._painter.paint(graph, curves, give_up=lambda: self._worker.is_closing, **options)
+                yield from paint_apart(pictures, give_up=lambda: self._worker.is_closing)
+                return
             except PainterLostError:
                 if not self._worker.is_closing:
+                    self._losses += 1
                     raise
         if not (self._worker.is_closing or self._is_loaded):
             self._must_load = True
             raise PainterLostError("no process can be had that paints; this one will")
-        with self._worker.uninterrupted():
-            from minetorch.drawers.picture import paint
+        for graph, curves, options in pictures:
+            with self._worker.uninterrupted():
+                from minetorch.drawers.picture import paint
 
-            return paint(graph, curves, **options)
+                picture = paint(graph, curves, **options)
+            yield picture
 
     def _write(self, name: str, data: bytes) -> None:
         assert self._store is not None, "bind comes before anything else"

@@ -1,145 +1,96 @@
-"""A process of its own that paints pictures: Matplotlib would hold the training's interpreter up for 0.1 s each.
+"""Paints pictures in a process of its own: Matplotlib would hold the training's interpreter up for 0.1 s each.
 
-It imports Matplotlib and NumPy, not torch, takes about 60 MB, and paints with a low priority. It ends when its
-parent closes the pipe, however that comes about.
+Each drawing has its own process, which imports Matplotlib and NumPy, not torch, and paints with a low priority. It
+reads and writes files, not pipes: a DataLoader worker that is forked meanwhile would hold a pipe open.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import pickle
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from minetorch.drawers.thin import Thin
 
-_LOOK_S = 5.0
-"""Seconds from one look of the process whether its parent is still there to the next."""
-
-_LONGEST_PICTURE_S = 60.0
-_PATIENCE_S = 0.2
-_MOST_LOSSES = 3
+    Picture = tuple[str, Mapping[str, Thin], Mapping[str, Any]]
+    """The arguments of `picture.paint`: the graph, its curves and the options."""
 
 NICENESS = 5
 """Lower than the training, but not so low that it would never have its turn beside busy DataLoader workers."""
 
+_LONGEST_S = 60.0
+_LOOK_S = 0.2
+
 # The parent's own path: it may have found this package in a way that a new interpreter would not. One thread, as
 # the libraries under NumPy would else make one for each core.
-_START = "import sys; fd, parent, *sys.path = sys.argv[1:]; "
-_START += "from minetorch.drawers.painter import serve; serve(int(fd), int(parent))"
+_START = "import sys; sys.path[:] = sys.argv[1:]; from minetorch.drawers.painter import paint_all; paint_all()"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class PainterLostError(Exception):
-    """The process has ended, could not be started, or does not answer."""
+    """The process could not be started, has died, or does not answer."""
 
 
-class Painter:
-    """The parent's side. Used by one thread at a time."""
+def paint_apart(pictures: Sequence[Picture], *, give_up: Callable[[], bool]) -> list[bytes]:
+    """The pictures as PNG files, painted by another process.
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection[Any, Any] | None = None
-        self._losses = 0
+    Args:
+        pictures: what to paint.
+        give_up: asked again and again while the process paints; once it returns True, nobody waits any longer.
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether a process may still be had: it was not lost again and again."""
-        return self._losses < _MOST_LOSSES and bool(sys.executable)
-
-    @property
-    def pid(self) -> int | None:
-        """The process, while there is one."""
-        return None if self._process is None else self._process.pid
-
-    def paint(self, graph: str, curves: Mapping[str, Thin], *, give_up: Callable[[], bool], **options: Any) -> bytes:
-        """What `picture.paint` returns.
-
-        Args:
-            graph: as there.
-            curves: as there.
-            give_up: asked again and again while the process paints; where it says so, nobody waits any longer.
-            options: as there.
-
-        Raises:
-            PainterLostError: there is no process to paint it, or it was given up; the next call starts another.
-            RuntimeError: it cannot be painted.
-        """
-        try:
-            connection = self._connect()
-            connection.send((graph, dict(curves), options))
-            end = time.monotonic() + _LONGEST_PICTURE_S
-            while not connection.poll(_PATIENCE_S):
-                if give_up() or time.monotonic() > end:
-                    raise TimeoutError(f"no picture after {_LONGEST_PICTURE_S:.0f} s")
-            picture, error = connection.recv()
-        except (EOFError, OSError) as lost:
-            self._losses += 1
-            self.close()
-            raise PainterLostError(str(lost)) from lost
-        if error:
-            raise RuntimeError(error)
-        return bytes(picture)
-
-    def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-        if process is not None:
-            process.kill()  # it holds nothing that could be spoilt
-            process.wait()
-
-    def _connect(self) -> Connection[Any, Any]:
-        if self._connection is None:
-            ours, theirs = Pipe()
-            try:
-                fd = theirs.fileno()
-                command = [sys.executable, "-c", _START, str(fd), str(os.getpid()), *sys.path]
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=[fd],
-                    env={**os.environ, **_ONE_THREAD},
-                )
-            except BaseException:
-                ours.close()
-                raise
-            finally:
-                theirs.close()
-            self._connection = ours
-        return self._connection
+    Raises:
+        PainterLostError: there is no process to paint them, or it was given up.
+        RuntimeError: one of them cannot be painted.
+    """
+    try:
+        with tempfile.TemporaryFile() as wanted, tempfile.TemporaryFile() as painted:
+            pickle.dump(pictures, wanted)
+            wanted.seek(0)
+            process = subprocess.Popen(
+                [sys.executable, "-c", _START, *sys.path],
+                stdin=wanted,
+                stdout=painted,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, **_ONE_THREAD},
+                start_new_session=True,  # Ctrl-C is the parent's, which has its last pictures to draw
+            )
+            _wait(process, give_up)
+            painted.seek(0)
+            found, error = pickle.load(painted)
+    except (OSError, EOFError) as lost:
+        raise PainterLostError(str(lost)) from lost
+    if error:
+        raise RuntimeError(error)
+    return list(found)
 
 
-def serve(fd: int, parent: int) -> None:
-    """The process itself: paint what comes until the parent is gone."""
-    # As DataLoader workers: a signal to the whole group is the parent's, which has its last pictures to draw.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):
-        os.nice(NICENESS)
-    from minetorch.drawers.picture import load_matplotlib, paint
+def _wait(process: subprocess.Popen[bytes], give_up: Callable[[], bool]) -> None:
+    end = time.monotonic() + _LONGEST_S
+    try:
+        while process.poll() is None:
+            if give_up() or time.monotonic() > end:
+                raise TimeoutError(f"no picture after {_LONGEST_S:.0f} s")
+            time.sleep(_LOOK_S)
+    finally:
+        process.kill()
+        process.wait()
 
-    load_matplotlib()
-    with Connection(fd) as connection, suppress(EOFError, OSError):
-        while True:
-            # A process that the parent forked holds the pipe open, too.
-            while not connection.poll(_LOOK_S):
-                if os.getppid() != parent:
-                    return
-            graph, curves, options = connection.recv()
-            try:
-                answer: tuple[bytes, str] = paint(graph, curves, **options), ""
-            except Exception as error:
-                answer = b"", f"{type(error).__name__}: {error}"
-            connection.send(answer)
+
+def paint_all() -> None:
+    """The process itself: paint what its input asks for."""
+    os.nice(NICENESS)
+    from minetorch.drawers.picture import paint
+
+    found, error = [], ""
+    try:
+        for graph, curves, options in pickle.load(sys.stdin.buffer):
+            found.append(paint(graph, curves, **options))
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    pickle.dump((found, error), sys.stdout.buffer)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from minetorch.errors import RunVanishedError, SupersededError
-from minetorch.log.mark import CHECKED, Mark, undone_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,14 +94,6 @@ class FileHandler(logging.Handler, ABC):
     def let_go(self) -> None:
         """Bring them to the store, and hold nothing open."""
 
-    @abstractmethod
-    def end(self) -> Mark:
-        """The place behind the last line."""
-
-    @abstractmethod
-    def cut(self, mark: Mark, step: int) -> bytes:
-        """Remove what a resumption from that checkpoint undoes, after `keep_undone` has it, and return it."""
-
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
         try:
@@ -132,38 +123,6 @@ class FileHandler(logging.Handler, ABC):
                     self.add("".join(held))
                 except Exception as error:
                     self._report(error)
-
-    def heal(self, mark: Mark, step: int, guard: Callable[[], object] | None) -> tuple[int, str]:
-        """Take out the lines of work that is about to be done anew.
-
-        Returns:
-            How many lines, and the file that has them now.
-        """
-        self._guard = guard or self._guard
-        try:
-            self._guard()
-            undone = self.cut(mark, step)
-        except Exception as error:
-            self._report(error)
-            return 0, ""
-        return undone.count(b"\n"), self._undone_file if undone else ""
-
-    def keep_undone(self, undone: bytes) -> None:
-        """Put lines aside that are about to be removed."""
-        folder = self._store.child(LOG_FOLDER)
-        prefix = f"{self._stem}.undone."
-        name = f"{prefix}{max(numbers(folder.list(prefix), prefix), default=0) + 1:04}.txt"
-        folder.write(name, undone)
-        self._undone_file = f"{LOG_FOLDER}/{name}"
-
-    def mark(self) -> Mark | None:
-        """The place behind the last line, where it is known."""
-        try:
-            with self._locked():
-                return self.end()
-        except Exception as error:
-            self._report(error)
-            return None
 
     def flush(self) -> None:
         """Bring every line so far to the store."""
@@ -229,44 +188,15 @@ class LocalFileHandler(FileHandler):
         if stream is not None:
             stream.close()
 
-    def end(self) -> Mark:
-        """The end of the file."""
-        try:
-            with self._path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - CHECKED))
-                return Mark.at_end(0, size, file.read())
-        except FileNotFoundError:
-            return Mark.at_end(0, 0, b"")
-
-    def cut(self, mark: Mark, step: int) -> bytes:
-        """Remove the undone lines."""
-        try:
-            with open(self._path, "rb", opener=_open_own) as file:
-                content = file.read()
-        except FileNotFoundError:
-            return b""
-        if mark.part or not mark.fits(content):
-            return b""
-        keep = mark.offset + undone_from(content[mark.offset :], step)
-        undone = content[keep:]
-        if undone:
-            self.keep_undone(undone)
-            self._make_own(keep)
-        return undone
-
     @property
     def _path(self) -> Path:
         return Path(self._store.local_path(self.name_of_file))
 
-    def _make_own(self, size: int | None) -> None:
-        self._store.keep_beginning(self.name_of_file, size)
-        self._is_own = True
-
     def _open(self) -> BinaryIO:
         if not self._is_own:
             self._guard()
-            self._make_own(None if self._append else 0)
+            self._store.keep_beginning(self.name_of_file, None if self._append else 0)
+            self._is_own = True
         path = self._path
         torn = _is_torn(path)
         # It stays open for the next lines.

@@ -11,7 +11,6 @@ import threading
 from typing import TYPE_CHECKING
 
 from minetorch.log.files import LOG_FOLDER, FileHandler, LogStore, numbers
-from minetorch.log.mark import Mark, undone_from
 
 if TYPE_CHECKING:
     import logging
@@ -80,48 +79,6 @@ class RemoteFileHandler(FileHandler):
     def let_go(self) -> None:
         """Write what is left."""
         self.sync()
-
-    def end(self) -> Mark:
-        """The end of all lines that are written or wait."""
-        if self._before is None:
-            with self._syncing:
-                self._loaded()
-        with self._adding:  # and not for as long as a write takes
-            content = b"".join([self._before or b"", *self._writing, *self._lines])
-            return Mark.at_end(self._parts, len(content), content)
-
-    def cut(self, mark: Mark, step: int) -> bytes:
-        """Remove the undone lines: from the newest part to the one with the mark."""
-        with self._syncing:
-            newest = self._loaded()
-            if mark.part > self._parts:
-                return b""
-            contents = [self._folder.read(self._part(number)) for number in range(mark.part + 1, self._parts + 1)]
-            contents.append(newest)
-            # Each part but the first begins with a line that names the one before. A mark may lie beyond its own part:
-            # lines that came while that one was being closed are in the next.
-            whole = b"".join([contents[0], *(content.partition(b"\n")[2] for content in contents[1:])])
-            if not mark.fits(whole):
-                return b""
-            keep = mark.offset + undone_from(whole[mark.offset :], step)
-            undone = whole[keep:]
-            if undone:
-                self.keep_undone(undone)
-                self._remove(mark.part, whole[:keep])
-            return undone
-
-    def _remove(self, part: int, content: bytes) -> None:
-        """Make this the newest part.
-
-        In an order in which a kill at any point leaves a log that the next start can heal.
-        """
-        for number in range(self._parts, part + 1, -1):
-            self._folder.delete(self._part(number))
-        reopened = self._parts > part
-        self._store.write(self.name_of_file, content)
-        if reopened:
-            self._folder.delete(self._part(part + 1))
-        self._parts, self._before = part, content
 
     def _write(self, content: bytes) -> tuple[bytes, int]:
         """Write the newest part; returns what it is after that, and how many are closed."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from minetorch.errors import ConfigurationError, in_brief
 from minetorch.log.console import ConsoleFormatter, ConsoleHandler, ViewHandler, WarningsUpwards, is_shown_elsewhere
 from minetorch.log.files import FileHandler, LocalFileHandler, LogStore
-from minetorch.log.mark import Mark, ended_line
 from minetorch.log.remote import RemoteFileHandler
 from minetorch.log.shared import PythonsWarnings, SharedWarnings, torchs_store
 
@@ -73,7 +72,6 @@ class RunLog:
         console = ConsoleHandler(to_stdout=in_notebook) if view is None else ViewHandler(view)
         self._shared: SharedWarnings | None = None
         self._pythons: PythonsWarnings | None = None
-        self._mark: tuple[Mark, int] | None = None
         file_kind = LocalFileHandler if store.is_local else RemoteFileHandler
         self._file: FileHandler = file_kind(store, rank=rank, append=append, console=console)
         self._file.held = [] if held else None
@@ -106,33 +104,11 @@ class RunLog:
         """
         if self._pythons is not None:
             self._pythons.take()
-        if self._mark is not None:
-            lines, where = self._file.heal(*self._mark, guard)
-            self._mark = None
-            if lines:
-                what = "1 line" if lines == 1 else f"{lines} lines"
-                self.logger.info("Moved %s, logged after this checkpoint was saved, to %s.", what, where)
         self._file.begin(guard)
 
-    def heal(self, place: object, step: int) -> None:
-        """With the lines that are held back, take out those of work that is about to be done anew.
-
-        Args:
-            place: what `place` was for the checkpoint from which the run goes on; anything else changes nothing.
-            step: the optimizer steps of that checkpoint.
-        """
-        mark = Mark.from_list(place)
-        if mark is not None:
-            self._mark = mark, step
-
-    def place(self) -> list[int] | None:
-        """Where this log ends now, for the checkpoint."""
-        mark = self._file.mark()
-        return None if mark is None else mark.to_list()
-
     def ended(self, step: int, summary: str = "") -> None:
-        """Say that the run has ended with all work up to this optimizer step saved: nothing of its log is undone."""
-        self.logger.info("%s", f"{ended_line(step)} {summary}".rstrip())
+        """Say that the run has ended with all work up to this optimizer step saved."""
+        self.logger.info("%s", f"Ended at step {step}. {summary}".rstrip())
 
     def flush(self) -> None:
         """Bring every line so far to the store, as before each checkpoint's commit.

@@ -21,7 +21,7 @@ def run(trained, tmp_path):
 
 KEYS = {
     "state_dict", "optimizer", "optimizer_class", "optimizer_groups", "statable", "plugins", "epoch", "progress",
-    "metrics", "lowest_train_loss", "lowest_val_loss", "drawer", "random", "history", "logs",
+    "metrics", "lowest_train_loss", "lowest_val_loss", "drawer", "random", "history",
 }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ ACTIONS: dict[str, Callable[[SimpleNamespace, Path], object]] = {
     "moves its links": lambda writer, file: sync_links(
         writer.store.child("models"), {"latest.pth.tar": PAYLOADS[0]}, LOGGER
     ),
-    "heals its log": lambda writer, file: writer.store.keep_beginning("log.txt", 3),
+    "takes over its log": lambda writer, file: writer.store.keep_beginning("log.txt", 3),
     "gives a sign of life": lambda writer, file: writer.fence._beat(),
 }
 

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from benchmarks.harness import OURS, Options, Row, Target, interleave, main, make_parser
 from minetorch.data import share_out
-from minetorch.randomness import reseed
-from minetorch.world import World
+from minetorch.data.randomness import reseed
+from minetorch.distributed.world import World
 
 __all__ = ["measure"]
 

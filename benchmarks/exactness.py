@@ -23,9 +23,9 @@ from benchmarks.groups import group_of_one
 from benchmarks.harness import OURS, Options, Row, interleave, main, make_parser
 from minetorch.data import share_out
 from minetorch.data.fetching import Fetcher, Task
-from minetorch.randomness import kept_generators, reseed
+from minetorch.data.randomness import kept_generators, reseed
+from minetorch.distributed.world import World
 from minetorch.strategies.buckets import settle_buckets
-from minetorch.world import World
 
 SAMPLES, BATCH = 4096, 32
 

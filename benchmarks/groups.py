@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from minetorch.gloo_threads import let_threads_finish
+from minetorch.distributed.gloo_threads import let_threads_finish
 
 __all__ = ["group_of_one"]
 

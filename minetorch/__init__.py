@@ -30,14 +30,14 @@ from minetorch.lazy import lazily
 from minetorch.version import __version__
 
 if TYPE_CHECKING:
-    from minetorch.checkpoint.options import Checkpoints
+    from minetorch.checkpoint.loading import load
+    from minetorch.checkpoint.stateful import Stateful
+    from minetorch.distributed.world import World
     from minetorch.drawers import Drawer, MatplotlibDrawer, SqlDrawer, TensorboardDrawer
     from minetorch.hooks import HOOK_POINTS, main_only
-    from minetorch.loading import load
-    from minetorch.stateful import Stateful
-    from minetorch.strategies.options import DDP, Exact
+    from minetorch.options.checkpoints import Checkpoints
+    from minetorch.options.strategies import DDP, Exact
     from minetorch.trainer import Trainer
-    from minetorch.world import World
 
 __all__ = [
     "DDP",
@@ -74,18 +74,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DDP": "strategies.options",
+    "DDP": "options.strategies",
     "HOOK_POINTS": "hooks",
-    "Checkpoints": "checkpoint.options",
+    "Checkpoints": "options.checkpoints",
     "Drawer": "drawers",
-    "Exact": "strategies.options",
+    "Exact": "options.strategies",
     "MatplotlibDrawer": "drawers",
     "SqlDrawer": "drawers",
-    "Stateful": "stateful",
+    "Stateful": "checkpoint.stateful",
     "TensorboardDrawer": "drawers",
     "Trainer": "trainer",
-    "World": "world",
-    "load": "loading",
+    "World": "distributed.world",
+    "load": "checkpoint.loading",
     "main_only": "hooks",
 }
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minetorch.errors import ConfigurationError, in_brief
-from minetorch.other_trainers import instead_of_hook_point, ours
+from minetorch.options.other_trainers import instead_of_hook_point, ours
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
 if TYPE_CHECKING:
-    from minetorch.state import TrainerState
+    from minetorch.context import TrainerState
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

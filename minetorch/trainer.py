@@ -14,53 +14,53 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from minetorch import arguments
-from minetorch.bars import Display, ViewDisplay, make_display
 from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
-from minetorch.checkpoint.options import Checkpoints
 from minetorch.checkpoint.permit import check_folders
-from minetorch.contents import REQUIRED_KEYS, Contents
+from minetorch.checkpoint.stateful import Stateful
+from minetorch.console.bars import Display, ViewDisplay, make_display
+from minetorch.console.progress_bar import ProgressBar
+from minetorch.context import TrainerState
 from minetorch.data import Comparison
 from minetorch.data.order import derive_seed
-from minetorch.deadline import JobEnd
+from minetorch.data.randomness import seed_generators
+from minetorch.distributed.deadline import JobEnd
+from minetorch.distributed.signals import NOTICES, describe
+from minetorch.distributed.stop_vote import StopVote
+from minetorch.distributed.world import World
 from minetorch.drawers import Drawer, make_drawers
 from minetorch.errors import StoppedEarly
-from minetorch.facts import facts_of
-from minetorch.history import Ended, History
 from minetorch.hooks import Hooks
-from minetorch.inline import NOTEBOOK_VARIABLE, ShownStore, find_view
 from minetorch.log import RunLog
-from minetorch.notices import NOTICES, describe
-from minetorch.persistence import Persistence
+from minetorch.notebook import NOTEBOOK_VARIABLE, ShownStore, find_view
+from minetorch.options import checks
+from minetorch.options.checkpoints import Checkpoints
+from minetorch.options.facts import facts_of
+from minetorch.options.settings import Settings
+from minetorch.options.strategies import DDP, Exact, strategy_options
 from minetorch.plugins.drawing import DrawLosses
 from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.inline_epochs import InlineEpochs
-from minetorch.plugins.loss_watch import LossWatch
-from minetorch.plugins.progress_bar import ProgressBar
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
 from minetorch.progress import Progress
-from minetorch.randomness import seed_generators
-from minetorch.settings import Settings
-from minetorch.state import TrainerState
-from minetorch.stateful import Stateful
-from minetorch.stop_vote import StopVote
+from minetorch.resumption.contents import REQUIRED_KEYS, Contents
+from minetorch.resumption.history import Ended, History
+from minetorch.resumption.persistence import Persistence
 from minetorch.strategies import choose_strategy
-from minetorch.strategies.options import DDP, Exact, strategy_options
 from minetorch.strategies.replicas import Replicas
 from minetorch.training.loop import Loop
+from minetorch.training.loss_watch import LossWatch
 from minetorch.training.losses import LossFunction, TrainingLoss
 from minetorch.training.modes import Modes
 from minetorch.training.saves import Saves
 from minetorch.training.step import TrainStep
 from minetorch.training.summary import ending
 from minetorch.training.validation import Validation
-from minetorch.world import World
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
 if TYPE_CHECKING:
-    from minetorch.plugins.ledger import KeepLedger
+    from minetorch.ledger.plugin import KeepLedger
     from minetorch.prove.orders import Orders
 
 
@@ -177,7 +177,7 @@ class Trainer(TrainerState):
             StorageError: the storage cannot be used.
             StoppedEarly: a signal asked the process to end, as in `train`.
         """
-        arguments.refuse_unknown(unknown, Trainer.__init__)
+        checks.refuse_unknown(unknown, Trainer.__init__)
         self._heartbeat = HeartbeatWriter.from_environ(os.environ)
         self._heartbeat.begin()
         self.settings = Settings(
@@ -200,13 +200,13 @@ class Trainer(TrainerState):
             checkpoints=checkpoints,
             strategy=strategy_options(strategy),
         )
-        arguments.check_place(alchemistic_directory, storage_options)
+        checks.check_place(alchemistic_directory, storage_options)
         self._proof = self._proof_orders()
         if self._proof is not None:
             self.settings = self._proof.settings(self.settings)
             alchemistic_directory, storage_options = self._proof.directory(alchemistic_directory), None
-        arguments.check_objects(model, optimizer, train_dataloader, val_dataloader)
-        self._loss_func = arguments.loss_caller(loss_func)
+        checks.check_objects(model, optimizer, train_dataloader, val_dataloader)
+        self._loss_func = checks.loss_caller(loss_func)
         self.optimizer = optimizer
         self.progress = Progress()
         self.metrics = {}
@@ -227,9 +227,9 @@ class Trainer(TrainerState):
         self._job_end = JobEnd.from_environ(os.environ)
         self._stop_vote = StopVote(self.world, must_stop=self._must_stop)
         self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
-        plugins, hooks = arguments.check_plugins(plugins), arguments.check_hooks(hooks)
-        arguments.check_monitor(self.settings.checkpoints, val_dataloader, hooks, plugins)
-        states = arguments.check_statable(statable), arguments.stateful_plugins(plugins)
+        plugins, hooks = checks.check_plugins(plugins), checks.check_hooks(hooks)
+        checks.check_monitor(self.settings.checkpoints, val_dataloader, hooks, plugins)
+        states = checks.check_statable(statable), checks.stateful_plugins(plugins)
         self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
         # The log's file waits for the claim: until then the run may be another process's.
         self._log = RunLog(
@@ -378,7 +378,7 @@ class Trainer(TrainerState):
         return Orders.from_environ(os.environ)
 
     def _keep_ledger(self, store: Store) -> KeepLedger:
-        from minetorch.plugins.ledger import KeepLedger
+        from minetorch.ledger.plugin import KeepLedger
 
         return KeepLedger(store, self._origin, self.logger)
 
@@ -399,9 +399,9 @@ class Trainer(TrainerState):
     def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
         self.train_dataloader = self.strategy.share_out(train, training=True)
         self.val_dataloader = None if val is None else self.strategy.share_out(val, training=False)
-        arguments.check_length("train_dataloader", self.train_dataloader)
+        checks.check_length("train_dataloader", self.train_dataloader)
         if val is not None:
-            arguments.check_length("val_dataloader", self.val_dataloader)
+            checks.check_length("val_dataloader", self.val_dataloader)
 
     def _checkpointer(self, store: Store) -> Checkpointer:
         options = self.settings.checkpoints

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import minetorch
-from minetorch.state import TrainerState
+from minetorch.context import TrainerState
 from minetorch_launch import arguments
 
 ROOT = Path(__file__).parents[1]

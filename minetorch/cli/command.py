@@ -11,9 +11,9 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from minetorch.cli import compare, cp, export, ls, prove, prune, report, show, verify, watch
-from minetorch.cli.output import warn
 from minetorch.errors import ConfigurationError, MinetorchError, in_one_line
 from minetorch.version import __version__
+from minetorch.views.output import warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

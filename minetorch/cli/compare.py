@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minetorch.cli.options import add_common, storage_options
-from minetorch.cli.output import plural, table, warn, write, write_json
 from minetorch.errors import ConfigurationError
 from minetorch.views.comparison import Comparison, draw
+from minetorch.views.output import plural, table, warn, write, write_json
 from minetorch.views.record import Record
 
 if TYPE_CHECKING:

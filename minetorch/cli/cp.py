@@ -9,7 +9,7 @@ from minetorch.checkpoint.copying import Step, copy_run, left_out
 from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.store import Store
 from minetorch.cli.options import add_common, add_run, add_storage, storage_options
-from minetorch.cli.output import bytes_text, plural, warn, write, write_json
+from minetorch.views.output import bytes_text, plural, warn, write, write_json
 
 if TYPE_CHECKING:
     import argparse

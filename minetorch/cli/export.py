@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minetorch.checkpoint.store import Store
 from minetorch.cli.options import add_common, add_run, local_path, storage_options
-from minetorch.cli.output import bytes_text, plural, warn, write, write_json
 from minetorch.errors import CheckpointMismatchError, ConfigurationError, StorageError
+from minetorch.views.output import bytes_text, plural, warn, write, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -81,9 +81,9 @@ def _safetensors() -> Any:
 
 
 def _read(given: argparse.Namespace) -> tuple[Run, Manifest, dict[str, Any]]:
+    from minetorch.checkpoint.loading import read_checkpoint, with_plain_names
     from minetorch.checkpoint.reader import decode  # these import torch
     from minetorch.checkpoint.restoring import add_curves
-    from minetorch.loading import read_checkpoint, with_plain_names
 
     found, manifest, payload = read_checkpoint(given.run_url, given.name, storage_options(given))
     state = with_plain_names(decode(payload, found.models.url_of(manifest.payload)))

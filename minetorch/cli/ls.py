@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.run import DEPTH, MODELS, Item, Run, find_runs, no_run
 from minetorch.checkpoint.store import Store
-from minetorch.cli.facts import best_of, checkpoint_facts, rule_of, run_facts
 from minetorch.cli.options import add_common, is_count, storage_options
-from minetorch.cli.output import age, bytes_text, metrics_text, table, warn, write, write_json
 from minetorch.errors import ConfigurationError, StorageError
+from minetorch.views.facts import best_of, checkpoint_facts, rule_of, run_facts
+from minetorch.views.output import age, bytes_text, metrics_text, table, warn, write, write_json
 
 if TYPE_CHECKING:
     import argparse

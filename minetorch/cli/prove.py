@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minetorch.cli.options import is_count, local_path
-from minetorch.cli.output import warn, write, write_json
 from minetorch.errors import ConfigurationError
+from minetorch.views.output import warn, write, write_json
 
 if TYPE_CHECKING:
     import argparse

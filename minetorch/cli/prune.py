@@ -10,8 +10,8 @@ from minetorch.checkpoint.permit import check_folders
 from minetorch.checkpoint.retention import Mode, expired
 from minetorch.checkpoint.run import Run
 from minetorch.cli.options import add_common, add_run, is_count, storage_options
-from minetorch.cli.output import bytes_text, metrics_text, plural, table, write, write_json
 from minetorch.errors import ConfigurationError
+from minetorch.views.output import bytes_text, metrics_text, plural, table, write, write_json
 
 if TYPE_CHECKING:
     import argparse

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minetorch.cli.options import add_common, add_run, storage_options
-from minetorch.cli.output import bytes_text, write, write_json
 from minetorch.errors import ConfigurationError
+from minetorch.views.output import bytes_text, write, write_json
 from minetorch.views.record import Record
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.names import BEST
 from minetorch.checkpoint.run import Item, Run
-from minetorch.cli.facts import best_of, checkpoint_facts, rule_of, run_facts
 from minetorch.cli.ls import checkpoint_table
 from minetorch.cli.options import add_common, add_run, storage_options
-from minetorch.cli.output import age, bytes_text, metrics_text, plural, table, write, write_json
-from minetorch.history import Start, down_text, lost_text
+from minetorch.resumption.history import Start, down_text, lost_text
+from minetorch.views.facts import best_of, checkpoint_facts, rule_of, run_facts
+from minetorch.views.output import age, bytes_text, metrics_text, plural, table, write, write_json
 
 if TYPE_CHECKING:
     import argparse

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.run import Run
 from minetorch.checkpoint.verification import verify_in_place
 from minetorch.cli.options import add_common, add_run, storage_options
-from minetorch.cli.output import bytes_text, table, write, write_json
 from minetorch.errors import CheckpointError
+from minetorch.views.output import bytes_text, table, write, write_json
 
 if TYPE_CHECKING:
     import argparse

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from minetorch.checkpoint.run import DEPTH
 from minetorch.checkpoint.store import Store
 from minetorch.cli.options import add_storage, is_count, storage_options
-from minetorch.cli.output import warn, write
 from minetorch.errors import ConfigurationError
+from minetorch.views.output import warn, write
 
 if TYPE_CHECKING:
     import argparse

@@ -12,8 +12,8 @@ from typing import Any
 
 from minetorch.data.loader import Batch, Epoch, RankLoader
 from minetorch.data.sketch import Sketch, are_alike, differ_in_noise_alone
+from minetorch.distributed.world import SideGroup, World
 from minetorch.errors import ConfigurationError
-from minetorch.world import SideGroup, World
 
 STREAM_END_S = 300.0
 """Seconds for which a rank at the end of its stream waits for the others to come there."""

@@ -25,7 +25,7 @@ from torch.utils.data._utils.collate import default_convert
 
 from minetorch.data.gathering import can_gather, gather
 from minetorch.data.order import derive_seed, derive_seeds
-from minetorch.randomness import kept_generators, reseed
+from minetorch.data.randomness import kept_generators, reseed
 
 
 class Task(NamedTuple):

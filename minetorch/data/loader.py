@@ -19,8 +19,8 @@ from minetorch.data.sampler import PlanSampler, global_order, length_of
 from minetorch.data.sketch import Sketch
 from minetorch.data.stream import Portion, SharedStream, StreamPosition, Turns
 from minetorch.data.workers import OutlastSignals, start_workers
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
-from minetorch.world import World
 
 
 class Part(NamedTuple):

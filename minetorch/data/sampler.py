@@ -15,8 +15,8 @@ from torch.utils.data import RandomSampler, SequentialSampler
 from minetorch.data.checks import is_plain_distributed, with_inner_samplers
 from minetorch.data.fetching import Task
 from minetorch.data.order import EpochPlan, Share, derive_seed, share_of
+from minetorch.data.randomness import kept_generators, reseed
 from minetorch.errors import ConfigurationError
-from minetorch.randomness import kept_generators, reseed
 
 ENDLESS = 1_000_000
 """Keys that a sampler without a length may always give for an epoch, however small the dataset is."""

@@ -14,8 +14,8 @@ from minetorch.data.loader import Batch, RankLoader
 from minetorch.data.order import EpochPlan, Share, share_of, split_evenly
 from minetorch.data.sampler import PlanSampler
 from minetorch.data.stream import Portion, SharedStream, StreamPosition
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
-from minetorch.world import World
 
 
 class ShardSampler(PlanSampler):

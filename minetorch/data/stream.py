@@ -14,8 +14,8 @@ from torch.utils.data.graph_settings import apply_random_seed, apply_sharding
 
 from minetorch.data.fetching import draws_nothing_to_collate, generators_apart
 from minetorch.data.order import Share, derive_seed, share_of
+from minetorch.data.randomness import reseed
 from minetorch.data.sketch import Sketch, sketch
-from minetorch.randomness import reseed
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Any
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from minetorch.gloo_threads import let_threads_finish
+from minetorch.distributed.gloo_threads import let_threads_finish
 
 _PR_SET_PDEATHSIG = 1
 

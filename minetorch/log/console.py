@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import TextIO
 
-    from minetorch.inline.view import View
+    from minetorch.notebook.view import View
 
 CONSOLE_COLUMNS = 110
 """Columns within which a line about an epoch stays on the console, with what stands in front of it."""

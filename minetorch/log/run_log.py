@@ -19,7 +19,7 @@ from minetorch.log.shared import PythonsWarnings, SharedWarnings, torchs_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from minetorch.inline.view import View
+    from minetorch.notebook.view import View
 
 LOGGING_FORMAT = "%(levelname)s %(asctime)s %(message)s"
 """Of the files, where the user gives none."""

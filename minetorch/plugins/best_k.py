@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from minetorch.checkpoint.names import check_alias
+from minetorch.context import TrainerState
 from minetorch.plugins.monitoring import Mode, check_count, check_watch, is_better, monitored
-from minetorch.state import TrainerState
 
 
 class BestK:

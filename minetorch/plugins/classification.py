@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from minetorch.context import TrainerState
 from minetorch.errors import ConfigurationError
 from minetorch.plugins.confusion import Counts, accuracy, macro_f1, picture, report
 from minetorch.plugins.outputs import Outputs
-from minetorch.state import TrainerState
 
 _PICTURE_EVERY_S = 10.0
 """Seconds from one picture to the next, at least: it holds up the training for some tenths of a second."""

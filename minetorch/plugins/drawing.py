@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minetorch.state import TrainerState
+from minetorch.context import TrainerState
 
 
 class DrawLosses:

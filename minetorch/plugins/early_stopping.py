@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from minetorch.context import TrainerState
 from minetorch.errors import ConfigurationError
 from minetorch.plugins.monitoring import Mode, check_count, check_watch, is_better, monitored
-from minetorch.state import TrainerState
 
 
 class EarlyStopping:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from minetorch.checkpoint.model_names import ModelNames, without_compile
+from minetorch.context import TrainerState
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
 from minetorch.plugins.monitoring import check_count
-from minetorch.state import TrainerState
 
 
 class EMA:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from minetorch.figures import four_digits, rate_text, time_text
+from minetorch.console.figures import four_digits, rate_text, time_text
 from minetorch.log import MESSAGE_COLUMNS, on_console
 from minetorch.plugins.throughput import RATE_GRAPH
 
 if TYPE_CHECKING:
-    from minetorch.state import TrainerState
-    from minetorch.world import World
+    from minetorch.context import TrainerState
+    from minetorch.distributed.world import World
 
 
 class EpochLog:

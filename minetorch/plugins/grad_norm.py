@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from minetorch.context import TrainerState
 from minetorch.plugins.monitoring import check_count
-from minetorch.state import TrainerState
 
 GRAPH = "gradient_norm"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minetorch.inline.view import View
-    from minetorch.state import TrainerState
+    from minetorch.context import TrainerState
+    from minetorch.notebook.view import View
 
 
 class InlineEpochs:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from minetorch.context import TrainerState
 from minetorch.errors import ConfigurationError
 from minetorch.plugins.monitoring import check_count, monitored
-from minetorch.state import TrainerState
 
 GRAPH = "learning_rate"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from minetorch.context import TrainerState
 from minetorch.errors import ConfigurationError
 from minetorch.plugins.outputs import Outputs
-from minetorch.state import TrainerState
 
 
 class Metrics:

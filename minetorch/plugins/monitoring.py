@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from minetorch.context import TrainerState
 from minetorch.errors import ConfigurationError
-from minetorch.state import TrainerState
 
 Mode = Literal["min", "max"]
 

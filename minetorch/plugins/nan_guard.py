@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minetorch.context import TrainerState
 from minetorch.data import Batch
 from minetorch.errors import NotFiniteError
 from minetorch.plugins.nan_search import find_not_finite
-from minetorch.state import TrainerState
 
 _MOST_LOSSES = 64
 """Losses that wait to be looked at, where no step is taken meanwhile."""

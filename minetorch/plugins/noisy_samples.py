@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minetorch.context import TrainerState
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
 from minetorch.plugins.monitoring import check_count
 from minetorch.plugins.outputs import Outputs
-from minetorch.state import TrainerState
 
 GRAPH = "sample_losses"
 FILE = "noisy_samples.csv"

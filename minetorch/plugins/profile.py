@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, schedule
 
+from minetorch.context import TrainerState
 from minetorch.errors import ConfigurationError
 from minetorch.plugins.monitoring import check_count
-from minetorch.state import TrainerState
 
 FOLDER = "profile"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from minetorch.state import TrainerState
+from minetorch.context import TrainerState
 
 
 class StopByTime:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from minetorch.context import TrainerState
 from minetorch.data import Batch
 from minetorch.log import on_console
-from minetorch.state import TrainerState
 from minetorch_launch.heartbeat import Phase
 
 RATE_GRAPH = "samples_per_s"

@@ -18,7 +18,7 @@ from typing import Literal
 
 from minetorch.checkpoint.names import parse_resume
 from minetorch.errors import ConfigurationError
-from minetorch.settings import Settings
+from minetorch.options.settings import Settings
 
 VARIABLE = "MINETORCH_PROVE"
 

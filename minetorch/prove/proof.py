@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from minetorch import ledger
+from minetorch.checkpoint.loading import load
 from minetorch.errors import ConfigurationError, ProofError
-from minetorch.loading import load
 from minetorch.prove.causes import Evidence, cause_of
 from minetorch.prove.comparing import Difference, compare, compare_states, greatest_difference, parted
 from minetorch.prove.orders import RECORDS, Kill, Orders

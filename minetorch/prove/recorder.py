@@ -25,7 +25,7 @@ from minetorch.prove import digests
 from minetorch.prove.orders import RECORDS, Kill, Orders
 
 if TYPE_CHECKING:
-    from minetorch.state import TrainerState
+    from minetorch.context import TrainerState
 
 _BYTES_A_STEP = 128 << 20
 """Of tensors that are digested at each step; a larger state is digested at every second, third, … step."""

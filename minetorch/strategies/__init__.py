@@ -15,15 +15,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minetorch.strategies.options import DDP, Exact
+from minetorch.options.strategies import DDP, Exact
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from minetorch.distributed.world import World
     from minetorch.strategies.accelerated import Amp
     from minetorch.strategies.base import Strategy
-    from minetorch.world import World
 
 
 def choose_strategy(

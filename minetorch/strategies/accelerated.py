@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from torch import nn
 
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
-from minetorch.world import World
 
 Amp = Literal[False, "bf16", "fp16"]
 

@@ -6,20 +6,22 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from minetorch.checkpoint.model_names import ModelNames
 from minetorch.data import Batch, RankLoader
+from minetorch.distributed.world import World
 from minetorch.errors import CheckpointMismatchError, ConfigurationError
 from minetorch.strategies.accelerated import Amp, forget_precision, make_accelerator
 from minetorch.strategies.optimizer_state import OptimizerState
-from minetorch.world import World
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _UNFIT = RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError
 """What torch's own classes raise for another's state."""

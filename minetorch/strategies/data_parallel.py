@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 
 from minetorch.checkpoint.model_names import ModelNames
 from minetorch.data import Batch, RankLoader, share_out
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
+from minetorch.options.strategies import DDP
 from minetorch.strategies.accelerated import Amp, placement
 from minetorch.strategies.base import Counted, LossOf, Strategy
 from minetorch.strategies.buckets import settle_buckets
-from minetorch.strategies.options import DDP
-from minetorch.world import World
 
 _ALONE = nullcontext()
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from minetorch.distributed.world import World
 from minetorch.errors import RanksDifferError
-from minetorch.world import World
 
 ROUNDING = 1e-4
 """Differences that are tolerated, as a part of a tensor's greatest value. Ranks on different hardware round differently

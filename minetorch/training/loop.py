@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
-from minetorch.contents import Contents
+from minetorch.console.progress_bar import ProgressBar
+from minetorch.context import TrainerState
 from minetorch.data import Batch, Comparison, Epoch, mark_last
+from minetorch.distributed.stop_vote import NOTHING, Request
 from minetorch.hooks import Hooks
-from minetorch.plugins.loss_watch import LossWatch
-from minetorch.plugins.progress_bar import ProgressBar
-from minetorch.receipt import log_data
-from minetorch.state import TrainerState
-from minetorch.stop_vote import NOTHING, Request
+from minetorch.resumption.contents import Contents
+from minetorch.resumption.report import log_data
+from minetorch.training.loss_watch import LossWatch
 from minetorch.training.losses import TrainingLoss
 from minetorch.training.modes import Modes
 from minetorch.training.saves import Saves

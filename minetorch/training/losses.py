@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from minetorch import arguments
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
-from minetorch.plugins.loss_watch import LossWatch
+from minetorch.options import checks
 from minetorch.progress import Progress
-from minetorch.world import World
+from minetorch.training.loss_watch import LossWatch
 
 
 def zero_losses(device: torch.device, *shape: int) -> torch.Tensor:
@@ -59,7 +59,7 @@ class LossFunction:
             or loss.device != self._device
             or loss.is_complex()
         ):
-            arguments.refuse_loss(loss, self._device)
+            checks.refuse_loss(loss, self._device)
         return loss if loss.ndim == 0 else loss.reshape(())
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minetorch.context import TrainerState
+from minetorch.distributed.stop_vote import NOTHING, Request, StopVote
 from minetorch.hooks import Hooks
-from minetorch.persistence import Persistence
-from minetorch.state import TrainerState
-from minetorch.stop_vote import NOTHING, Request, StopVote
+from minetorch.resumption.persistence import Persistence
 from minetorch.strategies.replicas import Replicas
 from minetorch.training.losses import TrainingLoss
 from minetorch.training.step import TrainStep

@@ -11,13 +11,13 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from minetorch.checkpoint.model_names import ModelNames
-from minetorch.figures import four_digits, time_text
+from minetorch.console.figures import four_digits, time_text
 
 if TYPE_CHECKING:
     from torch import nn
 
     from minetorch.checkpoint.manifest import Manifest
-    from minetorch.settings import Settings
+    from minetorch.options.settings import Settings
 
 
 @dataclass(frozen=True)

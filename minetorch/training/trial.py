@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from minetorch.data import Epoch
-from minetorch.settings import Settings
+from minetorch.options.settings import Settings
 
 TRIVIAL_ITERATIONS = 10
 """Iterations of a pass over the data under `trival=True`."""

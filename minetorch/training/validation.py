@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
+from minetorch.console.progress_bar import ProgressBar
+from minetorch.context import TrainerState
 from minetorch.data import Batch, Comparison
+from minetorch.data.randomness import generator_states, restore_generators
+from minetorch.distributed.stop_vote import StopVote
 from minetorch.hooks import Hooks
-from minetorch.plugins.progress_bar import ProgressBar
-from minetorch.randomness import generator_states, restore_generators
-from minetorch.state import TrainerState
-from minetorch.stop_vote import StopVote
 from minetorch.training.losses import LossFunction, zero_losses
 from minetorch.training.trial import limited
 from minetorch_launch.heartbeat import HeartbeatWriter, Phase

@@ -20,7 +20,7 @@ from minetorch.errors import (
     StorageError,
     unknown_name,
 )
-from minetorch.history import Ended, Start
+from minetorch.resumption.history import Ended, Start
 
 if TYPE_CHECKING:
     import os

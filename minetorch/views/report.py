@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from minetorch.checkpoint.names import BEST
-from minetorch.cli.facts import rule_of
-from minetorch.cli.output import bytes_text, metrics_text, plural
-from minetorch.history import down_text, duration, lost_text
+from minetorch.resumption.history import down_text, duration, lost_text
 from minetorch.views.chart import make_chart
+from minetorch.views.facts import rule_of
+from minetorch.views.output import bytes_text, metrics_text, plural
 from minetorch.views.page import render
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 from minetorch.checkpoint.run import MODELS, Run, find_runs
-from minetorch.cli.facts import best_of, rule_of
-from minetorch.cli.output import bytes_text
 from minetorch.errors import ConfigurationError, MinetorchError, StorageError
+from minetorch.views.facts import best_of, rule_of
+from minetorch.views.output import bytes_text
 from minetorch.views.page import policy, render
 from minetorch.views.record import Drawn, Record, newest_drawn
 from minetorch.views.report import render_run

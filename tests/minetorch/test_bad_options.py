@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import DDP, CheckpointNotFoundError, Checkpoints, ConfigurationError, Exact, Trainer
 from minetorch.errors import StorageError
-from minetorch.settings import Settings
+from minetorch.options.settings import Settings
 
 
 class Shy:

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from minetorch import CheckpointCorruptError, CheckpointMismatchError, ConfigurationError, Trainer
 from minetorch.data.stream import StreamPosition
-from minetorch.deadline import JobEnd
+from minetorch.distributed.deadline import JobEnd
+from minetorch.distributed.world import World
 from minetorch.progress import Progress
-from minetorch.world import World
 from minetorch_launch.heartbeat import HeartbeatWriter
 
 HUGE = "9" * 5000
@@ -73,8 +73,8 @@ def test_a_stream_that_says_it_is_empty_is_refused_and_one_that_does_not_ends_wi
 
 @pytest.mark.parametrize("size", [2, 7])
 def test_data_that_is_smaller_than_the_world_is_shared_out_unless_it_is_dropped(size):
-    from minetorch.arguments import check_length
     from minetorch.data import share_out
+    from minetorch.options.checks import check_length
 
     data = TensorDataset(torch.zeros(1, 1))
     for rank in range(size):

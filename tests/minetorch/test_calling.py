@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 
-from minetorch.calling import Call
+from minetorch.notebook.calling import Call
 
 SOURCE = """
 class Layer:

@@ -148,7 +148,7 @@ def test_a_trainers_phases_and_counters(heard, trained, make_trainer):
 
 
 def test_saving_is_a_phase(heard, trained, monkeypatch):
-    from minetorch.persistence import Persistence
+    from minetorch.resumption.persistence import Persistence
 
     phases = []
     save = Persistence.save

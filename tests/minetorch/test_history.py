@@ -13,8 +13,8 @@ from minetorch import StoppedEarly
 from minetorch.checkpoint import Store
 from minetorch.checkpoint.claim import claim_file
 from minetorch.cli import main
-from minetorch.history import NEWEST, History, Start, down_text, lost_text
-from minetorch.notices import NOTICES
+from minetorch.distributed.signals import NOTICES
+from minetorch.resumption.history import NEWEST, History, Start, down_text, lost_text
 
 FIRST = Start(1.0, "node1", 2, 1, None, 0, 0, None, None, 0.1, None)
 

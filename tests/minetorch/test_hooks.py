@@ -83,7 +83,7 @@ def test_a_hook_without_the_trainer_first_is_refused(point, function):
 
 
 def test_two_stateful_plugins_of_one_name_are_refused():
-    from minetorch.arguments import stateful_plugins
+    from minetorch.options.checks import stateful_plugins
 
     class Plugin:
         def state_dict(self):

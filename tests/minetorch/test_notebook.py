@@ -136,7 +136,7 @@ def test_what_is_told_at_the_end_of_a_cell_is_shown(outputs):
     """Who runs a notebook as a whole hears nothing of a cell that has ended: the view must not be later."""
     (cell,) = outputs(
         """
-from minetorch.inline import CellView
+from minetorch.notebook import CellView
 
 show = CellView._run
 CellView._run = lambda view: (time.sleep(1), show(view))

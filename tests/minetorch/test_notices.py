@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from minetorch import StoppedEarly
-from minetorch.notices import NOTICES, SIGNALS, Notices, describe
+from minetorch.distributed.signals import NOTICES, SIGNALS, Notices, describe
 
 WORLDS = Path(__file__).parent / "worlds"
 NAMES = [signum.name for signum in SIGNALS]

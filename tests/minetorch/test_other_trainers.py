@@ -7,7 +7,7 @@ import pytest
 
 import minetorch
 from minetorch import HOOK_POINTS, ConfigurationError, Trainer
-from minetorch.other_trainers import ARGUMENT_ANSWERS, ARGUMENTS, HOOK_ANSWERS, HOOKS
+from minetorch.options.other_trainers import ARGUMENT_ANSWERS, ARGUMENTS, HOOK_ANSWERS, HOOKS
 
 PARAMETERS = {*inspect.signature(Trainer).parameters} - {"unknown"}
 

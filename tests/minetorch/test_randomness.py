@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minetorch import randomness
-from minetorch.randomness import kept_generators
+from minetorch.data.randomness import kept_generators
 
 DRAWS = {
     "nothing": lambda: None,

@@ -5,8 +5,8 @@ import pytest
 from minetorch.checkpoint.claim import Claim, Launch, Process
 from minetorch.checkpoint.manifest import Manifest
 from minetorch.checkpoint.names import CheckpointName
-from minetorch.history import Start, duration
-from minetorch.receipt import Past, describe, look_back
+from minetorch.resumption.history import Start, duration
+from minetorch.resumption.report import Past, describe, look_back
 
 PROCESS = Process("node1", 42, "100", "boot")
 TOLD = {"MINETORCH_LAST_STEP": "130", "MINETORCH_LAST_TIME": "1500.5"}

@@ -13,8 +13,8 @@ import pytest
 import minetorch
 from minetorch.checkpoint import Store
 from minetorch.checkpoint.catalogue import Catalogue
-from minetorch.deadline import JobEnd
-from minetorch.stop_vote import MOST_STEPS
+from minetorch.distributed.deadline import JobEnd
+from minetorch.distributed.stop_vote import MOST_STEPS
 
 WORLDS = Path(__file__).parent / "worlds"
 

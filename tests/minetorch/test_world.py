@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from minetorch.distributed.world import World, first_host
 from minetorch.errors import ConfigurationError
-from minetorch.world import World, first_host
 
 TORCHRUN = {
     "RANK": "3",
@@ -73,7 +73,7 @@ def test_a_script_may_set_the_size_and_leave_the_rank_to_the_step():
     ids=["slurm", "by hand", "launcher"],
 )
 def test_a_rank_that_waits_says_so_and_where_the_number_comes_from(environ, source, monkeypatch):
-    monkeypatch.setattr("minetorch.world.LATE_S", 0.1)
+    monkeypatch.setattr("minetorch.distributed.world.LATE_S", 0.1)
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}

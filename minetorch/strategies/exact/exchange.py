@@ -13,8 +13,8 @@ from itertools import chain
 import torch
 import torch.distributed as dist
 
+from minetorch.distributed.world import World
 from minetorch.strategies.exact.tree import TreeSum, nodes_by_rank
-from minetorch.world import World
 
 SMALL_BYTES = 128 * 2**10
 """Below this a node is sent whole to every rank: one collective's latency is saved, and the bytes do not matter."""

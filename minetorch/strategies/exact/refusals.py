@@ -10,10 +10,10 @@ from typing import NoReturn
 import torch
 from torch import nn
 
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
+from minetorch.options.strategies import Exact
 from minetorch.strategies.exact.statistics import keeps_statistics
-from minetorch.strategies.options import Exact
-from minetorch.world import World
 
 
 def check_exact(

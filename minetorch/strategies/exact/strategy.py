@@ -17,15 +17,15 @@ from torch.utils.data import DataLoader
 
 from minetorch.data import Batch, RankLoader, share_out_by_shards
 from minetorch.data.order import derive_seed
+from minetorch.data.randomness import reseed
+from minetorch.distributed.world import World
 from minetorch.errors import CheckpointMismatchError
-from minetorch.randomness import reseed
+from minetorch.options.strategies import Exact
 from minetorch.strategies.accelerated import Amp, placement
 from minetorch.strategies.base import Counted, LossOf, Strategy
 from minetorch.strategies.exact.exchange import Exchange
 from minetorch.strategies.exact.refusals import BufferGuard, check_exact, refuse_gradients
 from minetorch.strategies.exact.statistics import RunningStatistics
-from minetorch.strategies.options import Exact
-from minetorch.world import World
 
 THREADS = 1
 """Threads of an operator. The gradients of an MLP with 32 samples differ between one and two, and a launcher gives

@@ -25,7 +25,7 @@ from minetorch.checkpoint.seekable import SeekableReader
 from minetorch.checkpoint.urls import hider
 from minetorch.checkpoint.urls import shown as shown_url
 from minetorch.errors import CheckpointError, ConfigurationError
-from minetorch.history import History, Start
+from minetorch.resumption.history import History, Start
 
 fuzzed = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 

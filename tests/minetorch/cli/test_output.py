@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from minetorch.cli.output import age, bytes_text, metrics_text, plural, table, write_json
+from minetorch.views.output import age, bytes_text, metrics_text, plural, table, write_json
 
 
 @pytest.mark.parametrize(

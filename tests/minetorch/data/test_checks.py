@@ -19,7 +19,7 @@ from torch.utils.data.datapipes.iter import IterableWrapper
 
 from minetorch import ConfigurationError
 from minetorch.data import share_out
-from minetorch.world import World
+from minetorch.distributed.world import World
 
 LENGTH = 20
 

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default
 from minetorch.data import share_out
 from minetorch.data.fetching import Fetcher, Task
 from minetorch.data.gathering import can_gather, gather
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
-from minetorch.world import World
 
 LENGTH = 45
 

@@ -20,8 +20,8 @@ from torch.utils.data import (
 )
 
 from minetorch.data import mark_last, share_out
+from minetorch.distributed.world import World
 from minetorch.errors import ConfigurationError
-from minetorch.world import World
 
 LENGTH = 45
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from minetorch.data import share_out
-from minetorch.world import World
+from minetorch.distributed.world import World
 
 
 def drawn(index):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from minetorch.data import share_out_by_shards
-from minetorch.world import World
+from minetorch.distributed.world import World
 
 
 class Stream(IterableDataset):

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from minetorch.data import share_out
-from minetorch.world import World
+from minetorch.distributed.world import World
 
 SCRIPT = Path(__file__).parents[1] / "worlds/outlasting.py"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minetorch import Checkpoints
-from minetorch.plugins.loss_watch import LossWatch
+from minetorch.training.loss_watch import LossWatch
 
 
 def loss_that_becomes(value, *, at, validating=False):

@@ -16,12 +16,12 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from minetorch.bars import Bar, Lines, NotebookBar, make_display
 from minetorch.checkpoint import Store
-from minetorch.figures import Figures, clock_time
+from minetorch.console.bars import Bar, Lines, NotebookBar, make_display
+from minetorch.console.figures import Figures, clock_time
+from minetorch.console.progress_bar import ProgressBar, memory_in_use
 from minetorch.hooks import HOOK_POINTS, Hooks
 from minetorch.log import RunLog
-from minetorch.plugins.progress_bar import ProgressBar, memory_in_use
 
 
 class Clock:

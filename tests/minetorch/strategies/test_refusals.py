@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import ConfigurationError, Exact
+from minetorch.distributed.world import World
 from minetorch.strategies.exact.refusals import check_exact
-from minetorch.world import World
 
 
 @pytest.fixture

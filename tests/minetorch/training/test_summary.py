@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minetorch.settings import Settings
+from minetorch.options.settings import Settings
 from minetorch.training.summary import Batches, ending, starting
 
 

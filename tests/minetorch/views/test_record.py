@@ -7,7 +7,7 @@ import pytest
 
 from minetorch.checkpoint.claim import Claim, Launch, Process
 from minetorch.errors import ConfigurationError
-from minetorch.history import Start
+from minetorch.resumption.history import Start
 from minetorch.views.names import labels
 from minetorch.views.record import Record, episodes, state_of
 

@@ -9,7 +9,7 @@ import warnings
 from torch.utils.data import DataLoader, Dataset
 
 from minetorch.data import share_out
-from minetorch.world import World
+from minetorch.distributed.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 END = sys.argv[1]

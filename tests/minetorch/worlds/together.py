@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minetorch import Checkpoints, CollectiveError, ConfigurationError, RemoteError, StorageError, Trainer, main_only
 from minetorch.plugins import EMA
-from minetorch.state_broadcast import read_once
+from minetorch.resumption.broadcast import read_once
 
 OUT = Path(sys.argv[1])
 FOUND = {}

@@ -11,12 +11,12 @@ from torch import nn
 from minetorch.checkpoint.curves_file import CurvesSnapshot
 from minetorch.checkpoint.model_names import ModelNames
 from minetorch.checkpoint.plain import plain_state
+from minetorch.checkpoint.stateful import Stateful
+from minetorch.context import TrainerState
 from minetorch.data.order import derive_seed
+from minetorch.data.randomness import generator_states, restore_generators, seed_generators
 from minetorch.errors import CheckpointMismatchError, MinetorchError
-from minetorch.history import History
-from minetorch.randomness import generator_states, restore_generators, seed_generators
-from minetorch.state import TrainerState
-from minetorch.stateful import Stateful
+from minetorch.resumption.history import History
 
 REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
 """What a payload must hold to be a Trainer's checkpoint."""

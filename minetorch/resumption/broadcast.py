@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from minetorch.world import World
+from minetorch.distributed.world import World
 
 State = dict[str, Any]
 

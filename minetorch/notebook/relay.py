@@ -17,12 +17,12 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from minetorch.figures import Figures
+from minetorch.console.figures import Figures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minetorch.inline.view import View
+    from minetorch.notebook.view import View
 
 _ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What comes of a line that is no message."""

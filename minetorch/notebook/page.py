@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minetorch.figures import Figures
+    from minetorch.console.figures import Figures
 
 EPOCHS = 10
 """Rows of the table."""

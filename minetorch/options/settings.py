@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from minetorch.checkpoint.names import parse_resume
-from minetorch.checkpoint.options import Checkpoints
-from minetorch.options import MAXIMUM_BITS, Options
-from minetorch.strategies.options import DDP, Exact
+from minetorch.options.base import MAXIMUM_BITS, Options
+from minetorch.options.checkpoints import Checkpoints
+from minetorch.options.strategies import DDP, Exact
 
 _LONGEST_NAME = 255
 """Bytes, as Linux's file systems have it."""

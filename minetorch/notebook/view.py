@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minetorch.figures import Figures
+    from minetorch.console.figures import Figures
 
 
 class View(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from minetorch.options import Options
+from minetorch.options.base import Options
 
 
 @dataclass(frozen=True, kw_only=True)

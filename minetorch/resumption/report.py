@@ -10,8 +10,8 @@ from typing import cast, get_args
 from minetorch.checkpoint.claim import Claim
 from minetorch.checkpoint.manifest import Manifest
 from minetorch.data import Epoch
-from minetorch.history import Ended, Start, duration
 from minetorch.progress import Progress
+from minetorch.resumption.history import Ended, Start, duration
 
 STEP_VARIABLE = "MINETORCH_LAST_STEP"
 """How far the attempt before this one had come, as the launcher saw it."""

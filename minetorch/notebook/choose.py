@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from minetorch.bars import NotebookBar, has_widgets
-from minetorch.inline.cell import CellView
-from minetorch.inline.relay import Relay
+from minetorch.console.bars import NotebookBar, has_widgets
+from minetorch.notebook.cell import CellView
+from minetorch.notebook.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minetorch.inline.view import View
+    from minetorch.notebook.view import View
 
 NOTEBOOK_VARIABLE = "MINETORCH_NOTEBOOK"
 """Set by `minetorch.notebook.launch` for its workers: where the kernel listens."""

@@ -13,8 +13,8 @@ from minetorch.log import MESSAGE_COLUMNS, on_console
 if TYPE_CHECKING:
     import logging
 
-    from minetorch.figures import Figures
-    from minetorch.inline.view import View
+    from minetorch.console.figures import Figures
+    from minetorch.notebook.view import View
 
 COLUMNS_VARIABLE = "MINETORCH_CONSOLE_COLUMNS"
 """Set by `minetorch-launch`: the columns left for a worker's line on the launcher's terminal."""

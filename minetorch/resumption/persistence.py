@@ -13,14 +13,14 @@ from minetorch.checkpoint import Checkpoint, Checkpointer
 from minetorch.checkpoint.manifest import Manifest
 from minetorch.checkpoint.names import LATEST, epoch_alias
 from minetorch.checkpoint.saver import Saved, Saver
-from minetorch.contents import Contents
+from minetorch.context import TrainerState
+from minetorch.data.randomness import generator_states
 from minetorch.errors import ConfigurationError, RunVanishedError, StorageError, SupersededError
-from minetorch.history import Ended, Start
 from minetorch.log import RunLog, on_console
-from minetorch.randomness import generator_states
-from minetorch.receipt import describe, look_back
-from minetorch.state import TrainerState
-from minetorch.state_broadcast import read_once
+from minetorch.resumption.broadcast import read_once
+from minetorch.resumption.contents import Contents
+from minetorch.resumption.history import Ended, Start
+from minetorch.resumption.report import describe, look_back
 
 CLAIM_TURN_S = 60.0
 """Seconds for which rank 0 waits for another process before it lets the other ranks know that it still does."""

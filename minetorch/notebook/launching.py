@@ -1,4 +1,4 @@
-"""Trains on several workers from a notebook's cell. The one file of this package that imports the launcher."""
+"""Trains on several workers from a notebook's cell."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
-from minetorch.calling import Call
 from minetorch.errors import ConfigurationError, StoppedEarly, WorkersFailedError
-from minetorch.inline import NOTEBOOK_VARIABLE, Listener, cell_view, is_kernel
+from minetorch.notebook import NOTEBOOK_VARIABLE, Listener, cell_view, is_kernel
+from minetorch.notebook.calling import Call
 from minetorch_launch import (
     Function,
     LaunchError,

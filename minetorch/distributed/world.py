@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from minetorch.distributed.gloo_threads import let_threads_finish
 from minetorch.errors import CollectiveError, ConfigurationError, RemoteError, in_brief
-from minetorch.gloo_threads import let_threads_finish
 
 T = TypeVar("T")
 

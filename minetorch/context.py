@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from minetorch.data import Batch, RankLoader
+from minetorch.distributed.stop_vote import StopVote
+from minetorch.distributed.world import ReduceOp, World
 from minetorch.drawers import Drawers
 from minetorch.drawers.drawer import RunStore
+from minetorch.options.settings import Settings
 from minetorch.progress import Progress
-from minetorch.settings import Settings
-from minetorch.stop_vote import StopVote
 from minetorch.strategies.base import Strategy
-from minetorch.training.modes import Modes
-from minetorch.world import ReduceOp, World
 from minetorch_launch.heartbeat import HeartbeatWriter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from minetorch.training.modes import Modes
 
 
 class TrainerState:

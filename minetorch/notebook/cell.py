@@ -9,13 +9,13 @@ import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from minetorch.inline.page import Page
+from minetorch.notebook.page import Page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from minetorch.bars import NotebookBar
-    from minetorch.figures import Figures
+    from minetorch.console.bars import NotebookBar
+    from minetorch.console.figures import Figures
 
 INTERVAL_S = 0.25
 """Seconds from one renewal to the next, at least."""

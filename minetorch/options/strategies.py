@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from minetorch.errors import ConfigurationError, in_brief
-from minetorch.options import Options
+from minetorch.options.base import Options
 
 
 @dataclass(frozen=True, kw_only=True)

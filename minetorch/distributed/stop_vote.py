@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from minetorch.distributed.world import World
 from minetorch.errors import LostRankError
-from minetorch.world import World
 
 Request = Literal["save", "stop_after_epoch", "save_and_stop", "poll_saves"]
 """`poll_saves`: run the hooks for finished saves, or raise the error of a failed one, on every rank."""

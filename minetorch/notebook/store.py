@@ -9,7 +9,7 @@ from minetorch.checkpoint.fence import FencedStore
 if TYPE_CHECKING:
     from minetorch.checkpoint.fence import Fence
     from minetorch.checkpoint.store import Store
-    from minetorch.inline.view import View
+    from minetorch.notebook.view import View
 
 
 class ShownStore(FencedStore):

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from minetorch.checkpoint.options import Checkpoints
 from minetorch.checkpoint.plain import is_sharded
+from minetorch.checkpoint.stateful import Stateful
 from minetorch.data.checks import check_loader
 from minetorch.errors import ConfigurationError, in_brief
-from minetorch.other_trainers import instead_of_argument
-from minetorch.stateful import Stateful
+from minetorch.options.checkpoints import Checkpoints
+from minetorch.options.other_trainers import instead_of_argument
 
 
 def refuse_unknown(unknown: Mapping[str, object], constructor: Callable[..., None]) -> None:

@@ -13,7 +13,7 @@ from minetorch.ledger import FOLDER, Start, file_name, pack
 
 if TYPE_CHECKING:
     from minetorch.checkpoint.store import Store
-    from minetorch.state import TrainerState
+    from minetorch.context import TrainerState
 
 _BUFFER = 1 << 16
 """Bytes that are gathered before they are written to a local disk."""

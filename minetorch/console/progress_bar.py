@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 
-from minetorch.figures import Figures
+from minetorch.console.figures import Figures
 
 if TYPE_CHECKING:
-    from minetorch.bars import Display
-    from minetorch.plugins.loss_watch import LossWatch
-    from minetorch.state import TrainerState
+    from minetorch.console.bars import Display
+    from minetorch.context import TrainerState
+    from minetorch.training.loss_watch import LossWatch
 
 _WINDOW = 8  # refreshes over which the rate is taken
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from minetorch.settings import Settings
+    from minetorch.options.settings import Settings
 
 Plain = str | int | float | bool | None
 

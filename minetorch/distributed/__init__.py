@@ -1,0 +1,1 @@
+"""This worker's place among all, and what the workers agree on."""

@@ -1,0 +1,1 @@
+"""The Trainer's options: what each means, and what it may be."""

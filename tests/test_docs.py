@@ -1,4 +1,4 @@
-"""What the documents promise of the launcher is there: each test that they name, each option, each variable."""
+"""The README is short, and the tests, options and variables that the documents name for the launcher exist."""
 
 import re
 from pathlib import Path
@@ -26,8 +26,19 @@ def test_a_proof_exists(file, test):
     assert f"def {test or 'test_'}" in text
 
 
-def test_the_readme_lists_every_option():
-    listed = re.findall(r"^\| `(--[\w-]+)", README, re.MULTILINE)
+def words(markdown):
+    """The words of a page that are text: without blocks of code, tags and the targets of links."""
+    text = re.sub(r"```.*?```|<[^>]*>|\]\([^)]*\)", " ", markdown, flags=re.DOTALL)
+    return re.findall(r"\S*\w\S*", text)
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len(words(README)) <= 900
+    assert len(re.findall(r"!\[|<img", README)) == 1
+
+
+def test_the_document_lists_every_option():
+    listed = re.findall(r"^\| `(--[\w-]+)", LAUNCHER, re.MULTILINE)
     known = re.findall(r"(?:^|, )\s*(--[\w-]+)", arguments.help_text(), re.MULTILINE)
     assert set(listed) == set(known) - {"--help"}
 
@@ -46,8 +57,8 @@ def test_every_exit_code_is_in_the_one_table():
         assert str(code) in table
 
 
-def test_the_readme_lists_every_variable():
-    listed = set(re.findall(r"^\| `(MINETORCH_\w+)`", README, re.MULTILINE))
+def test_the_document_lists_every_variable():
+    listed = set(re.findall(r"^\| `(MINETORCH_\w+)`", LAUNCHER, re.MULTILINE))
     assert listed == set(re.findall(r"^(MINETORCH_\w+)", environment.__doc__, re.MULTILINE))
 
 

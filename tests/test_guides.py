@@ -116,7 +116,7 @@ def test_a_loop_before_and_after_it_is_moved(tmp_path, run_command, tools, funct
 
 @pytest.mark.slow
 def test_what_the_trainer_tells_is_the_same_on_two_workers(tmp_path, run_command, tools):
-    (script,) = scripts("trainer.md")
+    script, *_ = scripts("trainer.md")
     (tmp_path / "look.py").write_text(script)
     told = []
     for launcher in ([], ["-m", "minetorch_launch", "--nproc", "2"]):
@@ -126,6 +126,27 @@ def test_what_the_trainer_tells_is_the_same_on_two_workers(tmp_path, run_command
     assert [line[:3] for line in told[0]] == [("1", "10", "5"), ("2", "10", "10"), ("3", "10", "15")]
     for one, two in zip(*told, strict=True):
         assert [float(figure) for figure in one] == pytest.approx([float(figure) for figure in two], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_hook_draws_logs_and_chooses_the_best(tmp_path, run_command, tools):
+    look, hook = scripts("trainer.md")
+    for old, new in (
+        ("nn.Linear(32, 1)", "nn.Linear(32, 3)"),
+        ("inputs.sum(dim=1, keepdim=True)", "inputs[:, :3].argmax(dim=1)"),
+        ("mse_loss", "cross_entropy"),
+        ('hooks={"after_epoch_end": tell}', "hooks=hooks, checkpoints=Checkpoints(monitor='accuracy', mode='max')"),
+    ):
+        assert old in look
+        look = look.replace(old, new)
+    (tmp_path / "look.py").write_text(f"from minetorch import Checkpoints\n{hook}\n{look}")
+    launch = [sys.executable, "-m", "minetorch_launch", "--nproc", "2", "look.py"]
+    output = run_command(*launch, cwd=tmp_path, env=tools | ON_A_CPU)
+    (drawn,) = re.findall(r"epoch 3: accuracy (\S+)", output)
+    (logged,) = re.findall(r"Epoch 3/3: .* accuracy (\S+)", output)
+    assert float(drawn) == pytest.approx(float(logged), abs=1e-3)
+    assert "Best: accuracy 0." in output
+    assert (tmp_path / "alchemistic_directory/look/graph/accuracy.png").exists()
 
 
 @pytest.mark.slow
@@ -204,7 +225,7 @@ def test_every_name_is_there():
     trainer = {*dir(minetorch.Trainer), *TrainerState.__annotations__}
     for page in PAGES:
         text = re.sub(r"\]\([^)]*\)|```yaml\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for name in {*re.findall(r"\btrainer\.([a-z_]\w*)", text)} - {"py", "fit"}:  # a file, and Lightning's
+        for name in {*re.findall(r"(?<![\w.])trainer\.([a-z_]\w*)", text)} - {"py", "fit"}:  # a file, and Lightning's
             assert name in trainer, f"{page.name}: trainer.{name}"
         for name in {*re.findall(r"\bminetorch\.([A-Z]\w+)", text)}:
             assert hasattr(minetorch, name), f"{page.name}: minetorch.{name}"
@@ -215,5 +236,5 @@ def test_every_name_is_there():
 def test_every_page_is_in_the_site_and_every_link_of_the_readme_leads_to_a_file():
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [page for page in DOCS.rglob("*.md") if os.fspath(page.relative_to(DOCS)) not in site] == []
-    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", PAGES[0].read_text(encoding="utf-8")):
+    for link in re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)#\"]+)", PAGES[0].read_text(encoding="utf-8")):
         assert (ROOT / link).exists(), link

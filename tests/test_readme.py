@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,20 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()
 ]
-SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-TRAIN = next(script for script in SCRIPTS if "trainer.train()" in script)
+IN_THE_TEXT = re.findall(r"`([^`\n]+ train\.py)`", README)
+(TRAIN,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
+INSTALL = "pip install ."
+DEMO = "./scripts/demo"
+PROVE = "minetorch prove train.py"
 SUITE = {
     # These run everything there is, this test included: here, as far as their first step.
     "./scripts/test": ["./scripts/test", "--version"],
     "./scripts/test --all": ["./scripts/test", "-m", "slow", "--version"],
     "./scripts/check": ["./scripts/setup", "dev"],
 }
-DEMO = "./scripts/demo"
-TRAINING = [command for command in COMMANDS if command not in {*SUITE, DEMO}]
+LOOKING = [command for command in COMMANDS if command.startswith("minetorch ")]
+TRAINING = [command for command in [*COMMANDS, *IN_THE_TEXT] if command.endswith("train.py") and command != PROVE]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +46,17 @@ def clone(tmp_path_factory):
 
 
 def test_there_are_the_commands_that_the_readme_promises():
-    assert COMMANDS[0] == DEMO
-    assert set(COMMANDS) >= set(SUITE)
+    assert COMMANDS[0] == INSTALL
+    assert f"`{DEMO}`" in README
+    assert {*COMMANDS, *IN_THE_TEXT} == {INSTALL, *TRAINING, *LOOKING, PROVE, *SUITE}
     assert {command.split()[0] for command in TRAINING} == {"python", "minetorch-launch", "torchrun", "srun"}
+
+
+@pytest.mark.slow
+def test_it_installs(run_command, clone, tools):
+    offline = ["--dry-run", "--no-deps", "--no-index", "--no-build-isolation"]
+    output = run_command(sys.executable, "-m", *INSTALL.split(), *offline, cwd=clone, env=tools)
+    assert "Would install minetorch-" in output
 
 
 @pytest.mark.slow
@@ -67,39 +79,41 @@ def test_the_demo_trains_and_then_resumes(run_command, clone, tools):
     assert float(accuracy[0]) > 0.95
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the README's script in it."""
+    (tmp_path / "train.py").write_text(TRAIN)
+    return tmp_path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", TRAINING)
-def test_one_script_runs_in_every_way(run_command, tmp_path, tools, command):
-    (tmp_path / "train.py").write_text(TRAIN)
+def test_one_script_runs_in_every_way(run_command, folder, tools, command):
     fakes = os.pathsep.join([str(ROOT / "tests/fakes"), tools["PATH"]])
-    output = run_command(*command.split(), cwd=tmp_path, env=tools | {"PATH": fakes})
-    if "--dry-run" in command:
-        assert "rank 1" in output
-        assert not (tmp_path / "alchemistic_directory").exists()
-        return
+    if "node1" in command:
+        node = command.replace("node1", f"127.0.0.1:{free_port()}")
+        command = f"{node} & {node} && wait $!"  # two nodes on one machine
+    output = run_command("bash", "-c", command, cwd=folder, env=tools | {"PATH": fakes})
     assert output.count("Epoch 5/5: train_loss ") == 1, output
-    run = tmp_path / "alchemistic_directory/first-try"
+    run = folder / "alchemistic_directory/first-try"
     assert {"log.txt", "graph", "models"} <= {path.name for path in run.iterdir()}
     assert (run / "models/epoch_3.pth.tar").exists()
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
-def test_every_script_compiles(script):
-    compile(script, "README.md", "exec")
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @pytest.mark.slow
-def test_the_readmes_hook_and_drawer_work(tmp_path, tools, run_command):
-    """The shorter blocks of the README, used in the longer one."""
-    hook = next(script for script in SCRIPTS if "draw_accuracy" in script)
-    drawer = next(script for script in SCRIPTS if "PrintDrawer" in script)
-    whole = TRAIN.replace(
-        "    loss_func=loss_func,\n",
-        "    loss_func=loss_func,\n    val_dataloader=DataLoader(data, batch_size=99),\n"
-        "    hooks=hooks,\n    drawer=PrintDrawer(),\n    checkpoints=minetorch.Checkpoints(monitor='accuracy', mode='max'),\n",
-    )
-    (tmp_path / "train.py").write_text("\n".join([hook, drawer, whole]))
-    output = run_command(sys.executable, "train.py", cwd=tmp_path, env=tools)
-    assert "accuracy 5.0 {'accuracy': 0.9" in output
-    assert "loss 5.0 {'train': 0." in output
-    assert "epoch 5: accuracy 0.9" in output
+def test_the_commands_show_the_run_that_was_trained(run_command, folder, tools):
+    run_command(sys.executable, "train.py", cwd=folder, env=tools)
+    for command in LOOKING:
+        assert "first-try" in run_command(*command.split(), cwd=folder, env=tools)
+    assert (folder / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_script_is_proved(run_command, folder, tools):
+    output = run_command(*PROVE.split(), "--kills=1", "--device=cpu", cwd=folder, env=tools)
+    assert "EXACT: killed once, and not one bit differs." in output

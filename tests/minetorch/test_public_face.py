@@ -9,7 +9,7 @@ import pytest
 import minetorch
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/trainer.md").read_text(encoding="utf-8")
 
 
 def test_everything_public_is_there_and_documented():
@@ -29,10 +29,10 @@ def options_of(kind):
     return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
 
 
-def test_the_readme_has_a_row_for_every_parameter_with_its_default():
+def test_the_document_has_a_row_for_every_parameter_with_its_default():
     parameters = options_of(minetorch.Trainer)
     del parameters["unknown"]
-    assert list(options_in(README, "parameter").items()) == list(parameters.items())
+    assert list(options_in(PAGE, "parameter").items()) == list(parameters.items())
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,13 @@ def test_the_readme_has_a_row_for_every_parameter_with_its_default():
     [("option", minetorch.Checkpoints), ("option of `DDP`", minetorch.DDP), ("option of `Exact`", minetorch.Exact)],
 )
 def test_the_document_has_a_row_for_every_option_with_its_default(heading, kind):
-    text = (ROOT / "docs/trainer.md").read_text()
-    assert list(options_in(text, heading).items()) == list(options_of(kind).items())
+    assert list(options_in(PAGE, heading).items()) == list(options_of(kind).items())
 
 
-def test_the_readme_has_a_row_for_every_hook_point():
-    assert {*re.findall(r"^\| `(\w+)`", README, re.MULTILINE)} >= {*minetorch.HOOK_POINTS}
+def test_the_document_has_a_row_for_every_hook_point_with_what_it_gives():
+    (table,) = re.findall(r"^\| hook point \| .*\n((?:\|.*\n)*)", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ?(.*)\|$", table, re.MULTILINE)
+    assert {name: tuple(re.findall(r"`(\w+)`", given)) for name, given in rows} == dict(minetorch.HOOK_POINTS)
 
 
 def test_the_docstring_of_the_trainer_has_every_parameter():

@@ -96,7 +96,8 @@ def test_the_readmes_hook_and_drawer_work(tmp_path, tools, run_command):
     whole = TRAIN.replace(
         "    loss_func=loss_func,\n",
         "    loss_func=loss_func,\n    val_dataloader=DataLoader(data, batch_size=99),\n"
-        "    hooks=hooks,\n    drawer=PrintDrawer(),\n    checkpoints=minetorch.Checkpoints(monitor='accuracy', mode='max'),\n",
+        "    hooks=hooks,\n    drawer=PrintDrawer(),\n"
+        "    checkpoints=minetorch.Checkpoints(monitor='accuracy', mode='max'),\n",
     )
     (tmp_path / "train.py").write_text("\n".join([hook, drawer, whole]))
     output = run_command(sys.executable, "train.py", cwd=tmp_path, env=tools)

@@ -111,9 +111,3 @@ def test_the_commands_show_the_run_that_was_trained(run_command, folder, tools):
     for command in LOOKING:
         assert "first-try" in run_command(*command.split(), cwd=folder, env=tools)
     assert (folder / "report.html").exists()
-
-
-@pytest.mark.slow
-def test_the_script_is_proved(run_command, folder, tools):
-    output = run_command(*PROVE.split(), "--kills=1", "--device=cpu", cwd=folder, env=tools)
-    assert "EXACT: killed once, and not one bit differs." in output

@@ -225,7 +225,7 @@ def test_every_name_is_there():
     trainer = {*dir(minetorch.Trainer), *TrainerState.__annotations__}
     for page in PAGES:
         text = re.sub(r"\]\([^)]*\)|```yaml\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for name in {*re.findall(r"(?<![\w.])trainer\.([a-z_]\w*)", text)} - {"py", "md", "fit"}:  # files, and Lightning's
+        for name in {*re.findall(r"(?<![\w.])trainer\.([a-z_]\w*)", text)} - {"py", "md", "fit"}:  # files; Lightning's
             assert name in trainer, f"{page.name}: trainer.{name}"
         for name in {*re.findall(r"\bminetorch\.([A-Z]\w+)", text)}:
             assert hasattr(minetorch, name), f"{page.name}: minetorch.{name}"

@@ -26,7 +26,7 @@ class Run:
             max_epochs=None,
             metrics={"train_loss": 0.5},
             logger=self.log.logger,
-            settings=SimpleNamespace(monitor="val_loss"),
+            settings=SimpleNamespace(checkpoints=SimpleNamespace(monitor="val_loss")),
             world=SimpleNamespace(size=1, local_size=1),
         )
 
@@ -92,7 +92,7 @@ def test_the_rate_makes_room_for_metrics(run):
 
 def test_metrics_that_do_not_fit_are_counted_and_the_monitored_one_stays(run):
     run.trainer.metrics = {"train_loss": 1.0, **{f"f1_of_class_{number}": 0.5 for number in range(20)}, "acc": 0.25}
-    run.trainer.settings.monitor = "acc"
+    run.trainer.settings.checkpoints.monitor = "acc"
     in_file, shown = run.lines()
     assert in_file.count("f1_of_class_") == 20
     assert shown == ("Epoch 7: train_loss 1.000, acc 0.2500, f1_of_class_0 0.5000, 19 more (3.0 s, 200 samples/s)")

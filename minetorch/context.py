@@ -69,6 +69,14 @@ class TrainerState:
     _loss_func: Callable[[Any, Any], Any]
     _names_of_next_save: list[str]
 
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self.metrics = {}
+        self.lowest_train_loss = self.lowest_val_loss = float("inf")
+        self.batch = None
+        self.around_validation = []
+        self._names_of_next_save = []
+
     @property
     def rank(self) -> int:
         """Global rank of this worker, from 0."""

@@ -1,11 +1,22 @@
-"""The Trainer: joins the other workers, wires the parts of a training together, and runs it."""
+"""The Trainer: joins the other workers, wires the parts of a training together, and runs it.
+
+Where to add a part:
+
+- A hook point: its name and payload in `HOOK_POINTS` (`hooks.py`), and a call of `Hooks.call` where it happens:
+  `training/loop.py`, `training/validation.py`, `training/saves.py`, or here.
+- A strategy: its options in `options/strategies.py`, a subclass of `Strategy` in `strategies/`, and a branch in
+  `choose_strategy`. `Strategy` says what the rest of the Trainer expects of it.
+- A drawer: a subclass of `Drawer` in `drawers/`, and its name in `DRAWERS` (`drawers/make.py`).
+- A storage: nothing if fsspec has it. Otherwise the methods of `_Files` and a branch in `Store.open`
+  (`checkpoint/store.py`).
+"""
 
 from __future__ import annotations
 
 import os
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -18,7 +29,7 @@ from minetorch.checkpoint import Checkpointer, Store
 from minetorch.checkpoint.fence import Fence, FencedStore
 from minetorch.checkpoint.permit import check_folders
 from minetorch.checkpoint.stateful import Stateful
-from minetorch.console.bars import Display, ViewDisplay, make_display
+from minetorch.console.bars import ViewDisplay, make_display
 from minetorch.console.progress_bar import ProgressBar
 from minetorch.context import TrainerState
 from minetorch.data import Comparison
@@ -43,7 +54,6 @@ from minetorch.plugins.epoch_log import EpochLog
 from minetorch.plugins.inline_epochs import InlineEpochs
 from minetorch.plugins.saving import SaveByTime
 from minetorch.plugins.stopping import StopByTime
-from minetorch.progress import Progress
 from minetorch.resumption.contents import REQUIRED_KEYS, Contents
 from minetorch.resumption.history import Ended, History
 from minetorch.resumption.persistence import Persistence
@@ -178,6 +188,7 @@ class Trainer(TrainerState):
             StoppedEarly: a signal asked the process to end, as in `train`.
         """
         checks.refuse_unknown(unknown, Trainer.__init__)
+        super().__init__()
         self._heartbeat = HeartbeatWriter.from_environ(os.environ)
         self._heartbeat.begin()
         self.settings = Settings(
@@ -201,56 +212,26 @@ class Trainer(TrainerState):
             strategy=strategy_options(strategy),
         )
         checks.check_place(alchemistic_directory, storage_options)
-        self._proof = self._proof_orders()
-        if self._proof is not None:
-            self.settings = self._proof.settings(self.settings)
-            alchemistic_directory, storage_options = self._proof.directory(alchemistic_directory), None
+        proof = _proof_orders()
+        if proof is not None:
+            self.settings = proof.settings(self.settings)
+            alchemistic_directory, storage_options = proof.directory(alchemistic_directory), None
         checks.check_objects(model, optimizer, train_dataloader, val_dataloader)
-        self._loss_func = checks.loss_caller(loss_func)
-        self.optimizer = optimizer
-        self.progress = Progress()
-        self.metrics = {}
-        self.lowest_train_loss = self.lowest_val_loss = float("inf")
-        self.batch = None
-        self.around_validation = []
-        self._names_of_next_save = []
-        self.world = World.from_environ(os.environ)
-        self.strategy = choose_strategy(
-            self.settings.strategy,
-            self.world,
-            model,
-            optimizer,
-            amp=amp,
-            seed=seed,
-            split_batches=split_batches,
-        )
-        self._job_end = JobEnd.from_environ(os.environ)
-        self._stop_vote = StopVote(self.world, must_stop=self._must_stop)
-        self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
         plugins, hooks = checks.check_plugins(plugins), checks.check_hooks(hooks)
         checks.check_monitor(self.settings.checkpoints, val_dataloader, hooks, plugins)
         states = checks.check_statable(statable), checks.stateful_plugins(plugins)
-        self._store = store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
-        # The log's file waits for the claim: until then the run may be another process's.
-        self._log = RunLog(
-            store,
-            rank=self.rank,
-            world_size=self.world_size,
-            logging_format=logging_format,
-            in_notebook=self.in_notebook,
-            view=self._view,
-            held=True,
-        )
-        self.logger = self._log.logger
-        self._loss_watch = LossWatch(self.logger)
-        self._ledger = self._keep_ledger(store) if self.settings.ledger else None
-        checkpointer = self._checkpointer(store.child("models")) if self.is_main else None
-        self._hooks = self._gather_hooks(plugins, hooks, checkpointer)
-        if self._proof is not None:
-            self._hooks.add_plugin(
-                self._recorder(self._proof, [member for group in states for member in group.values()])
-            )
-        self.files = store if checkpointer is None else self._fenced(store, checkpointer.fence)
+        self._loss_func = checks.loss_caller(loss_func)
+        self._in_loop = False
+        self._ended: Ended | None = None
+        self.optimizer = optimizer
+        self.world = World.from_environ(os.environ)
+        self.strategy = choose_strategy(self.settings, self.world, model, optimizer)
+        self._share_out(train_dataloader, val_dataloader)
+        store = Store.open(alchemistic_directory, storage_options).child(*code.split("/"))
+        self._open_outputs(store)
+        checkpointer = self._make_checkpointer(store.child("models")) if self.is_main else None
+        fence = Fence(store.child("models"), logger=self.logger) if checkpointer is None else checkpointer.fence
+        self.files = self._fenced(store, fence) if self.is_main else store
         self.drawer = make_drawers(
             drawer,
             store=self.files,
@@ -259,50 +240,121 @@ class Trainer(TrainerState):
             logger=self.logger,
             silent=not self.is_main,
         )
-        self._share_out(train_dataloader, val_dataloader)
-        self._comparison = Comparison(self.world, self.logger)
-        self._contents = Contents(self, *states)
-        self._persistence = Persistence(self, checkpointer, self._contents, self._log)
-        self._modes = Modes(model, lambda: self.model, self.logger)
-        self._replicas = Replicas(self.world, model, optimizer, self.logger)
-        self._losses = TrainingLoss(self.world, self.progress, self._loss_watch)
-        self._wire_loop()
-        self._in_loop = False
-        self._ended: Ended | None = None
+        self._ledger = self._keep_ledger(store) if self.settings.ledger else None
+        self._hooks = self._gather_hooks(plugins, hooks, checkpointer)
+        if proof is not None:
+            self._hooks.add_plugin(self._recorder(proof, store, states))
+        self._wire(states, checkpointer)
         check_folders(store)
-        # Up to here nothing was written, and no other worker was waited for.
+        # Nothing was written up to here, and no rank has waited for another.
         self.world.connect(say=self.logger.warning)
         try:
-            self._comparison.traits({"train_dataloader": self.train_dataloader, "val_dataloader": self.val_dataloader})
-            self.strategy.place()
-            seed_generators(derive_seed(seed, "rank", 0 if self.strategy.shares_generators else self.rank))
-            fence = Fence(store.child("models"), logger=self.logger) if checkpointer is None else checkpointer.fence
-            fence.follow(self._persistence.claim())
-            # Once this Trainer is garbage, its thread ends all others and releases the run.
-            weakref.finalize(self, fence.abandon).atexit = False
-            # Not before: a signal that comes while ranks wait for one another, or for another run, must end those
-            # that wait. Nor after: between here and train() there is nothing to save, and it does what it always does.
-            with NOTICES.noted():
-                try:
-                    self._persistence.restore(self.settings.resume)
-                finally:
-                    self._log.begin(guard=fence.check)
-                if checkpointer is not None:
-                    options = self.strategy.optimizer_state.options
-                    checkpointer.settings = facts_of(self.settings, model, optimizer, options, train_dataloader)
-                self._losses.take_up()
-                self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
-                self._hooks.call("after_init")
-                self._contents.take_over_plugins()
-                self._persistence.check_state()
-                if self._is_noticed():
-                    raise StoppedEarly
+            self._start(fence, checkpointer, train_dataloader)
         except BaseException:
             self.close()
             raise
 
-    def _wire_loop(self) -> None:
+    def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
+        self.train_dataloader = self.strategy.share_out(train, training=True)
+        self.val_dataloader = None if val is None else self.strategy.share_out(val, training=False)
+        checks.check_length("train_dataloader", self.train_dataloader)
+        if val is not None:
+            checks.check_length("val_dataloader", self.val_dataloader)
+
+    def _open_outputs(self, store: Store) -> None:
+        """Open the log, and on rank 0 the notebook's view and the progress bar."""
+        self._view = find_view(os.environ) if self.in_notebook and self.is_main else None
+        # The log file stays closed until `begin`: before the claim, the run may belong to another process.
+        self._log = RunLog(
+            store,
+            rank=self.rank,
+            world_size=self.world_size,
+            logging_format=self.settings.logging_format,
+            in_notebook=self.in_notebook,
+            view=self._view,
+            held=True,
+        )
+        self.logger = self._log.logger
+        self._loss_watch = LossWatch(self.logger)
+        self._progress_bar: ProgressBar | None = None
+        if self.is_main:
+            in_view, in_notebook = self._view, self.in_notebook
+            display = make_display(os.environ, in_notebook=in_notebook) if in_view is None else ViewDisplay(in_view)
+            self._progress_bar = ProgressBar(display, watch=self._loss_watch)
+
+    def _make_checkpointer(self, store: Store) -> Checkpointer:
+        options = self.settings.checkpoints
+        return Checkpointer(
+            store,
+            keep_last=options.keep_last,
+            keep_best=options.keep_best,
+            keep_every=options.keep_every,
+            keep_every_steps=options.keep_every_steps,
+            monitor=options.monitor,
+            mode=options.mode,
+            expected_keys=REQUIRED_KEYS,
+            logger=self.logger,
+        )
+
+    def _fenced(self, store: Store, fence: Fence) -> FencedStore:
+        return FencedStore(store, fence) if self._view is None else ShownStore(store, fence, self._view)
+
+    def _gather_hooks(
+        self, plugins: Iterable[Any], hooks: Mapping[str, Any], checkpointer: Checkpointer | None
+    ) -> Hooks:
+        settings, gathered = self.settings, Hooks(self, self._heartbeat)
+        built_in: list[Any] = [DrawLosses()]
+        if self._progress_bar is not None:
+            built_in.append(self._progress_bar)
+        if settings.checkpoints.every_minutes is not None:
+            built_in.append(SaveByTime(settings.checkpoints.every_minutes))
+        if settings.max_seconds is not None:
+            built_in.append(StopByTime(settings.max_seconds))
+        if self._ledger is not None:
+            built_in.append(self._ledger)
+        for plugin in [*built_in, *plugins]:
+            gathered.add_plugin(plugin)
+        gathered.add_all(hooks)
+        if checkpointer is not None:
+            # Last, so that its line has the metrics that hooks add.
+            gathered.add_plugin(EpochLog(checkpointer.would_be_best))
+        if self._view is not None:
+            gathered.add_plugin(InlineEpochs(self._view))
+        return gathered
+
+    # Parts that few runs need are imported where a run asks for them.
+
+    def _keep_ledger(self, store: Store) -> KeepLedger:
+        from minetorch.ledger.plugin import KeepLedger
+
+        return KeepLedger(store, self._origin, self.logger)
+
+    def _recorder(self, proof: Orders, store: Store, states: Sequence[Mapping[str, Stateful]]) -> Any:
+        from minetorch.prove.recorder import Recorder
+
+        return Recorder(
+            proof,
+            store.local_path(),
+            generation=lambda: self._origin()[0],
+            persist=lambda: self.persist(wait=True),
+            saved=[member for group in states for member in group.values()],
+        )
+
+    def _origin(self) -> tuple[int, str | None]:
+        return self._persistence.origin()
+
+    def _wire(self, states: Sequence[Mapping[str, Stateful]], checkpointer: Checkpointer | None) -> None:
+        """Make the loop, and the parts that it works with."""
         settings, loss = self.settings, LossFunction(self._loss_func, self, self.device)
+        statable, plugins = states
+        self._contents = Contents(self, statable, plugins)
+        self._persistence = Persistence(self, checkpointer, self._contents, self._log)
+        self._job_end = JobEnd.from_environ(os.environ)
+        self._stop_vote = StopVote(self.world, must_stop=self._must_stop)
+        self._comparison = Comparison(self.world, self.logger)
+        self._modes = Modes(self.unwrapped_model, lambda: self.model, self.logger)
+        self._replicas = Replicas(self.world, self.unwrapped_model, self.optimizer, self.logger)
+        self._losses = TrainingLoss(self.world, self.progress, self._loss_watch)
         step = TrainStep(
             self.strategy,
             loss,
@@ -337,85 +389,34 @@ class Trainer(TrainerState):
             heartbeat=self._heartbeat,
         )
 
-    def _gather_hooks(
-        self, plugins: Iterable[Any], hooks: Mapping[str, Any], checkpointer: Checkpointer | None
-    ) -> Hooks:
-        settings, gathered = self.settings, Hooks(self, self._heartbeat)
-        self._progress_bar: ProgressBar | None = None
-        built_in: list[Any] = [DrawLosses()]
-        if self.is_main:
-            display: Display | None = ViewDisplay(self._view) if self._view is not None else None
-            display = display or make_display(os.environ, in_notebook=settings.in_notebook)
-            self._progress_bar = ProgressBar(display, watch=self._loss_watch)
-            built_in.append(self._progress_bar)
-        if settings.checkpoints.every_minutes is not None:
-            built_in.append(SaveByTime(settings.checkpoints.every_minutes))
-        if settings.max_seconds is not None:
-            built_in.append(StopByTime(settings.max_seconds))
-        if self._ledger is not None:
-            built_in.append(self._ledger)
-        for plugin in [*built_in, *plugins]:
-            gathered.add_plugin(plugin)
-        gathered.add_all(hooks)
-        if checkpointer is not None:
-            # Last, for the line to have what the hooks add to the metrics.
-            gathered.add_plugin(EpochLog(checkpointer.would_be_best))
-        if self._view is not None:
-            gathered.add_plugin(InlineEpochs(self._view))
-        return gathered
-
-    def _fenced(self, store: Store, fence: Fence) -> FencedStore:
-        return FencedStore(store, fence) if self._view is None else ShownStore(store, fence, self._view)
-
-    # Parts that few runs need are imported where a run asks for them.
-
-    @staticmethod
-    def _proof_orders() -> Orders | None:
-        if "MINETORCH_PROVE" not in os.environ:
-            return None
-        from minetorch.prove.orders import Orders
-
-        return Orders.from_environ(os.environ)
-
-    def _keep_ledger(self, store: Store) -> KeepLedger:
-        from minetorch.ledger.plugin import KeepLedger
-
-        return KeepLedger(store, self._origin, self.logger)
-
-    def _recorder(self, proof: Orders, saved: Collection[Any]) -> Any:
-        from minetorch.prove.recorder import Recorder
-
-        return Recorder(
-            proof,
-            self._store.local_path(),
-            generation=lambda: self._origin()[0],
-            persist=lambda: self.persist(wait=True),
-            saved=saved,
-        )
-
-    def _origin(self) -> tuple[int, str | None]:
-        return self._persistence.origin()
-
-    def _share_out(self, train: DataLoader[Any], val: DataLoader[Any] | None) -> None:
-        self.train_dataloader = self.strategy.share_out(train, training=True)
-        self.val_dataloader = None if val is None else self.strategy.share_out(val, training=False)
-        checks.check_length("train_dataloader", self.train_dataloader)
-        if val is not None:
-            checks.check_length("val_dataloader", self.val_dataloader)
-
-    def _checkpointer(self, store: Store) -> Checkpointer:
-        options = self.settings.checkpoints
-        return Checkpointer(
-            store,
-            keep_last=options.keep_last,
-            keep_best=options.keep_best,
-            keep_every=options.keep_every,
-            keep_every_steps=options.keep_every_steps,
-            monitor=options.monitor,
-            mode=options.mode,
-            expected_keys=REQUIRED_KEYS,
-            logger=self.logger,
-        )
+    def _start(self, fence: Fence, checkpointer: Checkpointer | None, train_dataloader: DataLoader[Any]) -> None:
+        """Place the model, claim the run, restore its state, and call `after_init`. Every rank calls it."""
+        strategy = self.strategy
+        self._comparison.traits({"train_dataloader": self.train_dataloader, "val_dataloader": self.val_dataloader})
+        strategy.place()
+        seed_generators(derive_seed(self.settings.seed, "rank", 0 if strategy.shares_generators else self.rank))
+        fence.follow(self._persistence.claim())
+        # When this Trainer is garbage, its thread ends all others and releases the run.
+        weakref.finalize(self, fence.abandon).atexit = False
+        # Before this block, a signal must end ranks that wait for each other or for another run. After it and until
+        # train(), there is nothing to save, and a signal has its usual effect.
+        with NOTICES.noted():
+            try:
+                self._persistence.restore(self.settings.resume)
+            finally:
+                self._log.begin(guard=fence.check)
+            if checkpointer is not None:
+                options = strategy.optimizer_state.options
+                checkpointer.settings = facts_of(
+                    self.settings, self.unwrapped_model, self.optimizer, options, train_dataloader
+                )
+            self._losses.take_up()
+            self._heartbeat.resumed(self.progress.step, self.progress.epoch, saved=self.progress.epoch > 0)
+            self._hooks.call("after_init")
+            self._contents.take_over_plugins()
+            self._persistence.check_state()
+            if self._must_end():
+                raise StoppedEarly
 
     def train(self) -> None:
         """Train until `max_epochs`, or until stopped. Every rank calls it.
@@ -442,9 +443,8 @@ class Trainer(TrainerState):
                 self._replicas.check()
                 self._loop.run()
                 self._saves.poll(wait=True)
-                noticed = not self._loop.is_at_end and self._is_noticed(
-                    is_time_up=self.is_main and self._job_end.is_near
-                )
+                is_time_up = self.is_main and self._job_end.is_near
+                must_end = not self._loop.is_at_end and self._must_end(is_time_up=is_time_up)
                 self._hooks.call("before_quit")
                 self._saves.poll(wait=True)
                 summary = (
@@ -460,7 +460,7 @@ class Trainer(TrainerState):
                 self._modes.end()
                 self.close()
                 self._heartbeat.enter(Phase.DONE)
-        if noticed:
+        if must_end:
             raise StoppedEarly
 
     def persist(self, *names: str, wait: bool = False) -> str | None:
@@ -486,7 +486,7 @@ class Trainer(TrainerState):
 
     def close(self) -> None:
         """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
-        # A launcher takes one that trains and does not move for stuck, when another rank is gone.
+        # In the training phase, the launcher would report a hang: no step follows.
         before = self._heartbeat.enter(Phase.SAVING)
         steps: list[Callable[[], object]] = [self._stop_vote.close]
         if self._progress_bar is not None:
@@ -495,14 +495,13 @@ class Trainer(TrainerState):
         if self._ledger is not None:
             steps.append(self._ledger.close)
         steps += [self._persistence.close, self.drawer.close, self._log.close]
-        with ExitStack() as stack:
-            if self._view is not None:
-                stack.callback(self._view.close)
-            for loader in (self.train_dataloader, self.val_dataloader):
-                if loader is not None:
-                    stack.callback(loader.end_workers)
-            stack.callback(self._comparison.close)
-            stack.callback(self._persistence.release, self._ended)
+        steps.append(lambda: self._persistence.release(self._ended))
+        steps += [self._comparison.close, self.train_dataloader.end_workers]
+        if self.val_dataloader is not None:
+            steps.append(self.val_dataloader.end_workers)
+        if self._view is not None:
+            steps.append(self._view.close)
+        with ExitStack() as stack:  # it runs every step, also after an error; the last one first
             for step in reversed(steps):
                 stack.callback(step)
         self._heartbeat.enter(before)
@@ -515,10 +514,10 @@ class Trainer(TrainerState):
     def _must_stop(self) -> bool:
         return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)
 
-    def _is_noticed(self, *, is_time_up: bool = False) -> bool:
-        """Whether a signal, or its time, asks any rank to make way: then the log says so, and it counts as obeyed.
+    def _must_end(self, *, is_time_up: bool = False) -> bool:
+        """Whether a signal to any rank, or the end of the job, asks the process to end. Every rank calls it.
 
-        Every rank calls it.
+        If so, the log says it, and the signal counts as answered.
         """
         signals, times = zip(*self.world.gather((NOTICES.signum, is_time_up)), strict=True)
         if not any((*signals, *times)):
@@ -530,3 +529,12 @@ class Trainer(TrainerState):
         )
         NOTICES.answered()
         return True
+
+
+def _proof_orders() -> Orders | None:
+    """What `minetorch prove` asks of this process, if that has started it."""
+    if "MINETORCH_PROVE" not in os.environ:
+        return None
+    from minetorch.prove.orders import Orders
+
+    return Orders.from_environ(os.environ)

@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 
 
 class Trainer(TrainerState):
-    """Trains a model, and goes on from its last checkpoint when it is started again.
+    """Trains a model, and resumes from the newest checkpoint when the script is started again.
 
     The order of events, with the hook points in it:
 
@@ -88,19 +88,21 @@ class Trainer(TrainerState):
             loss_func(trainer, data), backward
             every accumulated_iter batches: clip, optimizer step
             after_train_iteration_end
-            after a step: the saves and stops that were asked for, and after_checkpoint_persisted for each checkpoint
-                that has become durable (after an epoch, too)
+            after an optimizer step: save or stop, if it is due or any rank has asked for it
         put the model into eval mode, until the next epoch
         every eval_stride epochs, for each batch of this rank's share of the validation data:
             before_val_iteration_start
             loss_func(trainer, data)
             after_val_iteration_end
-        the losses of all ranks: into metrics, drawn
-        after_epoch_end
-        every persist_stride epochs, at the best, and at the last: before_checkpoint_persisted, and start to save
-    when all is saved: after_checkpoint_persisted
+        write the mean losses of all ranks to metrics
+        after_epoch_end; the losses are drawn first
+        every persist_stride epochs, at the best epoch so far, and at the last one: save
+    wait for all saves
     before_quit
     ```
+
+    A save calls `before_checkpoint_persisted`, copies the state and lets training continue. When the checkpoint is
+    durable, `after_checkpoint_persisted` follows: after a later step, after an epoch, or at the end.
     """
 
     def __init__(
@@ -140,52 +142,52 @@ class Trainer(TrainerState):
         """Join the other workers, place the model, and resume.
 
         Args:
-            alchemistic_directory: path or fsspec URL (`s3://bucket/runs`) below which all runs are kept.
-            model: the user's model, on any device; it is moved to this worker's.
-            optimizer: of the model's parameters.
-            train_dataloader: a DataLoader over all of the data, the same on every rank; the Trainer shares the data
-                out over the ranks. A subclass that overrides how it iterates is refused.
-            loss_func: called as `loss_func(trainer, data)`, or by name where its two parameters are named
-                `data` and `trainer`; calls `trainer.model`, and returns a scalar tensor, the mean over the batch's
-                samples.
-            val_dataloader: as `train_dataloader`; None to leave out validation.
-            code: name of the run; its files are at `{alchemistic_directory}/{code}/`.
-            resume: True: from the newest checkpoint that verifies, if there is any. False: from scratch. Or the
-                checkpoint to take: an epoch's number, "latest", "best", "epoch_3", a file's name, an absolute
-                path or a URL.
-            eval_stride: validate every so many epochs.
-            persist_stride: save every so many epochs, and at the last; None: at the last only. See `checkpoints`, too.
-            drawer: "matplotlib", "tensorboard", a `Drawer`, a list of these, or None.
-            hooks: a function or a list of functions for each hook point.
+            alchemistic_directory: path or fsspec URL (`s3://bucket/runs`) of the folder that holds all runs.
+            model: the user's model, on any device. The Trainer moves it to this worker's device.
+            optimizer: an optimizer of the model's parameters.
+            train_dataloader: a DataLoader over all of the data, the same on every rank. The Trainer shares the data out
+                over the ranks. It refuses a subclass that overrides iteration.
+            loss_func: called as `loss_func(trainer, data)`, or by name if its two parameters are named `data` and
+                `trainer`. It calls `trainer.model`, and returns a scalar tensor: the mean over the batch's samples.
+            val_dataloader: the same for the validation data; None: no validation.
+            code: name of the run. Its files are in `{alchemistic_directory}/{code}/`.
+            resume: True: resume from the newest checkpoint that passes verification, if there is one. False: start
+                from scratch. Or the checkpoint to resume from: an epoch's number, "latest", "best", "epoch_3", a file
+                name, an absolute path or a URL.
+            eval_stride: validate every `eval_stride` epochs.
+            persist_stride: save every `persist_stride` epochs and after the last one; None: only after the last one.
+                See also `checkpoints`.
+            drawer: "matplotlib", "tensorboard", "sql", a `Drawer`, a list of these, or None.
+            hooks: a function or a list of functions for each hook point, by its name.
             statable: named objects to keep in the checkpoint, such as an LR scheduler.
-            max_epochs: the last epoch; None: until stopped.
-            logging_format: of a log line, as in the standard library's `logging`; None:
+            max_epochs: the number of the last epoch; None: train until stopped.
+            logging_format: format of a log line, as in the standard library's `logging`; None:
                 `"%(levelname)s %(asctime)s %(message)s"` in log.txt, and a shorter form on the console.
-            trival: stop every pass over the data after 10 iterations.
-            in_notebook: show output as a notebook can; so do workers of `minetorch.notebook.launch` in any case.
-            checkpoints: when to save beside the epochs, which checkpoints to keep, and which is best: see
+            trival: stop each pass over the data after 10 iterations.
+            in_notebook: show output for a notebook. Workers of `minetorch.notebook.launch` always do.
+            checkpoints: when to save apart from the ends of epochs, which checkpoints to keep, and which is best: see
                 `minetorch.Checkpoints`.
             strategy: how the model trains on several workers: "ddp", or "exact" for the same bits at any number of
-                them. To set options of these, give a `minetorch.DDP` or a `minetorch.Exact`.
-            plugins: objects whose methods are named as hook points; their state is in the checkpoint if
-                they have `state_dict` and `load_state_dict`.
-            max_time: seconds (or a timedelta) after which to save and stop.
-            accumulated_iter: iterations whose gradients make one optimizer step.
-            amp: False, "bf16" or "fp16": mixed precision of the model's forward.
+                workers. To set their options, give a `minetorch.DDP` or a `minetorch.Exact`.
+            plugins: objects with methods named after hook points. Checkpoints hold the state of those that have
+                `state_dict` and `load_state_dict`.
+            max_time: seconds (or a timedelta) after which the run saves and stops.
+            accumulated_iter: the number of iterations in an optimizer step.
+            amp: False, "bf16" or "fp16": mixed precision in the model's forward.
             clip_grad_norm: upper limit of the gradients' total 2-norm at each step.
-            seed: what the data's order and every random generator derive from.
-            split_batches: the loaders' `batch_size` is that of all workers together, not that of each.
-            storage_options: passed on to fsspec.
-            if_running: where another process is training this run: "refuse" with an error, "wait" until it ends, or
-                "replace": take the run over, and the other stops.
-            ledger: write down which samples each step has trained on, for `minetorch.ledger` to read.
-            unknown: none is allowed; the error says what to give in its place.
+            seed: the seed of the data's order and of every random generator.
+            split_batches: whether the loaders' `batch_size` is the size for all workers together, not for each.
+            storage_options: options for fsspec.
+            if_running: what to do if another process is training this run: "refuse" with an error, "wait" until it
+                ends, or "replace" it: it stops, and this process takes over the run.
+            ledger: record the samples of each step, for `minetorch.ledger` to read.
+            unknown: not allowed. The error names the argument to use instead.
 
         Raises:
             ConfigurationError: an argument is wrong; nothing was written.
             CheckpointError: `resume` names no checkpoint, or one that cannot be used.
             StorageError: the storage cannot be used.
-            StoppedEarly: a signal asked the process to end, as in `train`.
+            StoppedEarly: a signal asked the process to end; see `train`.
         """
         checks.refuse_unknown(unknown, Trainer.__init__)
         super().__init__()
@@ -415,21 +417,21 @@ class Trainer(TrainerState):
             self._hooks.call("after_init")
             self._contents.take_over_plugins()
             self._persistence.check_state()
-            if self._must_end():
+            if self._is_preempted():
                 raise StoppedEarly
 
     def train(self) -> None:
         """Train until `max_epochs`, or until stopped. Every rank calls it.
 
-        It can be called again, to continue after a stop: it then takes the run again.
+        To continue after a stop, call it again: it then claims the run again.
 
-        A SIGTERM or SIGUSR2 to any rank's process is taken for a notice, unless the script handles it itself: all
-        ranks save at the same step and stop. So they do before the end of a SLURM job, where its time is known.
+        After a SIGTERM or SIGUSR2 to any rank's process, all ranks save at the same step and stop, unless the script
+        handles the signal itself. They also do so before the known end of a SLURM job.
 
         Raises:
             RanksDifferError: the ranks do not have the same weights, at the start or before a save.
-            StoppedEarly: after such a notice, when all is saved; it ends the script with exit code 75.
-            SupersededError: it was called again, and another process has started the run since the first call.
+            StoppedEarly: after such a stop, when everything is saved. It ends the script with exit code 75.
+            SupersededError: on a second call, if another process has started the run since the first one.
         """
         began = time.monotonic()
         self._persistence.renew()
@@ -444,7 +446,7 @@ class Trainer(TrainerState):
                 self._loop.run()
                 self._saves.poll(wait=True)
                 is_time_up = self.is_main and self._job_end.is_near
-                must_end = not self._loop.is_at_end and self._must_end(is_time_up=is_time_up)
+                is_preempted = not self._loop.is_at_end and self._is_preempted(is_time_up=is_time_up)
                 self._hooks.call("before_quit")
                 self._saves.poll(wait=True)
                 summary = (
@@ -460,33 +462,33 @@ class Trainer(TrainerState):
                 self._modes.end()
                 self.close()
                 self._heartbeat.enter(Phase.DONE)
-        if must_end:
+        if is_preempted:
             raise StoppedEarly
 
     def persist(self, *names: str, wait: bool = False) -> str | None:
-        """Save a checkpoint of this moment, under the names given and `latest`. Every rank must call it.
+        """Save a checkpoint of the current state, under the given names and `latest`. Every rank must call it.
 
-        It returns when the state is copied; the copy is saved while training goes on, and hooks at
-        `after_checkpoint_persisted` tell when that is done. Outside of `train` it waits for that.
+        It returns when the state is copied. The copy is saved while training continues, and then the hooks at
+        `after_checkpoint_persisted` run. Outside of `train` it waits for the save to finish.
 
         Args:
-            names: the user's own, for the checkpoint.
+            names: the user's names for the checkpoint.
             wait: return when the checkpoint is durable.
 
         Returns:
-            The checkpoint's path or URL; None in the middle of an accumulation (`accumulated_iter`), at whose end it
-            is saved.
+            The checkpoint's path or URL; None in the middle of an accumulation (`accumulated_iter`): the save then
+            starts at its end.
 
         Raises:
-            ConfigurationError: a name that is not allowed, or a state that a checkpoint cannot hold.
-            StorageError: the storage failed; the run's earlier checkpoints are as they were. If it fails later, that
-                is raised after the next optimizer step.
+            ConfigurationError: a name is not allowed, or a checkpoint cannot hold the state.
+            StorageError: the storage failed. The run's earlier checkpoints have not changed. A later failure is raised
+                after the next optimizer step.
         """
         return self._saves.persist(names, wait=wait or not self._in_loop)
 
     def close(self) -> None:
-        """Finish a save, draw the last state and let the run go. `train` does it when it ends, however it ends."""
-        # In the training phase, the launcher would report a hang: no step follows.
+        """Finish all saves, draw the last state and release the run. `train` always calls it at its end."""
+        # No step follows. In the training phase, the launcher would take this rank for hung if another one is gone.
         before = self._heartbeat.enter(Phase.SAVING)
         steps: list[Callable[[], object]] = [self._stop_vote.close]
         if self._progress_bar is not None:
@@ -508,16 +510,17 @@ class Trainer(TrainerState):
 
     @property
     def history(self) -> History:
-        """The run's starts up to this one: `trainer.history.starts`."""
+        """The starts of the run up to this one, in `trainer.history.starts`."""
         return self._contents.history
 
     def _must_stop(self) -> bool:
+        """Whether this rank asks all ranks to save and stop. The stop vote calls it after each step."""
         return NOTICES.signum != 0 or (self._job_end.is_known and self.is_main and self._job_end.is_near)
 
-    def _must_end(self, *, is_time_up: bool = False) -> bool:
-        """Whether a signal to any rank, or the end of the job, asks the process to end. Every rank calls it.
+    def _is_preempted(self, *, is_time_up: bool = False) -> bool:
+        """Whether a signal to any rank, or the end of the job, asks the run to end. Every rank calls it.
 
-        If so, the log says it, and the signal counts as answered.
+        If so, it logs this, and clears the signal.
         """
         signals, times = zip(*self.world.gather((NOTICES.signum, is_time_up)), strict=True)
         if not any((*signals, *times)):
@@ -532,7 +535,7 @@ class Trainer(TrainerState):
 
 
 def _proof_orders() -> Orders | None:
-    """What `minetorch prove` asks of this process, if that has started it."""
+    """The orders of `minetorch prove`; None if it did not start this process."""
     if "MINETORCH_PROVE" not in os.environ:
         return None
     from minetorch.prove.orders import Orders

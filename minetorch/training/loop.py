@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
@@ -71,7 +70,7 @@ class Loop:
             logger.info("Stopped before epoch %d, as asked.", trainer.current_epoch + 1)
             return
         else:
-            self._log_start(trainer.world.gather(trainer.world.device_name))
+            self._log_start()
         while not self.is_at_end:
             self._begin_epoch()
             asked = self._train_epoch()
@@ -84,8 +83,9 @@ class Loop:
                 logger.info("Stopped after epoch %d, as asked.", trainer.current_epoch)
                 return
 
-    def _log_start(self, devices: Sequence[str]) -> None:
+    def _log_start(self) -> None:
         trainer, loader = self._trainer, self._trainer.train_dataloader
+        devices = trainer.world.gather(trainer.world.device_name)
         if trainer.is_main:
             batches = Batches(trial_length(loader.iterations, trainer.settings), loader.global_batch_size)
             summary = starting(trainer.unwrapped_model, trainer.settings, batches, devices, trainer.files.url)
@@ -126,6 +126,7 @@ class Loop:
         epoch = limited(self._open_epoch(), trainer.settings, done=trainer.progress.iteration)
         trainer.train_iterations = None if epoch.iterations is None else trainer.progress.iteration + epoch.iterations
         batches = epoch.batches if self._bar is None else self._bar.watch(epoch.batches)
+        # To mark the last batch, `mark_last` fetches one batch ahead. Only an accumulation needs the mark.
         accumulates = trainer.settings.accumulated_iter > 1
         for batch, is_last in mark_last(batches) if accumulates else zip(batches, repeat(True), strict=False):
             self._iterate(batch, is_last=is_last)

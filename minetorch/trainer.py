@@ -233,6 +233,10 @@ class Trainer(TrainerState):
         self._open_outputs(store)
         checkpointer = self._make_checkpointer(store.child("models")) if self.is_main else None
         fence = Fence(store.child("models"), logger=self.logger) if checkpointer is None else checkpointer.fence
+        self._ledger = self._keep_ledger(store) if self.settings.ledger else None
+        self._hooks = self._gather_hooks(plugins, hooks, checkpointer)
+        if proof is not None:
+            self._hooks.add_plugin(self._recorder(proof, store, states))
         self.files = self._fenced(store, fence) if self.is_main else store
         self.drawer = make_drawers(
             drawer,
@@ -242,10 +246,6 @@ class Trainer(TrainerState):
             logger=self.logger,
             silent=not self.is_main,
         )
-        self._ledger = self._keep_ledger(store) if self.settings.ledger else None
-        self._hooks = self._gather_hooks(plugins, hooks, checkpointer)
-        if proof is not None:
-            self._hooks.add_plugin(self._recorder(proof, store, states))
         self._wire(states, checkpointer)
         check_folders(store)
         # Nothing was written up to here, and no rank has waited for another.

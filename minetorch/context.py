@@ -58,7 +58,7 @@ class TrainerState:
     lowest_train_loss: float
     lowest_val_loss: float
     batch: Batch | None
-    """The batch of the iteration under way: `batch.indices` are its samples, of which `batch.counted` count."""
+    """The batch of the current iteration. `batch.indices` are its samples, and `batch.counted` is how many count."""
     files: RunStore
     """The run's directory: `files.write("table.csv", data)`. For rank 0, unless each rank has files of its own."""
     around_validation: list[Callable[[], AbstractContextManager[Any]]]
@@ -68,6 +68,14 @@ class TrainerState:
     _heartbeat: HeartbeatWriter
     _loss_func: Callable[[Any, Any], Any]
     _names_of_next_save: list[str]
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self.metrics = {}
+        self.lowest_train_loss = self.lowest_val_loss = float("inf")
+        self.batch = None
+        self.around_validation = []
+        self._names_of_next_save = []
 
     @property
     def rank(self) -> int:

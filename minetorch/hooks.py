@@ -1,4 +1,4 @@
-"""The points of a run at which users' functions are called, and the calling."""
+"""The points of a run at which the Trainer calls users' functions, and the calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOOK_POINTS: Mapping[str, tuple[str, ...]] = {
     "after_checkpoint_persisted": ("names", "path"),
     "before_quit": (),
 }
-"""Each hook point, and what a hook there may ask for by name besides `trainer`."""
+"""Each hook point, and its payload: what a hook there may declare by name besides `trainer`."""
 
 
 def main_only(function: Function) -> Function:
@@ -133,7 +133,7 @@ class Hooks:
         self._heartbeat.enter(before)
 
     def any_at(self, point: str) -> bool:
-        """Whether anything is to be called at `point`."""
+        """Whether `point` has a function. An iteration asks this first, since making the payload takes time."""
         return bool(self._calls[point])
 
     def _call_alone(self, call: Callable[[Mapping[str, Any]], None], label: str, payload: Mapping[str, Any]) -> None:

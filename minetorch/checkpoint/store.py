@@ -37,7 +37,10 @@ _MOST_PAGES = 30
 
 
 class _Files(Protocol):
-    """What a store needs of a storage; paths are whole paths. Missing files raise FileNotFoundError."""
+    """One kind of storage: `LocalDisk`, or `_RemoteFiles` for all that fsspec reaches. `Store.open` chooses one.
+
+    Paths are whole paths. A missing file is a FileNotFoundError.
+    """
 
     def read(self, path: str) -> bytes: ...
     def read_range(self, path: str, start: int, stop: int) -> bytes: ...

@@ -1,9 +1,9 @@
-"""Lets gloo's threads be done with the last collective before its group is destroyed or its process ends.
+"""Lets gloo's threads finish the last collective before its group is destroyed or the process ends.
 
-A collective is over for its callers before the thread that has carried it out lets go of what it held of theirs, for
-which that thread needs the interpreter. Whoever destroys the group just then (or DDP's reducer, which holds it) waits
-for the thread without giving the interpreter away, and both wait for ever. On a busy machine that befell one in five
-scripts that destroyed their group right after the last step. And when Python is ending, the thread aborts the process.
+A collective returns before its thread has released the callers' objects, and the thread needs the GIL for that. If the
+main thread destroys the group at this moment (or DDP's reducer, which holds the group), it waits for the thread without
+releasing the GIL, and both wait for ever. On a busy machine, this happened to one in five scripts that destroyed their
+group right after the last step. If Python is finalizing at this moment, the thread aborts the process.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _MOST_SECONDS = 5.0
 
 
 def let_threads_finish() -> None:
-    """Give the interpreter away until gloo's threads have nothing to do; returns at once where there are none.
+    """Release the GIL until gloo's threads are idle. Returns at once if there are none.
 
-    Threads are told by the names that torch gives them; that one does nothing shows in its being asleep at some looks
-    in a row, between which it could have had the interpreter.
+    torch gives these threads a name. A thread counts as idle if it sleeps at several looks in a row, since it could
+    have taken the GIL between them.
     """
     if sys.platform != "linux":
         time.sleep(_LOOK_SECONDS * _LOOKS)
@@ -37,7 +37,7 @@ def let_threads_finish() -> None:
 
 
 def _states() -> str:
-    """One letter for each of gloo's threads, as /proc has it."""
+    """The state of each of gloo's threads, as one letter from /proc."""
     states = ""
     for task in os.listdir("/proc/self/task"):  # noqa: PTH208 - a thousand threads make a thousand Paths
         with suppress(OSError), open(f"/proc/self/task/{task}/stat") as file:

@@ -1,7 +1,7 @@
-"""Signals that ask a run to save and make way: taken while a Trainer starts or trains, and answered by its loop.
+"""Signals that ask a run to save and stop. A Trainer handles them while it starts or trains.
 
-A batch system's notice, and the TERM of whoever stops a job, may reach any process of it at any time. The handler only
-notes which signal it was; the loop finds the note between two steps, where all ranks agree to save and stop.
+A preemption warning of a scheduler, or a SIGTERM to stop the job, can reach any process of the job at any time. The
+handler only records the signal. The loop reads it between two steps, where all ranks agree to save and stop.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""SIGINT is not among them: it stays `KeyboardInterrupt`."""
+"""Without SIGINT, which raises `KeyboardInterrupt` as usual."""
 
 
 class Notices:
-    """The newest unanswered notice of this process.
+    """The newest signal to this process that no Trainer has answered.
 
-    One for all Trainers of a process, since signals are the process's: a notice that came too late for one, which was
-    about to end anyway, is there for the next.
+    All Trainers of a process share it, since a signal goes to the process. If a signal comes when one Trainer is about
+    to end, the next Trainer answers it.
     """
 
     signum: int = 0
-    """The signal that was noted; 0 for none."""
+    """The recorded signal; 0 for none."""
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """A context in which a signal is noted in place of ending the process.
+        """A context in which a signal is recorded instead of ending the process.
 
-        Only in the main thread, where Python has signals handled, and only a signal that nobody else handles or
-        ignores. Outside of it every signal does what it did before.
+        It works only in the main thread, where Python can set handlers, and only for a signal that nobody else handles
+        or ignores. At its end, the signals have their previous effects again.
         """
         taken = [signum for signum in SIGNALS if _is_free(signum)] if _in_main_thread() else []
         if taken:
             _keep_from_children()
         for signum in taken:
             signal.signal(signum, self._note)
-            # A library's system call need not know what to do when it is cut short.
+            # Restart an interrupted system call: a library may not expect EINTR.
             signal.siginterrupt(signum, False)
         try:
             yield
@@ -49,7 +49,7 @@ class Notices:
             self._let_go(taken)
 
     def answered(self) -> None:
-        """The notice has been obeyed."""
+        """Forget the signal, because the run has obeyed it."""
         self.signum = 0
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -67,11 +67,11 @@ class Notices:
 
 
 NOTICES = Notices()
-"""This process's."""
+"""The recorded signal of this process."""
 
 
 def describe(signals: Sequence[int]) -> str:
-    """Each rank's signal (0: none) in words: "SIGTERM on ranks 0, 2"."""
+    """The ranks' signals (0: none) in words: "SIGTERM on ranks 0, 2"."""
     parts = []
     for signum in sorted({*signals} - {0}):
         ranks = [str(rank) for rank, own in enumerate(signals) if own == signum]
@@ -84,11 +84,11 @@ def _in_main_thread() -> bool:
 
 
 def _is_free(signum: signal.Signals) -> bool:
-    """Whether a signal does what it does by default, by what Python and the system know."""
+    """Whether the signal has its default effect, as far as Python and the system know."""
     if signal.getsignal(signum) is not signal.SIG_DFL:
         return False
     with suppress(OSError, StopIteration, ValueError):
-        # Python does not see handlers that were set in C, such as those of faulthandler.register().
+        # Python does not know handlers that C code has set, such as faulthandler.register().
         status = Path("/proc/self/status").read_text().splitlines()
         caught = int(next(line for line in status if line.startswith("SigCgt:")).split()[1], 16)
         return not caught >> (signum - 1) & 1
@@ -108,5 +108,5 @@ def _lift() -> None:
 
 @functools.cache
 def _keep_from_children() -> None:
-    """Let forked children die of these signals, from their first moment on: it is how a pool of processes is ended."""
+    """Give forked children the default effects from the start, since process pools end their workers by signal."""
     os.register_at_fork(before=_hold, after_in_parent=_lift, after_in_child=NOTICES._forget)

@@ -1,10 +1,10 @@
 """Lets ranks agree on the step after which all of them save or stop.
 
-Any rank may ask at any moment. Every few steps all ranks exchange what was asked for in one small collective on the
-CPU, and all do it right after that step. No collective is pending between two votes: a pending one would keep a rank
-that has failed from exiting until every other rank had come to it.
+Any rank can make a request at any time. Every few steps, all ranks exchange their requests in one small collective on
+the CPU, and carry them out right after that step. Between two votes, no collective is pending. A pending one would keep
+a failed rank from exiting until all other ranks had joined it.
 
-The number of steps between two votes is agreed on in the vote itself, from the slowest rank's time for a step.
+The vote also decides the number of steps until the next vote, from the slowest rank's time for a step.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ KINDS: tuple[Request, ...] = ("save", "stop_after_epoch", "save_and_stop", "poll
 NOTHING: frozenset[Request] = frozenset()
 
 INTERVAL_S = 0.25
-"""About the time from one vote to the next, where a step is shorter."""
+"""The approximate time between two votes, if a step is shorter."""
 
 MOST_STEPS = 16
-"""Steps from one vote to the next, at most: steps may suddenly take much longer than those that were measured."""
+"""Maximum number of steps between two votes, since later steps may take much longer than the measured ones."""
 
 _LOOK_S = 1.0
-"""Seconds from one look at the store to the next, during a validation."""
+"""Seconds between two reads of the store, during a validation."""
 
 _STOP_KEY = "minetorch/stop"
 
 
 class StopVote:
-    """Requests of any rank, granted on every rank after the same step.
+    """Collects the requests of all ranks, and grants them on every rank after the same step.
 
-    A world of one has nothing to agree on and grants a request at once.
+    A single worker grants a request at once.
     """
 
     def __init__(self, world: World, must_stop: Callable[[], bool] = lambda: False) -> None:
@@ -51,7 +51,8 @@ class StopVote:
 
         Args:
             world: all ranks.
-            must_stop: whether to ask all to save and stop; called after each step, so it must be quick.
+            must_stop: returns whether to ask all ranks to save and stop. It is called after each step, so it must be
+                fast.
         """
         self._world = world
         self._must_stop = must_stop
@@ -64,12 +65,12 @@ class StopVote:
         self._voted_at = time.monotonic()
 
     def ask(self, request: Request) -> None:
-        """Ask all ranks for something. Any rank and any thread may call it."""
+        """Make a request to all ranks. Any rank and any thread can call it."""
         with self._lock:
             self._asked.add(request)
 
     def at_step(self) -> frozenset[Request]:
-        """What all ranks do right after this step. Every rank calls it after every optimizer step.
+        """The requests to carry out right after this step. Every rank calls it after each optimizer step.
 
         Raises:
             LostRankError: a rank is gone.
@@ -80,7 +81,7 @@ class StopVote:
         return self.now() if self._steps >= self._stride else NOTHING
 
     def now(self) -> frozenset[Request]:
-        """All that any rank has asked for up to now. Every rank calls it, and waits for the others.
+        """The requests of all ranks so far. Every rank calls it, and waits for the others.
 
         Raises:
             LostRankError: a rank is gone.
@@ -97,9 +98,9 @@ class StopVote:
         return granted
 
     def stop_is_wanted(self) -> bool:
-        """Whether any rank is known to ask for `save_and_stop`. Quick enough for each iteration of a validation.
+        """Whether any rank has requested `save_and_stop`. Fast enough for each iteration of a validation.
 
-        No collective: ranks learn of it at different iterations, through the store of the process group.
+        It uses the store of the process group, not a collective, so ranks see the request at different iterations.
         """
         if self._must_stop():
             self.ask("save_and_stop")
@@ -116,11 +117,11 @@ class StopVote:
         return self._stop_is_announced
 
     def close(self) -> None:
-        """Forget every request. Every rank has left its validation by now."""
+        """Forget all requests. All ranks have left the validation by now."""
         self._asked.clear()
         if self._stop_is_announced:
             self._stop_is_announced = False
-            with suppress(RuntimeError):  # its process may be gone
+            with suppress(RuntimeError):  # the store's process may be gone
                 _store().delete_key(_STOP_KEY)
 
     def _vote(self, asked: frozenset[Request]) -> frozenset[Request]:
@@ -138,6 +139,6 @@ class StopVote:
 
 
 def _store() -> Any:
-    """The key-value store through which the ranks made their process group."""
+    """The key-value store of the process group."""
     assert dist.group.WORLD is not None
     return dist.group.WORLD.get_group_store()

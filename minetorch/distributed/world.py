@@ -1,7 +1,7 @@
-"""The workers of a run as one of them sees them: its rank, its device, and how to talk to the others.
+"""A worker's place among all workers of a run: its rank, its device, and the collectives.
 
-A world is read from the environment that `minetorch-launch` and `torchrun` set, or else from SLURM's job
-step (`srun python train.py`), or else it has one member. Reading is pure; `connect` acts.
+A world is read from the environment of `minetorch-launch` or `torchrun`, or from SLURM's job step
+(`srun python train.py`). Without these it has one worker. Reading has no effects; `connect` joins the other workers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REDUCE_OPS: dict[str, dist.ReduceOp.RedOpType] = {
 }
 
 LATE_S = 10.0
-"""Seconds after which the first worker of each node says that it waits for others; the other workers take longer."""
+"""Seconds after which the first worker of each node logs that it waits. The other workers log it after `_AGAIN_S`."""
 
 _AGAIN_S = 60.0
 
@@ -57,18 +57,18 @@ class World:
     local_size: int = 1
     """Number of workers on this node."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    """Where this worker computes."""
+    """The device of this worker."""
     rendezvous: Mapping[str, str] = field(default_factory=dict)
-    """Variables that torch.distributed needs and the environment lacks (filled in from SLURM's)."""
+    """Variables that torch.distributed needs and the environment lacks, from those of SLURM."""
     source: str = ""
-    """Where the number of workers comes from, and how to run one worker alone: a sentence for messages."""
+    """A sentence for messages: where the number of workers comes from, and how to run a single worker."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> World:
-        """Read the world from `environ`; nothing is started.
+        """Read the world from `environ`. It starts nothing.
 
         Raises:
-            ConfigurationError: a variable is missing or senseless, or there are more workers than GPUs.
+            ConfigurationError: a variable is missing or invalid, or there are more workers than GPUs.
         """
         variables = None if _is_rank_of_step(environ) else _from_torchrun(environ)
         source = _source(environ, is_step=variables is None)
@@ -92,7 +92,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone logs, draws and writes checkpoints."""
+        """Whether this is rank 0. Only rank 0 draws and writes checkpoints."""
         return self.rank == 0
 
     @property
@@ -101,14 +101,16 @@ class World:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     def connect(self, timeout: timedelta | None = None, say: Callable[[str], object] = lambda line: None) -> None:
-        """Join the other workers; returns when all are there. Does nothing in a world of one, or when joined.
+        """Join the other workers. Returns when all have joined. A single worker joins nobody.
+
+        If there is a process group already, it is checked and used.
 
         Args:
-            timeout: of every collective and of this call; torch's default (30 minutes for gloo) where it is None.
-            say: takes a line for people after `LATE_S` seconds of waiting, and then every minute.
+            timeout: the timeout of this call and of every collective; None: torch's default (30 minutes for gloo).
+            say: logs a line after `LATE_S` seconds of waiting, and then every minute.
 
         Raises:
-            ConfigurationError: a process group is there already, of another size than this world, or one that cannot
+            ConfigurationError: there is already a process group, and it has another size than this world, or cannot
                 exchange tensors on the CPU and on this worker's device.
         """
         if self.device.type == "cuda":
@@ -133,10 +135,10 @@ class World:
         atexit.register(_leave, self.device.type)
 
     def _check_group(self, config: str) -> None:
-        """Refuse a group of the script's own that lacks a backend for a device, before a collective fails.
+        """Refuse the script's own process group if it lacks a backend for a device, before a collective fails.
 
         Args:
-            config: as in "cpu:gloo,cuda:nccl".
+            config: the group's backends, as in "cpu:gloo,cuda:nccl".
         """
         known = dict(part.split(":") for part in config.split(",") if ":" in part)
         missing = [kind for kind in ("cpu", self.device.type) if kind not in known]
@@ -154,12 +156,12 @@ class World:
         """Combine one value of each rank; every rank gets the result.
 
         Args:
-            value: a number, or a tensor of any shape that is the same on every rank (it is not changed).
+            value: a number, or a tensor with the same shape on every rank. It does not change.
             op: "mean", "sum", "min" or "max", over the ranks.
 
         Raises:
-            ConfigurationError: an unknown op.
-            CollectiveError: called where only rank 0 runs.
+            ConfigurationError: `op` is not one of these.
+            CollectiveError: only rank 0 runs here.
         """
         if op not in REDUCE_OPS:
             raise ConfigurationError(f"reduce knows {', '.join(map(repr, REDUCE_OPS))}; {op!r} was given.")
@@ -175,7 +177,7 @@ class World:
         return result / self.size if op == "mean" else result
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank. Any picklable object."""
+        """Rank 0's value, on every rank. The value is any picklable object."""
         if self.size == 1:
             return value
         box = [value]
@@ -191,15 +193,14 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until every rank has called it."""
         if self.size > 1:
             dist.barrier()
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0 and give its result to every rank.
+        """Run `action` on rank 0 and return its result on every rank.
 
-        An error is exchanged in place of the result, so that no rank waits for one that has failed: rank 0
-        raises the error itself, the others `RemoteError`.
+        If `action` fails, no rank waits for the failed one: rank 0 raises the error, and the others `RemoteError`.
         """
         if self.size == 1:
             return action()
@@ -219,10 +220,9 @@ class World:
         return result  # type: ignore[return-value]
 
     def on_all(self, action: Callable[[], T]) -> list[T]:
-        """Run `action` on every rank, and give all of them every rank's result, in rank order.
+        """Run `action` on every rank, and return all results in rank order, on every rank.
 
-        Where it fails on any rank, all raise, so that no rank waits for one that has failed: that rank the error
-        itself, the others `RemoteError`.
+        If `action` fails on a rank, no rank waits for it: that rank raises the error, and the others `RemoteError`.
         """
         outcome: tuple[T | None, str | None] = (None, None)
         failure: Exception | None = None
@@ -242,19 +242,19 @@ class World:
         return list(results)
 
     def alone(self, where: str) -> AbstractContextManager[Any]:
-        """A context in which a collective is an error, for code that only one rank runs.
+        """A context in which a collective raises an error, for code that only one rank runs.
 
         Args:
-            where: named in the error, as in "hook 'after_epoch_end'".
+            where: a name of the code for the error, as in "hook 'after_epoch_end'".
         """
         return _NoCollectives(where) if self.size > 1 else nullcontext()
 
 
 class SideGroup:
-    """All ranks once more, for collectives that do not mix with those of training and that wait for a limited time."""
+    """A second group of all ranks. Its collectives are separate from those of training, and have their own timeout."""
 
     def __init__(self, world: World, timeout: timedelta) -> None:
-        """Every rank makes it, of a world that is connected."""
+        """Make the group after `World.connect`. Every rank calls it."""
         self._world = world
         self._timeout = timeout
         self._group = dist.new_group(backend="gloo", timeout=timeout)
@@ -263,7 +263,7 @@ class SideGroup:
         """Every rank's value in rank order, on every rank. Any picklable object.
 
         Raises:
-            TimeoutError: not every rank came in time.
+            TimeoutError: a rank did not call it in time.
         """
         values: list[Any] = [None] * self._world.size
         began = time.monotonic()
@@ -276,17 +276,17 @@ class SideGroup:
         return values
 
     def close(self) -> None:
-        """Leave the group, without waiting for the others."""
+        """Leave the group without waiting for the other ranks."""
         let_threads_finish()
         if dist.is_initialized():
             dist.destroy_process_group(self._group)
 
 
 class _NoCollectives(TorchDispatchMode):
-    """Raises where a collective would wait for ranks that never come.
+    """Raises an error for a collective that would wait for the other ranks for ever.
 
-    Every collective of torch.distributed passes through torch's dispatcher as an operator of the
-    namespace `c10d`, whoever calls it: this class, the user, DDP.
+    All collectives of torch.distributed pass through torch's dispatcher as operators of the namespace `c10d`,
+    whether the Trainer, the user or DDP calls them.
     """
 
     def __init__(self, where: str) -> None:
@@ -307,7 +307,7 @@ class _NoCollectives(TorchDispatchMode):
 
 @contextmanager
 def _said_if_late(say: Callable[[str], object], line: str, world: World) -> Iterator[None]:
-    """Say the line if the block takes long, and again every minute."""
+    """Log the line if the block takes long, and again every minute."""
     done = threading.Event()
 
     def watch() -> None:
@@ -326,9 +326,9 @@ def _said_if_late(say: Callable[[str], object], line: str, world: World) -> Iter
 
 
 def _leave(device_type: str) -> None:
-    """Take the process group down while Python is still whole.
+    """Destroy the process group before Python finalizes.
 
-    With NCCL that can wait for the others, so it is not done after a failure.
+    With NCCL this can wait for the other ranks, so it does not happen after a failure.
     """
     let_threads_finish()
     failed = getattr(sys, "last_value", None) is not None
@@ -337,12 +337,12 @@ def _leave(device_type: str) -> None:
 
 
 def _is_step(environ: Mapping[str, str]) -> bool:
-    """Whether this is a task of an `srun` step. A batch script itself is no such task: it has no step."""
+    """Whether this process is a task of an `srun` step. A batch script has no step."""
     return "SLURM_STEP_ID" in environ and "SLURM_STEP_NUM_TASKS" in environ
 
 
 def _is_rank_of_step(environ: Mapping[str, str]) -> bool:
-    """Whether the rank is left to the step, by a script that sets WORLD_SIZE and MASTER_ADDR for `srun`."""
+    """Whether the rank comes from the `srun` step, though the script sets WORLD_SIZE and MASTER_ADDR."""
     return (
         "RANK" not in environ
         and _is_step(environ)
@@ -403,7 +403,7 @@ def _from_slurm(environ: Mapping[str, str]) -> dict[str, str] | None:
         "LOCAL_RANK": environ.get("SLURM_LOCALID", ""),
         "LOCAL_WORLD_SIZE": environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[0].split("(")[0],
         "MASTER_ADDR": environ.get("MASTER_ADDR") or first_host(nodes),
-        # Below Linux's ephemeral ports (from 32768), and another one for each job step.
+        # Below Linux's ephemeral ports (from 32768), and different for each job step.
         "MASTER_PORT": environ.get("MASTER_PORT") or str(15000 + (job * 31 + step) % 15000),
     }
 
@@ -412,7 +412,7 @@ def first_host(nodelist: str) -> str:
     """The first host of a SLURM node list: `n[003-007,9],m1` gives `n003`.
 
     Raises:
-        ConfigurationError: not a node list.
+        ConfigurationError: `nodelist` names no host.
     """
     match = re.match(r"([^\[\],\s]+)(?:\[([0-9]+)[^\]]*\]([^\[\],\s]*))?", nodelist)
     if match is None:

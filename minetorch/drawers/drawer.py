@@ -137,7 +137,7 @@ class Drawer(ABC):
         """Make what was drawn visible to others; called at the end of each epoch."""
 
     def close(self) -> None:  # noqa: B027
-        """Draw the final state and let go of everything. Later calls may follow and begin anew."""
+        """Draw the final state and let go of everything. Later calls may follow, and start again."""
 
 
 def generation(store: RunStore) -> int:

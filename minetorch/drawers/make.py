@@ -28,6 +28,7 @@ DRAWERS: dict[str, Callable[[], Drawer]] = {
     "tensorboard": TensorboardDrawer,
     "sql": _sql,
 }
+"""The drawers that `Trainer(drawer=...)` takes by name."""
 
 
 def make_drawers(

@@ -1,7 +1,7 @@
-"""Hands the state that rank 0 has read to the other ranks, without a copy of all of it in their memory.
+"""Sends the state that rank 0 has read to the other ranks, without a second copy in their memory.
 
-Rank 0 sends an outline of the state, which has a number in the place of each tensor, and then the tensors' bytes in
-buckets of a few MiB. The other ranks receive the weights in the model itself and the optimizer's tensors on the device.
+Rank 0 sends an outline of the state, with a number in place of each tensor, and then the tensors' bytes in buckets of
+a few MiB. The other ranks receive the weights in the model itself and the optimizer's tensors on the device.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from minetorch.distributed.world import World
 State = dict[str, Any]
 
 BUCKET = 16 * 2**20
-"""Bytes that are sent at once: many small tensors in one go, and the only memory that a large one takes."""
+"""Bytes in one broadcast: many small tensors, or a part of a large one. No tensor needs more memory than this."""
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What the other ranks need to know of a tensor to make room for it."""
+    """The properties of a tensor that the other ranks need to allocate it."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     weight: str | None
-    """Its name in the model's state, if it is there."""
+    """Its name in the model's state; None if it is not there."""
     on_device: bool
     """Whether the optimizer needs it on the device."""
 
@@ -50,10 +50,10 @@ def read_once(
     """Have rank 0 read a state, and give it to every rank. Every rank calls it; an error is raised on every rank.
 
     Args:
-        read: gives a checkpoint's state, with the tensors on the CPU; None if there is no checkpoint.
-        weights: gives the tensors of this rank's model by their names in the state. They are overwritten where the
-            state's tensors have the same layout, and the state on this rank then holds them.
-        world: of all ranks.
+        read: returns a checkpoint's state, with the tensors on the CPU; None if there is no checkpoint.
+        weights: returns the tensors of this rank's model by their names in the state. A tensor with the layout of the
+            state's tensor is overwritten, and the returned state then holds it.
+        world: all ranks.
     """
     if world.size == 1:
         return read()
@@ -79,7 +79,7 @@ def read_once(
 
 
 def _outline(state: State) -> tuple[_Outline, list[torch.Tensor]]:
-    """The outline of a checkpoint's state, and the tensors that it lacks."""
+    """The outline of a checkpoint's state, and the tensors that the outline leaves out."""
     weights = state.get("state_dict")
     names = {id(value): name for name, value in weights.items()} if isinstance(weights, Mapping) else {}
     of_optimizer = {id(tensor) for tensor in _large_tensors(state.get("optimizer"))}
@@ -94,7 +94,7 @@ def _outline(state: State) -> tuple[_Outline, list[torch.Tensor]]:
 
 
 def _broadcast(tensors: Sequence[torch.Tensor], world: World) -> None:
-    """Give every rank rank 0's bytes of these tensors, in place. Their layout is the same on every rank."""
+    """Copy rank 0's bytes of these tensors to every rank, in place. The layouts are the same on every rank."""
     pieces = [_bytes_of(tensor) for tensor in tensors if tensor.numel()]
     device = world.device if world.device.type == "cuda" else torch.device("cpu")  # gloo sends from the CPU
     bucket = torch.empty(min(BUCKET, sum(map(len, pieces))), dtype=torch.uint8)
@@ -111,7 +111,7 @@ def _broadcast(tensors: Sequence[torch.Tensor], world: World) -> None:
 
 
 def _fillings(pieces: Sequence[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
-    """The pieces in lists of `size` bytes each, but for the last one; they are cut where they do not fit."""
+    """Group the pieces into lists of `size` bytes (the last one may be shorter), and cut pieces that do not fit."""
     filling: list[torch.Tensor] = []
     room = size
     for piece in pieces:
@@ -132,7 +132,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _large_tensors(optimizer: Any) -> Iterator[torch.Tensor]:
-    """The tensors of an optimizer's state, without counters, which torch keeps on the CPU."""
+    """The tensors of an optimizer's state without its counters, which torch keeps on the CPU."""
     states = optimizer.get("state") if isinstance(optimizer, Mapping) else None
     for values in states.values() if isinstance(states, Mapping) else ():
         for value in values.values() if isinstance(values, Mapping) else ():
@@ -151,7 +151,7 @@ def _room_for(tensor: _Tensor, weights: Mapping[str, torch.Tensor], device: torc
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves out tensors, and collects them. One that is there twice is collected once."""
+    """Leaves out the tensors, and collects each once."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -169,7 +169,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is its bytes and nothing else, and these lie in one piece."""
+    """Whether the tensor's bytes describe it completely, and lie in one piece of memory."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
         return False
     whole = tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
@@ -177,7 +177,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts the tensors where `_Pickler` has left them out."""
+    """Puts back the tensors that `_Pickler` left out."""
 
     def __init__(self, pickled: bytes, tensors: Sequence[torch.Tensor]) -> None:
         super().__init__(io.BytesIO(pickled))

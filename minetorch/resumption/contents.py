@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run: gathered from its parts, and taken over by them."""
+"""The contents of a checkpoint: collected from the parts of a run, and restored to them."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from minetorch.errors import CheckpointMismatchError, MinetorchError
 from minetorch.resumption.history import History
 
 REQUIRED_KEYS = frozenset({"state_dict", "optimizer", "progress"})
-"""What a payload must hold to be a Trainer's checkpoint."""
+"""The keys that the payload of a Trainer's checkpoint must have."""
 
 
 class Contents:
-    """The parts of a run that are saved. It touches no storage."""
+    """The parts of a run that a checkpoint holds. This class touches no storage."""
 
     def __init__(
         self, trainer: TrainerState, statable: Mapping[str, Stateful], plugins: Mapping[str, Stateful]
     ) -> None:
         self.history = History()
-        """This start of the run, and those before it."""
+        """This start of the run, and the earlier ones."""
         self._trainer = trainer
         self._groups = {"statable": statable, "plugins": plugins}
         self._generators: dict[str, Any] | None = None
         self._of_plugins: tuple[Mapping[str, Any], str] | None = None
-        """The checkpoint's state and path, until the plugins have taken over theirs."""
+        """The checkpoint's state and path, until the plugins are restored."""
 
     def gather(self) -> dict[str, Any]:
-        """The state of every part that all ranks share, as rank 0 has it."""
+        """Rank 0's state of every part that all ranks share."""
         trainer = self._trainer
         groups = {
             group: {name: _state_of(member) for name, member in members.items()}
@@ -55,33 +55,33 @@ class Contents:
         }
 
     def curves(self) -> CurvesSnapshot:
-        """The points of all curves as rank 0 has them, and the run's starts, for who reads nothing but this."""
+        """Rank 0's points of all curves, with the run's starts for readers of the curves file alone."""
         return self._trainer.drawer.curves.snapshot().with_facts(history=self.history.state_dict())
 
     def check(self) -> None:
-        """Look whether a checkpoint could hold the state.
+        """Check that a checkpoint can hold the state.
 
         Raises:
-            ConfigurationError: it could not.
+            ConfigurationError: a checkpoint cannot hold it.
         """
         plain_state(self._trainer.strategy.state_dict())
         for group, members in self._groups.items():
             for name, member in members.items():
                 try:
                     state = _state_of(member)
-                except Exception:  # one that has no state before its first epoch
+                except Exception:  # some objects have no state before their first epoch
                     continue
                 plain_state({group: {name: state}})
 
     def take_over(self, state: dict[str, Any], path: str) -> None:
-        """Restore every part of the run but the plugins.
+        """Restore every part of the run except the plugins.
 
         Args:
-            state: what `gather` gave, with every rank's generators; from the file at `path`.
-            path: of the checkpoint, for messages.
+            state: the state from `gather`, with the random generators of every rank.
+            path: the path of the checkpoint, for messages.
 
         Raises:
-            CheckpointMismatchError: it is another model's, or no checkpoint of a Trainer.
+            CheckpointMismatchError: the checkpoint is of another model, or not of a Trainer.
         """
         trainer = self._trainer
         missing = REQUIRED_KEYS - state.keys()
@@ -109,10 +109,10 @@ class Contents:
         trainer.drawer.mark("resume", progress.epoch - 0.5 * (not progress.epoch_complete), progress.step)
 
     def take_over_plugins(self) -> None:
-        """Restore the plugins, which have seen `after_init` by now.
+        """Restore the plugins. Their `after_init` has run by now.
 
         Raises:
-            CheckpointMismatchError: one cannot take over its state.
+            CheckpointMismatchError: a plugin cannot load its state.
         """
         if self._of_plugins is not None:
             self._load_group("plugins", *self._of_plugins)
@@ -146,20 +146,20 @@ class Contents:
         self._trainer.strategy.optimizer_state.rebase_schedulers(members.values())
 
     def put_back_generators(self) -> None:
-        """Have the random generators as the checkpoint has them, whatever drew from them since."""
+        """Restore the random generators to the checkpoint's states."""
         if self._generators is not None:
             restore_generators(self._generators)
 
     def let_generators_go(self) -> None:
-        """Put them back for the last time: from here on what is drawn is the run's own."""
+        """Restore the random generators for the last time. From here on, the run itself draws from them."""
         self.put_back_generators()
         self._generators = None
 
     def _own_generators(self, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """This rank's own; where the world's size has changed, fresh ones for this point of the run."""
+        """This rank's generator states. If the world size has changed, new ones for this step of the run."""
         trainer = self._trainer
         if states and trainer.strategy.shares_generators:
-            # Between iterations they are the same on every rank.
+            # Between iterations, all ranks have the same states.
             return states[0]
         if len(states) == trainer.world_size:
             return states[trainer.rank]
@@ -180,7 +180,7 @@ def _load_state_into(member: Stateful, state: dict[str, Any]) -> None:
 
 @contextmanager
 def _taken_over(what: str, path: str) -> Iterator[None]:
-    """Say of which part of a checkpoint it is that cannot be taken over."""
+    """Raise an error of the block as a CheckpointMismatchError that names the part of the checkpoint."""
     try:
         yield
     except MinetorchError:

@@ -1,4 +1,4 @@
-"""How all ranks save a run and restore it together."""
+"""Saves a run and restores it, on all ranks together."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from minetorch.resumption.history import Ended, Start
 from minetorch.resumption.report import describe, look_back
 
 CLAIM_TURN_S = 60.0
-"""Seconds for which rank 0 waits for another process before it lets the other ranks know that it still does."""
+"""Seconds that rank 0 waits for another process at a time, before it tells the other ranks that it still waits."""
 
 
 class Persistence:
-    """Saves a run to its checkpoints and restores it, on all ranks at once.
+    """Saves a run to its checkpoints and restores it, on all ranks together.
 
-    Rank 0 alone has a checkpointer and touches the storage; it broadcasts the state that it reads, and an
-    error it meets is raised on every rank.
+    Only rank 0 has a checkpointer and touches the storage. It broadcasts the state that it reads. Every rank raises
+    its errors.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Persistence:
             self._saver = Saver(checkpointer, before_commit=log.flush)
 
     def is_best(self) -> bool:
-        """Whether the newest metrics are the best so far; every rank gets rank 0's answer."""
+        """Whether the newest metrics are the best so far. Every rank calls it, and gets rank 0's answer."""
         return self._trainer.world.on_main(self._is_best)
 
     def _is_best(self) -> bool:
@@ -66,14 +66,14 @@ class Persistence:
 
     @property
     def best(self) -> Manifest | None:
-        """The best checkpoint so far, if there is one; always None on other ranks than 0."""
+        """The best checkpoint so far; None if there is none, and on ranks other than 0."""
         return None if self._checkpointer is None else self._checkpointer.best_manifest()
 
     def check_monitor(self) -> None:
-        """Look whether the epoch that has ended has the metric that is monitored. Every rank calls it.
+        """Check that the finished epoch has the monitored metric. Every rank calls it.
 
         Raises:
-            ConfigurationError: it has not, and should have.
+            ConfigurationError: the metric is missing, and this epoch must have it.
         """
         self._trainer.world.on_main(self._check_monitor)
 
@@ -89,7 +89,7 @@ class Persistence:
             )
 
     def put_off(self) -> bool:
-        """Whether a save is under way, after which another will be asked for. Every rank calls it."""
+        """Whether a save is in progress. If so, `another_is_due` asks for one more after it. Every rank calls it."""
 
         def busy() -> bool:
             assert self._saver is not None
@@ -99,17 +99,17 @@ class Persistence:
         return self._trainer.world.on_main(busy)
 
     def save(self, names: Sequence[str] = ()) -> str:
-        """Start saving a checkpoint; `news` tells when it is durable. Every rank calls it.
+        """Start saving a checkpoint; `news` returns it when it is durable. Every rank calls it.
 
         Args:
-            names: the user's for it.
+            names: the user's names for the checkpoint.
 
         Returns:
             The checkpoint's path or URL.
         """
         world, progress = self._trainer.world, self._trainer.progress
         if self._saver is None:
-            self._log.flush()  # rank 0's is flushed before the commit, beside the training
+            self._log.flush()  # the saver flushes rank 0's log before the commit, in its thread
         random = world.gather(generator_states())
 
         def start() -> str:
@@ -129,24 +129,24 @@ class Persistence:
         return world.on_main(start)
 
     def check_state(self) -> None:
-        """Look whether a checkpoint could hold the state, before hours of work depend on it. Every rank calls it.
+        """Check that a checkpoint can hold the state, before hours of work depend on it. Every rank calls it.
 
         Raises:
-            ConfigurationError: it could not.
+            ConfigurationError: a checkpoint cannot hold it.
         """
         self._trainer.world.on_main(self._contents.check)
 
     @property
     def has_news(self) -> bool:
-        """Whether `news` has something to tell; always False on other ranks than 0."""
+        """Whether `news` has a result or an error; always False on ranks other than 0."""
         saver = self._saver
         return saver is not None and (saver.has_news or self._broken is not None)
 
     def news(self, *, wait: bool = False) -> list[tuple[tuple[str, ...], str, int]]:
-        """Names, path and step of each checkpoint that has become durable. Every rank calls it.
+        """Names, path and step of each newly finished save. Every rank calls it.
 
         Args:
-            wait: until nothing is on its way.
+            wait: wait until all saves have finished.
 
         Raises:
             StorageError: a checkpoint could not be saved.
@@ -167,14 +167,14 @@ class Persistence:
         return self._trainer.world.on_main(take)
 
     def another_is_due(self) -> bool:
-        """Whether a save was put off and can be made now; asked once for each. Only rank 0 knows."""
+        """Whether a save that was put off can be made now; true once per save, and only on rank 0."""
         if self._saver is None or not self._saver.wants_another or self._saver.is_busy:
             return False
         self._saver.wants_another = False
         return True
 
     def close(self) -> None:
-        """Wait for what is on its way. Raises nothing: the training has ended, one way or another."""
+        """Wait for all saves to finish. It logs errors and raises none, since the training is over."""
         if self._saver is None or self._checkpointer is None:
             return
         try:
@@ -185,10 +185,10 @@ class Persistence:
             self._trainer.logger.error("A checkpoint could not be saved: %s", error)
 
     def release(self, how: Ended | None = None) -> None:
-        """Let the run go, so that the next start of it need not wait; nothing is written any more.
+        """Release the run, so that its next start does not wait. Nothing is written after this.
 
         Args:
-            how: the training has ended; None if there was none.
+            how: how the training ended; None if there was no training.
         """
         if self._checkpointer is not None:
             try:
@@ -211,15 +211,16 @@ class Persistence:
         self._trainer.logger.info("Saved models/%s (%s)", manifest.payload, names, extra=short)
 
     def claim(self) -> int:
-        """Become the run's writer, before anything of the run is written. Every rank calls it.
+        """Become the run's only writer, before anything of the run is written. Every rank calls it.
 
-        By turns, for another process may go on for longer than ranks wait for each other.
+        Rank 0 waits for another process in turns of `CLAIM_TURN_S`, since a longer wait would exceed the timeout of
+        the other ranks' collective.
 
         Returns:
-            Which start of the run this is.
+            The generation: the number of this start of the run.
 
         Raises:
-            CheckpointError: the run has no such checkpoint as it is to resume from; nothing was written.
+            CheckpointError: the run does not have the checkpoint to resume from; nothing was written.
             RunInUseError: another process is training this run.
             StorageError: the storage could not be listed, read or written.
         """
@@ -227,7 +228,7 @@ class Persistence:
 
         def claim() -> int:
             assert self._checkpointer is not None
-            if settings.if_running != "wait":  # whom it waits for may save it yet
+            if settings.if_running != "wait":  # the process that it waits for may still save the checkpoint
                 self._checkpointer.check(settings.resume)
             claimed = self._checkpointer.claim(settings.if_running, patience_s=CLAIM_TURN_S)
             if claimed:
@@ -239,10 +240,10 @@ class Persistence:
         return generation
 
     def renew(self) -> None:
-        """Take the run again, if it was released. Every rank calls it.
+        """Claim the run again, if it was released. Every rank calls it.
 
         Raises:
-            SupersededError: another start has taken the run since.
+            SupersededError: another start has claimed the run since.
             StorageError: the storage could not be read or written.
         """
 
@@ -254,13 +255,13 @@ class Persistence:
         self._trainer.world.on_main(renew)
 
     def _watch(self) -> None:
-        """Keep the run's claim alive. Nothing that is given to the thread refers to the Trainer."""
+        """Start the thread that keeps the claim alive. It holds no reference to the Trainer."""
         assert self._checkpointer is not None
         assert self._saver is not None
         self._checkpointer.fence.watch([self._saver.close, *self._trainer.drawer.closers(), self._log.close])
 
     def origin(self) -> tuple[int, str | None]:
-        """Which start of the run this is, from 1, and the path of the checkpoint that it went on from, if any.
+        """The number of this start of the run, from 1, and the path of the checkpoint that it resumed from, if any.
 
         Every rank calls it, after `restore`.
         """
@@ -268,12 +269,12 @@ class Persistence:
         return self._trainer.world.broadcast(generation), self._resumed_from
 
     def restore(self, resume: bool | str | int) -> None:
-        """Find the checkpoint that `resume` names, read it once, and take its state over on every rank.
+        """Find the checkpoint that `resume` names, read it once, and restore its state on every rank.
 
         Raises:
             CheckpointNotFoundError: there is no such checkpoint.
-            CheckpointCorruptError: there are checkpoints, but none that is whole.
-            CheckpointMismatchError: it is another model's.
+            CheckpointCorruptError: there are checkpoints, but all are damaged.
+            CheckpointMismatchError: the checkpoint is of another model.
             StorageError: the storage could not be listed or read.
         """
         world, began = self._trainer.world, self._monotonic()
@@ -293,7 +294,7 @@ class Persistence:
         self._contents.history.add(world.on_main(lambda: self._begin(found, resume, self._monotonic() - began)))
 
     def _begin(self, found: Checkpoint | None, resume: bool | str | int, load_s: float) -> list[Start]:
-        """Write down this start, and say what it has cost. Returns it, and those that the checkpoint does not know."""
+        """Record this start, and log the resume report. Returns the starts that the checkpoint does not know."""
         assert self._checkpointer is not None
         progress, fence, now = self._trainer.progress, self._checkpointer.fence, self._clock()
         manifest, path = (found.manifest, found.path) if found is not None else (None, None)

@@ -1,4 +1,4 @@
-"""What a resumption has cost: how far the start before had come, and what became of it. Nothing is stored here."""
+"""The resume report: how far the previous start came, how it ended, and what was lost. It stores nothing."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from minetorch.progress import Progress
 from minetorch.resumption.history import Ended, Start, duration
 
 STEP_VARIABLE = "MINETORCH_LAST_STEP"
-"""How far the attempt before this one had come, as the launcher saw it."""
+"""The last step of the previous attempt, as the launcher saw it."""
 
 TIME_VARIABLE = "MINETORCH_LAST_TIME"
-"""When that attempt failed, as Unix time in seconds."""
+"""The time when that attempt failed, as Unix time in seconds."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """What is known of the start before."""
+    """What is known about the previous start."""
 
     step: int | None = None
-    """Steps that it had done: at least so many."""
+    """The number of its steps, at least."""
     is_exact: bool = False
-    """Whether it had done no more."""
+    """Whether `step` is the exact number."""
     seen: float | None = None
     """Its last sign of life, as Unix time in seconds."""
     ended: Ended | None = None
 
     def steps_lost(self, step: int) -> int | None:
-        """Steps done after `step`; None if nothing tells of any, and it may have been some."""
+        """The number of steps done after `step`; None if no step is known, but there may have been some."""
         lost = max(0, self.step - step) if self.step is not None else 0
         return lost if lost or self.is_exact else None
 
 
 def look_back(claims: Sequence[Claim], manifests: Sequence[Manifest], environ: Mapping[str, str]) -> Past:
-    """What is known of the start before, from whoever can tell.
+    """Find out about the previous start, from claims, checkpoints and the launcher.
 
     Args:
-        claims: of earlier starts of the run, oldest first.
-        manifests: the run's checkpoints.
-        environ: environment variables; a launcher that has restarted all workers knows most.
+        claims: the claims of earlier starts of the run, oldest first.
+        manifests: the manifests of the run's checkpoints.
+        environ: the environment variables. A launcher that has restarted all workers knows most.
     """
     told = _told(environ)
     if not claims:
@@ -53,7 +53,7 @@ def look_back(claims: Sequence[Claim], manifests: Sequence[Manifest], environ: M
         return Past(max(steps, default=None), False, max(seen, default=None))
     last = claims[-1]
     own = [manifest for manifest in manifests if manifest.generation == last.generation]
-    # One that died while it started has lost what the one before it had lost.
+    # A start that died before its first step has lost the same steps as the start before it.
     known = next((claim for claim in reversed(claims) if claim.step is not None), None)
     steps = [manifest.step for manifest in own] + ([known.step] if known and known.step is not None else [])
     times = [last.seen or last.claimed, *(manifest.created for manifest in own)]
@@ -65,7 +65,7 @@ def look_back(claims: Sequence[Claim], manifests: Sequence[Manifest], environ: M
 
 
 def describe(start: Start, past: Past) -> str:
-    """What it has cost, in words for the end of a line."""
+    """The resume report in words, for the end of a line."""
     parts = [_lost(start, past)]
     if past.ended is not None:
         parts.append(f"the previous start {_PAST[past.ended]}")
@@ -79,14 +79,14 @@ def describe(start: Start, past: Past) -> str:
 def log_data(
     logger: logging.Logger, progress: Progress, epoch: Epoch, differences: Sequence[str], *, is_recorded: bool
 ) -> None:
-    """Say what a resumption in the middle of an epoch means for the epoch's samples, as far as that was compared.
+    """Log what a resumption in the middle of an epoch means for the epoch's samples.
 
     Args:
-        logger: of the run.
-        progress: its counters.
+        logger: the run's logger.
+        progress: the run's counters.
         epoch: the rest of the epoch.
-        differences: between the epoch's data and what the checkpoint was made with, in words.
-        is_recorded: whether the checkpoint records what it was made with.
+        differences: each difference between the epoch's data and the checkpoint's, in words.
+        is_recorded: whether the checkpoint records its data.
     """
     data, seen = epoch.data, f"{progress.samples_in_epoch:,}"
     if differences:

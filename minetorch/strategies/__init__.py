@@ -1,46 +1,40 @@
-"""How a model trains: where it is placed, how gradients become one step of all workers, what its state is.
+"""How a model trains: its place on a device, one step of all workers from their gradients, and its saved state.
 
 ```
-options.py          what a script gives for each: DDP, Exact
-base.py             Strategy: what all of them do
+base.py             Strategy: what all of them do, and what the Trainer expects of them
 data_parallel.py    a single process, or torch's DDP
+buckets.py          the buckets in which DDP exchanges gradients
 exact/              the same bits at any number of workers, by virtual shards
-accelerated.py      what is taken of accelerate
+accelerated.py      what the Trainer takes from accelerate
 optimizer_state.py  an optimizer's state by the names of parameters
-replicas.py         whether all ranks still have the same weights
+replicas.py         a check that all ranks have the same weights
 ```
+
+The options that a script gives for each, `DDP` and `Exact`, are in `minetorch/options/strategies.py`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minetorch.options.strategies import DDP, Exact
+from minetorch.options.strategies import Exact
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from minetorch.distributed.world import World
-    from minetorch.strategies.accelerated import Amp
+    from minetorch.options.settings import Settings
     from minetorch.strategies.base import Strategy
 
 
-def choose_strategy(
-    options: DDP | Exact,
-    world: World,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    amp: Amp,
-    seed: int,
-    split_batches: bool,
-) -> Strategy:
-    """The strategy that the options are of. The other arguments are the Trainer's.
+def choose_strategy(settings: Settings, world: World, model: nn.Module, optimizer: torch.optim.Optimizer) -> Strategy:
+    """Make the strategy for `settings.strategy`.
 
     Raises:
-        ConfigurationError: it cannot train this model here.
+        ConfigurationError: the strategy cannot train this model here.
     """
+    options, amp, seed, split_batches = settings.strategy, settings.amp, settings.seed, settings.split_batches
     if isinstance(options, Exact):
         from minetorch.strategies.exact import VirtualShards
 

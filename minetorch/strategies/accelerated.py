@@ -1,7 +1,7 @@
-"""What the Trainer takes of accelerate: the device, mixed precision, and how a batch moves. Nothing else imports it.
+"""The parts of accelerate that the Trainer uses: the device, mixed precision, and the move of a batch to the device.
 
-Its optimizer wrapper and loaders cost more a step than all of the Trainer's own work, and its DDP cannot be made again
-when a hook has thawed parameters. So the few lines that they would do stand in this package.
+No other file imports accelerate. Its optimizer wrapper and its loaders take more time per step than the rest of the
+Trainer, and its DDP wrapper cannot be renewed after a hook has thawed parameters. So this package has its own.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ Amp = Literal[False, "bf16", "fp16"]
 
 
 def placement(device: torch.device) -> Callable[[Any], Any] | None:
-    """What moves a batch (tensors in lists, dicts, tuples) to the device; None for a CPU, where it is already."""
+    """A function that moves a batch (tensors in lists, dicts, tuples) to the device; None for a CPU."""
     if device.type == "cpu":
         return None
     return lambda data: send_to_device(data, device, non_blocking=True)
 
 
 def make_accelerator(world: World, amp: Amp) -> Accelerator:
-    """An Accelerator for this worker's device, with this precision.
+    """Make an Accelerator for this worker's device, with this precision.
 
     Raises:
-        ConfigurationError: the device cannot compute in it.
+        ConfigurationError: the device does not support the precision.
     """
     cpu = world.device.type == "cpu"
     precision = amp or "no"
     shared = AcceleratorState._shared_state
     if shared and (shared.get("_mixed_precision") != precision or shared.get("_cpu") != cpu):
-        # accelerate keeps one state a process and refuses another precision; a notebook has many Trainers.
+        # accelerate has one state per process and refuses another precision, and a notebook makes many Trainers.
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
         with _environment_for_accelerate(world):
@@ -51,7 +51,7 @@ def make_accelerator(world: World, amp: Amp) -> Accelerator:
 
 @contextmanager
 def _environment_for_accelerate(world: World) -> Iterator[None]:
-    """One worker needs no process group, though a launcher set LOCAL_RANK; nor other threads than torch has."""
+    """Hide LOCAL_RANK from accelerate where one worker needs no process group, and keep torch's number of threads."""
     names = ("LOCAL_RANK", "OMP_NUM_THREADS")
     saved = {name: os.environ.get(name) for name in names}
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -68,7 +68,7 @@ def _environment_for_accelerate(world: World) -> Iterator[None]:
 
 
 def forget_precision(model: nn.Module) -> None:
-    """Undo what accelerate has done to the model for an earlier Trainer, whose `amp` would stay in force."""
+    """Undo the changes that accelerate made to the model for an earlier Trainer, so that its `amp` has no effect."""
     attributes = vars(model)
     attributes.pop("_is_accelerate_prepared", None)
     forward = attributes.pop("_original_forward", None)

@@ -1,4 +1,4 @@
-"""What every strategy does: places the model, clips, steps, and gives and takes the state."""
+"""The base of all strategies: it places the model, clips, steps, and saves and restores the state."""
 
 from __future__ import annotations
 
@@ -24,32 +24,37 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _UNFIT = RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError
-"""What torch's own classes raise for another's state."""
+"""The errors that torch's own classes raise for a state that does not fit."""
 
 LossOf = Callable[[Any], torch.Tensor]
-"""Does the forward of a batch's data, and returns its mean loss."""
+"""Computes the forward of a batch's data, and returns the mean loss."""
 
 
 class Counted(NamedTuple):
-    """A mean loss, and for how many samples this rank adds it to the sum of all ranks."""
+    """A mean loss, and the number of samples that it counts for."""
 
     loss: torch.Tensor
     samples: int
 
 
 class Strategy(ABC):
-    """How a model trains on this worker's device, in step with the other workers."""
+    """How a model trains on this worker's device, in step with the other workers.
+
+    The Trainer expects that every rank holds the whole model. Before a save, `Replicas` compares the weights of all
+    ranks, and only rank 0 saves its state (`Persistence`). The check `check_objects` refuses sharded models. A
+    strategy that shards the model must change all three.
+    """
 
     shares_generators: ClassVar[bool] = False
-    """Whether the random generators are the same on every rank between iterations."""
+    """Whether all ranks have the same states of the random generators between iterations."""
 
     def __init__(self, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp) -> None:
-        """Check what can be checked before other workers are waited for. `place` does the rest.
+        """Check the arguments, without waiting for other workers. `place` does the rest.
 
         Args:
-            world: this worker's place.
-            model: the user's, in place.
-            optimizer: of its parameters.
+            world: this worker's place among all workers.
+            model: the user's model. `place` moves it to the device in place.
+            optimizer: the optimizer of the model's parameters.
             amp: mixed precision of the forward.
 
         Raises:
@@ -76,10 +81,10 @@ class Strategy(ABC):
         self._found_inf: torch.Tensor | None = None
 
     def place(self) -> None:
-        """Move the model to the device, and prepare it for the world. Every rank calls it.
+        """Move the model to the device, and prepare it to train on all ranks. Every rank calls it.
 
         Raises:
-            ConfigurationError: the device cannot compute in this precision.
+            ConfigurationError: the device does not support this precision.
         """
         self.optimizer_state = OptimizerState(self.unwrapped_model, self.optimizer)
         self.accelerator = make_accelerator(self.world, self._amp)
@@ -87,33 +92,31 @@ class Strategy(ABC):
         self.model = self.accelerator.prepare_model(self.unwrapped_model, evaluation_mode=True)
         self._scaler = cast("torch.amp.GradScaler | None", self.accelerator.scaler)
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Give back what was taken of the process."""
+    def close(self) -> None:  # noqa: B027 - most strategies change no setting
+        """Restore the settings of the process that `place` has changed."""
 
     # Data.
 
     @abstractmethod
     def share_out(self, source: DataLoader[Any], *, training: bool) -> RankLoader:
-        """Make this rank's loader out of the user's, which is left as it is.
+        """Make this rank's loader from the user's loader. The user's loader does not change.
 
         Raises:
-            ConfigurationError: it cannot be shared out.
+            ConfigurationError: the loader cannot be shared out.
         """
 
     # Gradients and losses.
 
     def start_epoch(self) -> None:
-        """Follow what hooks have changed: the optimizer's parameters, and those that require a gradient.
-
-        Every rank calls it.
-        """
+        """Adapt to parameters that hooks have added to the optimizer, frozen or thawed. Every rank calls it."""
         optimized = {id(parameter) for parameter in self._optimized()}
         self._others = [p for p in self.unwrapped_model.parameters() if id(p) not in optimized]
 
     def forget_other_gradients(self) -> None:
         """Clear the gradients of parameters that are not in the optimizer, before the first iteration of a step.
 
-        No checkpoint holds gradients, so none may outlive its step. Until the next step a hook can use them.
+        Checkpoints hold no gradients, so a gradient must not be used after its step. Until the next step, hooks can
+        read it.
         """
         for parameter in self._others:
             parameter.grad = None
@@ -123,11 +126,11 @@ class Strategy(ABC):
         """Do the forward and the backward of an iteration. Every rank calls it.
 
         Args:
-            batch: this rank's.
+            batch: this rank's batch.
             loss_of: does the forward.
-            epoch: the current one, from 1.
-            accumulated: iterations that make a step; the gradients are divided by it.
-            stepping: whether a step follows, for which the gradients must be the mean over all ranks.
+            epoch: the current epoch, from 1.
+            accumulated: the number of iterations in a step. The gradients are divided by it.
+            stepping: whether a step follows. Then the gradients must be the mean over all ranks.
         """
 
     @abstractmethod
@@ -135,10 +138,10 @@ class Strategy(ABC):
         """Do the forward of a batch of validation data.
 
         Args:
-            batch: this rank's.
+            batch: this rank's batch.
             loss_of: does the forward.
-            sums: of shape (parts,), to which the losses, times their samples, are added.
-            epoch: the current one, from 1.
+            sums: shape (validation_parts,). Each loss, times its number of samples, is added to it.
+            epoch: the current epoch, from 1.
 
         Returns:
             The mean loss over this rank's samples.
@@ -146,11 +149,11 @@ class Strategy(ABC):
 
     @property
     def validation_parts(self) -> int:
-        """In how many parts the validation's losses are summed up before the parts are."""
+        """The number of partial sums of the validation loss."""
         return 1
 
-    def align_buffers(self) -> None:  # noqa: B027 - not all let the ranks' buffers differ
-        """Give every rank the same buffers (BatchNorm's statistics), as a checkpoint and validation need them."""
+    def align_buffers(self) -> None:  # noqa: B027 - with some strategies, buffers never differ
+        """Give every rank the same buffers (BatchNorm's statistics), before a checkpoint or a validation."""
 
     def _backward(self, loss: torch.Tensor) -> None:
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
@@ -163,7 +166,7 @@ class Strategy(ABC):
 
     @contextmanager
     def on_this_rank(self) -> Iterator[None]:
-        """A context in which `model` is the user's own: what is done with it is no collective, not even at first."""
+        """A context in which `model` is the user's own model, so that a call of it runs no collective."""
         wrapped, self.model = self.model, self.unwrapped_model
         try:
             yield
@@ -177,7 +180,7 @@ class Strategy(ABC):
 
         Args:
             clip_grad_norm: upper limit of the gradients' total 2-norm, or None.
-            scale: what the gradients are multiplied by first.
+            scale: a factor for the gradients, applied before the clipping.
         """
         if clip_grad_norm is not None or scale != 1.0:
             self._rescale(clip_grad_norm, scale)
@@ -210,84 +213,84 @@ class Strategy(ABC):
             ) from None
 
     def _optimized(self) -> list[nn.Parameter]:
-        """The optimizer's parameters, also those of groups that a hook has added: to scale, clip and zero."""
+        """All parameters of the optimizer, with those in groups that a hook has added."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._has_stepped = True
-        # The scaler gives it to an optimizer that leaves out the step by itself, as fused ones do.
+        # The scaler sets it on optimizers that skip a step themselves, such as fused ones.
         self._found_inf = getattr(optimizer, "found_inf", None)
 
     @property
     def has_stepped(self) -> bool:
-        """Whether the newest `step` has changed the parameters: with fp16 it does not where gradients overflow."""
+        """Whether the newest `step` changed the parameters. With fp16, a step with overflowed gradients does not."""
         if self._scaler is None:
             return True
         return self._has_stepped and not (self._found_inf is not None and bool(self._found_inf))
 
     @property
     def overflows(self) -> bool:
-        """In a hook of the optimizer's step: whether the optimizer is going to leave this step out by itself."""
+        """Whether the optimizer will skip this step itself, for hooks of the optimizer's step."""
         found_inf: torch.Tensor | None = getattr(self.optimizer, "found_inf", None)
         return found_inf is not None and bool(found_inf)
 
     def gradient_norm(self) -> torch.Tensor:
-        """The gradients' total 2-norm before clipping, on the device: for hooks of the optimizer's step.
+        """The gradients' total 2-norm before clipping, on the device, for hooks of the optimizer's step.
 
-        Every rank has the same, since the gradients are the world's mean.
+        All ranks have the same norm, because the gradients are the mean over all ranks.
         """
         if self._norm_before_clipping is not None:
             return self._norm_before_clipping
-        # The optimizer's list: walking the model's modules would take longer than the norm of a small one.
+        # A walk over the model's modules would take longer than the norm of a small model.
         gradients = [_values(p.grad) for p in self._optimized() if p.grad is not None]
         if not gradients:
             return torch.zeros((), device=self.world.device)
-        # `nn.utils.get_total_norm` takes twice as long, to sort tensors by device and dtype.
+        # `nn.utils.get_total_norm` takes twice as long, because it sorts tensors by device and dtype.
         norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        # A fused optimizer unscales the gradients by itself, in its step.
+        # A fused optimizer unscales the gradients in its step.
         scale: torch.Tensor | None = getattr(self.optimizer, "grad_scale", None)
         return norm if scale is None else norm / scale
 
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """The model's, the optimizer's and the gradient scaler's state."""
+        """The state of the model, the optimizer and the gradient scaler."""
         state = {"state_dict": ModelNames(self.unwrapped_model).state_dict(), **self.optimizer_state.state_dict()}
         if self._scaler is not None:
             state["scaler"] = self._scaler.state_dict()
         return state
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors in the model's state, themselves, by their names in a checkpoint."""
+        """The tensors of the model's state (not copies), by their names in a checkpoint."""
         state = ModelNames(self.unwrapped_model).state_dict()
         return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
-    def check_state(  # noqa: B027 - most take any state
+    def check_state(  # noqa: B027 - most strategies accept any state
         self, state: Mapping[str, Any], path: str, logger: logging.Logger
     ) -> None:
-        """Look, before anything is loaded, whether training can continue from a checkpoint's state.
+        """Check, before anything is loaded, that training can continue from a checkpoint's state.
 
         Args:
-            state: of the checkpoint.
-            path: of the checkpoint, for messages.
-            logger: takes warnings.
+            state: the checkpoint's state.
+            path: the checkpoint's path, for messages.
+            logger: receives warnings.
 
         Raises:
-            CheckpointMismatchError: it cannot.
+            CheckpointMismatchError: training cannot continue from it.
         """
 
     def load_state_dict(self, state: Mapping[str, Any], *, prefer_script: bool = False) -> list[str]:
-        """Take over what `state_dict` returned.
+        """Restore a state that `state_dict` returned.
 
         Args:
-            state: of a checkpoint.
+            state: the checkpoint's state.
             prefer_script: use the optimizer's options that the script gives; see `OptimizerState.load`.
 
         Returns:
-            The options of the optimizer for which the script gives another value, in words.
+            Each option of the optimizer that has another value in the script, in words.
 
         Raises:
-            CheckpointMismatchError: it is another model's or optimizer's state.
+            CheckpointMismatchError: the state does not fit this model or this optimizer.
         """
         try:
             ModelNames(self.unwrapped_model).load_state_dict(state["state_dict"])

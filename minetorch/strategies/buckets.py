@@ -1,4 +1,4 @@
-"""The buckets in which DDP exchanges gradients, settled before the first step."""
+"""Fixes the buckets in which DDP exchanges gradients, before the first step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def settle_buckets(ddp: DistributedDataParallel) -> None:
-    """Give a model that has not been called yet the gradient buckets that it keeps: its parameters', last ones first.
+    """Give a model its final gradient buckets before its first call: the parameters in reverse order.
 
-    DDP's first backward has buckets of its own, and the order in which gradients came then makes those of all later
-    ones. In which order gloo and NCCL add the ranks' gradients up depends on a gradient's place in its bucket, so a
-    resumed run of three or more workers would differ in its first step from one that was never stopped. Here each
-    start makes the same first backward, of zeros, which costs one exchange and nothing after it.
+    DDP uses provisional buckets in its first backward. The order of the gradients in that backward decides the buckets
+    of all later ones. gloo and NCCL add the ranks' gradients in an order that depends on the place in a bucket. So with
+    three or more workers, the first step of a resumed run would differ from that of an uninterrupted run. To prevent
+    this, each start runs the same first backward, of zeros. It costs one exchange.
     """
     sparse = {
         id(module.weight)
@@ -25,7 +25,7 @@ def settle_buckets(ddp: DistributedDataParallel) -> None:
         for name, parameter in ddp.module.named_parameters()
         if parameter.requires_grad and name not in ddp.parameters_to_ignore
     ]
-    # Gradients and hooks of the user's: neither is meant for zeros. Autograd has the hooks' dicts, not the attributes.
+    # The user's gradients and hooks must not see the zeros. Autograd holds the hooks' dicts: empty them in place.
     gradients = [parameter.grad for parameter in parameters]
     hooks = [
         (held, dict(held))

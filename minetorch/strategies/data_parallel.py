@@ -26,7 +26,7 @@ _ALONE = nullcontext()
 
 
 class DataParallel(Strategy):
-    """Every rank computes the gradients of its own samples, and steps with the mean over all ranks."""
+    """Each rank computes the gradients of its own samples, and all ranks step with the mean."""
 
     def __init__(
         self,
@@ -39,26 +39,26 @@ class DataParallel(Strategy):
         seed: int,
         split_batches: bool,
     ) -> None:
-        """Check the arguments, as `Strategy` does."""
+        """Check the arguments; see `Strategy`."""
         super().__init__(world, model, optimizer, amp)
         self._seed = seed
         self._split_batches = split_batches
         self._finds_unused = options.find_unused_parameters
         self._ddp: DistributedDataParallel | None = None
         self._exchanged: dict[int, str] = {}
-        """The parameters whose gradients DDP exchanges, in its order: their ids and names."""
+        """The ids and names of the parameters whose gradients DDP exchanges, in DDP's order."""
         self._frozen: Iterator[tuple[str, nn.Parameter]] = iter(())
-        """The model's other parameters, in turn: a look at one of them costs an iteration nothing."""
+        """The model's other parameters. Each iteration checks one of them, in turn, which takes almost no time."""
         self._awaits_forward = False
 
     def place(self) -> None:
-        """Move the model to the device, and put DDP around it where there are several ranks."""
+        """Move the model to the device. With several ranks, wrap it in DDP."""
         super().place()
         if self.world.size > 1:
             self._wrap(start_alike=True)
 
     def share_out(self, source: DataLoader[Any], *, training: bool) -> RankLoader:
-        """Give every rank samples of its own in each batch."""
+        """Give each rank its own samples of each batch."""
         return share_out(
             source,
             self.world,
@@ -71,10 +71,10 @@ class DataParallel(Strategy):
     # Gradients and losses.
 
     def start_epoch(self) -> None:
-        """Follow what hooks have changed: the optimizer's parameters, and those that require a gradient.
+        """Adapt to parameters that hooks have added to the optimizer, frozen or thawed.
 
         Raises:
-            ConfigurationError: a parameter requires a gradient on some ranks only. Every rank raises it.
+            ConfigurationError: a parameter requires a gradient only on some ranks. Every rank raises it.
         """
         super().start_epoch()
         if self._ddp is None:
@@ -91,11 +91,11 @@ class DataParallel(Strategy):
         """Do the forward and the backward of this rank's batch.
 
         Raises:
-            ConfigurationError: with several workers, the loss was computed without a call of `model`, or a parameter
-                was frozen or thawed since the epoch's start, or the loss does not depend on one.
+            ConfigurationError: with several workers: the loss function did not call `model`, a parameter was frozen
+                or thawed since the start of the epoch, or the loss does not depend on a parameter.
         """
         counted = batch.counted
-        # DDP takes the ranks' mean; a smaller share of the last batch must weigh less in it.
+        # DDP computes the mean over ranks. A rank with fewer samples of the last batch must have a smaller weight.
         weight = counted * self.world.size / (batch.total * accumulated)
         with _ALONE if self._ddp is None else self._exchanging(self._ddp, stepping):
             try:
@@ -116,7 +116,7 @@ class DataParallel(Strategy):
         return loss
 
     def align_buffers(self) -> None:
-        """Give every rank rank 0's buffers (BatchNorm's statistics), as a checkpoint and validation need them."""
+        """Copy rank 0's buffers (BatchNorm's statistics) to every rank, before a checkpoint or a validation."""
         if self._ddp is None or not self._ddp.broadcast_buffers:
             return
         with torch.no_grad():
@@ -126,7 +126,7 @@ class DataParallel(Strategy):
     # DDP.
 
     def _wrap(self, *, start_alike: bool = False) -> None:
-        """Put DDP around the model, to exchange the gradients of the parameters that require one now."""
+        """Wrap the model in DDP, which exchanges the gradients of the parameters that require one now."""
         model, device = self.unwrapped_model, self.world.device
         ddp = DistributedDataParallel(
             model,
@@ -138,8 +138,8 @@ class DataParallel(Strategy):
         if not self._finds_unused:  # with it, DDP keeps the buckets that it begins with
             settle_buckets(ddp)
         ddp.register_forward_pre_hook(self._forward_hook())
-        # DDP broadcasts the buffers at a forward, also in validation and in a hook on one rank. There the ranks do
-        # not keep step, and the broadcast would wait for ever. So it is on for the forwards of training alone.
+        # DDP broadcasts the buffers in each forward, also in a validation and in a hook on one rank. There the ranks
+        # do not run the same forwards, and the broadcast would never end. So only training forwards broadcast.
         ddp.require_forward_param_sync = False
         self.model = self._ddp = ddp
         self._exchanged = self._trainable()
@@ -151,7 +151,7 @@ class DataParallel(Strategy):
 
     @contextmanager
     def _exchanging(self, ddp: DistributedDataParallel, stepping: bool) -> Iterator[None]:
-        """A context for a forward and backward, whose gradients stay on this rank for now unless it is `stepping`."""
+        """A context for a forward and a backward. DDP exchanges their gradients only if `stepping`."""
         with _ALONE if stepping else ddp.no_sync():
             ddp.require_forward_param_sync = True
             self._awaits_forward = stepping
@@ -161,13 +161,13 @@ class DataParallel(Strategy):
                 ddp.require_forward_param_sync = self._awaits_forward = False
 
     def _forward_hook(self) -> Callable[..., None]:
-        def called(*_: object) -> None:  # no method: a copy of the model would copy all of this object with it
+        def called(*_: object) -> None:  # not a method: a copy of the model would then copy this object, too
             self._awaits_forward = False
 
         return called
 
     def _check_forward(self) -> None:
-        """Look, between forward and backward, whether DDP will average the gradients of this backward."""
+        """Check, between forward and backward, that DDP will average the gradients of this backward."""
         if self._awaits_forward:
             raise ConfigurationError(
                 f"loss_func did not call trainer.model. With {self.world.size} workers, gradients are averaged only "
@@ -190,7 +190,7 @@ class DataParallel(Strategy):
                 )
 
     def _explain_unused(self, error: RuntimeError) -> ConfigurationError | None:
-        """DDP's error about parameters without a gradient in words that fit the Trainer; None for any other error."""
+        """Explain DDP's error about parameters without a gradient, in the Trainer's terms; None for another error."""
         found = re.search(r"Parameter indices which did not receive grad for rank \d+: ([\d ]+)", str(error))
         if found is None:
             return None

@@ -1,7 +1,7 @@
-"""An optimizer's state by the names of its parameters, and the options that the script has given to it.
+"""An optimizer's state by the names of its parameters, and the options that the script has given.
 
-torch's own state counts parameters and groups by their places. With their names, a checkpoint also fits an optimizer
-that has them in another order, and brings back the groups that a hook has added.
+torch's own state numbers the parameters and groups. With names, a checkpoint also fits an optimizer that has them in
+another order, and restores the groups that a hook has added.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class OptimizerState:
 
     @property
     def options(self) -> Options:
-        """The first group's: those that the script gives or, after a resume, those of the run that stay in force."""
+        """The options of the first group: the script's or, after a resume, those that the run continues with."""
         return self._given[0] or {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's own state, its class and, where that state is by group, a description of each group."""
+        """The optimizer's own state, its class and, if the state has groups, a description of each group."""
         state = self._optimizer.state_dict()
         saved = {"optimizer": state, "optimizer_class": type(self._optimizer).__name__}
         groups = self._optimizer.param_groups
@@ -67,14 +67,14 @@ class OptimizerState:
         """Restore what `state_dict` returned, or the state in an old checkpoint, which has no names.
 
         Args:
-            state: a checkpoint's.
-            prefer_script: where the script gives another value of an option than the run was given before, use it.
+            state: the checkpoint's state.
+            prefer_script: use the script's value of an option that has changed since the run was given it.
 
         Returns:
-            Each such option in words: the value that is used, and the other one.
+            Each changed option in words: the value that is used, and the other one.
 
         Raises:
-            CheckpointMismatchError: it is the state of another class, or of other parameters.
+            CheckpointMismatchError: the state is of another class of optimizer, or of other parameters.
         """
         optimizer, saved = self._optimizer, state["optimizer"]
         self._check_class(state.get("optimizer_class"), saved)
@@ -110,7 +110,7 @@ class OptimizerState:
                 )
 
     def _group_names(self) -> list[list[str]]:
-        """The names of each group's parameters. Those that are not the model's are numbered."""
+        """The names of each group's parameters. A parameter outside the model has a number instead of a name."""
         names = {id(parameter): name for name, parameter in reversed(ModelNames(self._model).parameters().items())}
         groups = [group["params"] for group in self._optimizer.param_groups]
         outside = (parameter for group in groups for parameter in group if id(parameter) not in names)
@@ -118,10 +118,10 @@ class OptimizerState:
         return [[names[id(parameter)] for parameter in group] for group in groups]
 
     def _arrange(self, described: Sequence[Mapping[str, Any]]) -> list[Options | None]:
-        """Give the optimizer the checkpoint's groups, in its order.
+        """Give the optimizer the checkpoint's groups, in the checkpoint's order.
 
         Returns:
-            For each group the options that the script gives; None for one that the script's optimizer did not have.
+            The script's options for each group; None for a group that the script's optimizer did not have.
         """
         optimizer, current = self._optimizer, self._group_names()
         wanted = [group["parameters"] for group in described]
@@ -153,7 +153,11 @@ class OptimizerState:
         matches: list[int | None],
         parameters: Mapping[str, torch.Tensor],
     ) -> None:
-        """Every group of the script's is one of the checkpoint's, and the others' parameters are the model's alone."""
+        """Check that the checkpoint has each group of the script, and that its other groups are new to the optimizer.
+
+        Raises:
+            CheckpointMismatchError: a group fits nowhere.
+        """
         taken = {name for names in current for name in names}
         new = [names for names, match in zip(wanted, matches, strict=True) if match is None]
         missing = [names for index, names in enumerate(current) if index not in matches]
@@ -168,7 +172,7 @@ class OptimizerState:
     def _settle(
         self, index: int, saved: Options, given: Options | None, script: Options | None, *, prefer_script: bool
     ) -> list[str]:
-        """Complete a group's saved options, remember which the run was given, and return as `load`."""
+        """Complete a group's saved options, and remember the options that the run was given. Returns as `load`."""
         group = self._optimizer.param_groups[index]
         if "param_names" not in group:
             saved.pop("param_names", None)
@@ -191,7 +195,7 @@ class OptimizerState:
         return [f"{name}{where} {used[name]} instead of {other[name]}" for name in differ]
 
     def _override(self, index: int, saved: Options, names: Iterable[str], given: Options) -> None:
-        """Replace options of a saved group by the script's. A learning rate keeps its decay so far."""
+        """Replace options of a saved group with the script's. A learning rate keeps its decay so far."""
         group = self._optimizer.param_groups[index]
         for name in names:
             if name == "lr":
@@ -203,7 +207,7 @@ class OptimizerState:
             saved[name] = group[name]
 
     def rebase_schedulers(self, members: Iterable[object]) -> None:
-        """Give the schedulers among these objects, or held by them, the script's initial rates, if `load` used them."""
+        """Set the script's initial rates, if `load` used them, in all schedulers that these objects are or hold."""
         for scheduler in {id(found): found for member in members for found in _schedulers(member)}.values():
             rates = getattr(scheduler, "base_lrs", None)
             if scheduler.optimizer is self._optimizer and rates is not None:
@@ -214,7 +218,7 @@ class OptimizerState:
 
 
 def _is_by_group(state: Any, groups: Sequence[Options] | None = None) -> bool:
-    """Whether a state is laid out as torch's, and not in a way of the optimizer's own; for these groups, if given."""
+    """Whether a state has torch's layout, not the optimizer's own. With `groups`, also whether it fits them."""
     saved = state.get("param_groups") if isinstance(state, Mapping) else None
     if not isinstance(saved, list) or not all(isinstance(group, Mapping) and "params" in group for group in saved):
         return False
@@ -222,7 +226,7 @@ def _is_by_group(state: Any, groups: Sequence[Options] | None = None) -> bool:
 
 
 def _plain_options(group: Options) -> Options:
-    """A group's options, as far as they are plain values that a checkpoint and a manifest can hold."""
+    """The options of a group that are plain values, which a checkpoint and a manifest can hold."""
     plain = {}
     for name, value in group.items():
         if isinstance(value, torch.Tensor) and value.numel() == 1:
@@ -240,20 +244,20 @@ def _is_plain(value: Any) -> bool:
 
 
 def _given_before(saved: Options, script: Options) -> Options:
-    """What the script may have given to a run whose checkpoint does not say so."""
+    """The options that the script probably gave, for a checkpoint that does not record them."""
     scheduled = _SCHEDULED if "initial_lr" in saved else ()
     return {name: script.get(name) if name in scheduled else value for name, value in _plain_options(saved).items()}
 
 
 def _rebased(rate: Any, before: Any, now: Any) -> Any:
-    """A learning rate that has come from the initial rate `before`, as if that had been `now`."""
+    """Scale a learning rate with the initial rate `before` to the initial rate `now`."""
     exact = float(before) == 0 or float(rate) == float(before)
     value = float(now) if exact else float(rate) * float(now) / float(before)
     return torch.full_like(rate, value) if isinstance(rate, torch.Tensor) else value
 
 
 def _schedulers(holder: object, seen: frozenset[int] = frozenset()) -> Iterator[LRScheduler]:
-    """The scheduler that this is or that it holds, and the schedulers within a scheduler."""
+    """The schedulers that this object is or holds, with those inside other schedulers."""
     if id(holder) in seen:
         return
     if isinstance(holder, LRScheduler):

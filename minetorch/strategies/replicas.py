@@ -1,9 +1,9 @@
-"""Finds out whether the ranks have parted: whether each still has the same weights as the others.
+"""Checks that all ranks have the same weights.
 
-Ranks that average their gradients take the same steps. One that does not (its gradients bypass DDP, or its weights are
-changed on that rank alone) trains a model of its own, and no loss shows it. So before each checkpoint, which holds the
-weights of rank 0, the ranks compare their own. That reads the weights once and exchanges 16 bytes for each tensor: a
-CPU core reads 8 GB a second. A step of Adam reads and writes seven times as much.
+Ranks that average their gradients take the same steps. A rank whose gradients bypass DDP, or whose weights change on
+that rank only, trains another model, and no loss shows it. A checkpoint holds the weights of rank 0, so before each
+checkpoint the ranks compare theirs. This reads the weights once and exchanges 16 bytes per tensor. A CPU core reads
+8 GB per second. A step of Adam reads and writes seven times as much.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from minetorch.distributed.world import World
 from minetorch.errors import RanksDifferError
 
 ROUNDING = 1e-4
-"""Differences that are tolerated, as a part of a tensor's greatest value. Ranks on different hardware round differently
-in the norm for clipping, for example. For half precision it is more: a few units in the last place."""
+"""The tolerated difference, relative to a tensor's greatest value. Ranks on different hardware round differently, for
+example in the norm for clipping. Half precision has a larger tolerance: a few units in the last place."""
 
 
 class Replicas:
@@ -32,9 +32,9 @@ class Replicas:
 
         Args:
             world: the ranks.
-            model: whose parameters are compared. Buffers are not: those of BatchNorm may differ until DDP sends them.
-            optimizer: whose parameters are compared, too, where they are not the model's.
-            logger: for a warning where the weights differ by rounding.
+            model: its parameters are compared. Its buffers are not: BatchNorm's may differ until DDP sends them.
+            optimizer: its parameters outside the model are compared, too.
+            logger: for a warning if the weights differ by rounding.
         """
         self._world = world
         self._model = model
@@ -46,7 +46,7 @@ class Replicas:
         """Compare the weights of all ranks. Every rank calls it.
 
         Raises:
-            RanksDifferError: they differ, by more than rounding. Every rank raises it.
+            RanksDifferError: the weights differ by more than rounding. Every rank raises it.
         """
         if self._world.size == 1:
             return
@@ -88,7 +88,7 @@ class Replicas:
                     "meant to differ between ranks are not supported."
                 )
         greatest = max(map(max, by_rank))
-        # Without a distance, the values are equal: 0.0 and -0.0, or two kinds of NaN.
+        # A distance of 0 means that the values are equal: 0.0 and -0.0, or two kinds of NaN.
         if greatest > 0 and self._world.is_main and not self._has_warned:
             self._has_warned = True
             self._logger.warning(
@@ -117,7 +117,7 @@ class Replicas:
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor's bits as integers of 64 bits, on its device. Other bits give another sum, but for chance."""
+    """The sum of a tensor's bits as 64-bit integers, on its device. Different bits almost surely have another sum."""
     octets = tensor.detach().reshape(-1).view(torch.uint8)
     if octets.storage_offset() % 8:
         octets = octets.clone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
@@ -25,7 +24,7 @@ from minetorch_launch.heartbeat import HeartbeatWriter
 
 
 class Loop:
-    """Trains epoch after epoch, until the last one or a stop. `Trainer` tells the order of events."""
+    """Trains epoch after epoch, until the last one or a stop. The docstring of `Trainer` shows the order of events."""
 
     def __init__(
         self,
@@ -71,40 +70,39 @@ class Loop:
             logger.info("Stopped before epoch %d, as asked.", trainer.current_epoch + 1)
             return
         else:
-            self._log_start(trainer.world.gather(trainer.world.device_name))
+            self._log_start()
         while not self.is_at_end:
             self._begin_epoch()
             asked = self._train_epoch()
             self._modes.evaluate()
-            if "save_and_stop" in asked or not self._validate():
+            if "save_and_stop" in asked or not self._finish_epoch():
                 iteration = trainer.progress.iteration
                 logger.info("Stopped in epoch %d after iteration %d, as asked.", trainer.current_epoch, iteration)
                 return
-            asked |= self._saves.asked()
-            stop = bool(asked & {"save_and_stop", "stop_after_epoch"})
-            self._saves.at_epoch_end(must=stop or self.is_at_end or "save" in asked)
-            if stop:
+            if self._save_epoch(asked):
                 logger.info("Stopped after epoch %d, as asked.", trainer.current_epoch)
                 return
 
-    def _log_start(self, devices: Sequence[str]) -> None:
+    def _log_start(self) -> None:
         trainer, loader = self._trainer, self._trainer.train_dataloader
+        devices = trainer.world.gather(trainer.world.device_name)
         if trainer.is_main:
             batches = Batches(trial_length(loader.iterations, trainer.settings), loader.global_batch_size)
             summary = starting(trainer.unwrapped_model, trainer.settings, batches, devices, trainer.files.url)
             trainer.logger.info("%s", summary)
 
     def _is_stopped_before_epoch(self) -> bool:
-        """Whether it was asked to stop while no epoch was under way, as a hook at `after_init` may."""
+        """Save if a hook at `after_init` has asked for it. Returns whether a hook has asked to stop."""
         asked = self._saves.asked()
         if asked & {"save_and_stop", "save"}:
             self._saves.save()
         return bool(asked & {"save_and_stop", "stop_after_epoch"})
 
     def _begin_epoch(self) -> None:
-        """Turn to the next epoch, or to the rest of one.
+        """Start the next epoch, or continue the one that a checkpoint was saved in.
 
-        Hooks that run when a Trainer starts may draw random numbers, and an uninterrupted run would not have.
+        The random generators get the checkpoint's states back. Hooks that run at the start of a Trainer may have drawn
+        random numbers, and an uninterrupted run does not run these hooks here.
         """
         progress = self._trainer.progress
         if progress.epoch_complete:
@@ -118,16 +116,17 @@ class Loop:
         self._contents.let_generators_go()
 
     def _train_epoch(self) -> frozenset[Request]:
-        """Train on this rank's share of the epoch's data. Returns what any rank asked for on the way.
+        """Train on this rank's share of the epoch's data. Returns the requests of all ranks.
 
-        It saves before it stops, while the loader's workers are still there: to end them may take seconds, which
-        who asked to stop may not grant.
+        A stop saves first and ends the loader's workers later: that takes seconds, and a scheduler may kill the process
+        before.
         """
         trainer, step, asked = self._trainer, self._step, NOTHING
         trainer.strategy.start_epoch()
         epoch = limited(self._open_epoch(), trainer.settings, done=trainer.progress.iteration)
         trainer.train_iterations = None if epoch.iterations is None else trainer.progress.iteration + epoch.iterations
         batches = epoch.batches if self._bar is None else self._bar.watch(epoch.batches)
+        # To mark the last batch, `mark_last` fetches one batch ahead. Only an accumulation needs the mark.
         accumulates = trainer.settings.accumulated_iter > 1
         for batch, is_last in mark_last(batches) if accumulates else zip(batches, repeat(True), strict=False):
             self._iterate(batch, is_last=is_last)
@@ -141,14 +140,14 @@ class Loop:
         return asked
 
     def _open_epoch(self) -> Epoch:
-        """The epoch's data, or the rest of it. In the middle of an epoch, say what has changed since the checkpoint."""
+        """Open the epoch's data. In the middle of an epoch, open the rest, and log whether the data has changed."""
         trainer, progress = self._trainer, self._trainer.progress
         open_epoch = partial(self._comparison.epoch, "train_dataloader", trainer.train_dataloader, progress.epoch)
         epoch = open_epoch(progress.position, progress.stream)
         if progress.iteration:
             differences = [] if progress.data is None else epoch.data.differences(progress.data)
             if differences:
-                # Batches of another batch sampler cannot be counted on; samples can.
+                # With another batch sampler, a position in batches means nothing. A number of samples does.
                 epoch = open_epoch(stream=progress.stream, after_samples=progress.samples_in_epoch)
             if trainer.is_main:
                 log_data(trainer.logger, progress, epoch, differences, is_recorded=progress.data is not None)
@@ -156,7 +155,7 @@ class Loop:
         return epoch
 
     def _iterate(self, batch: Batch, *, is_last: bool) -> None:
-        """Compute a batch's gradients, and step if they complete an accumulation."""
+        """Compute a batch's gradients, and take the optimizer's step if it is due."""
         trainer, progress, hooks, step = self._trainer, self._trainer.progress, self._hooks, self._step
         index = progress.iteration
         trainer.batch = batch
@@ -174,10 +173,12 @@ class Loop:
         if hooks.any_at("after_train_iteration_end"):
             hooks.call("after_train_iteration_end", index=index, data=batch.data, loss=loss)
 
-    def _validate(self) -> bool:
-        """Validate if it is due, and end the epoch. Returns whether it has ended: a stop may cut the validation short.
+    def _finish_epoch(self) -> bool:
+        """Validate if it is due, and end the epoch.
 
-        What is saved then is the state before the validation, which the run repeats when it continues.
+        Returns:
+            False if a stop has interrupted the validation. Then the checkpoint has the state before the validation,
+            and the next start of the run repeats the validation.
         """
         trainer, train_loss, val_loss = self._trainer, self._losses.mean(), None
         if trainer.val_dataloader is not None and trainer.current_epoch % trainer.settings.eval_stride == 0:
@@ -200,3 +201,10 @@ class Loop:
                 self._watch.look(val_loss, step=progress.step, epoch=progress.epoch, which="validation")
         self._hooks.call("after_epoch_end", epoch=progress.epoch, train_loss=train_loss, val_loss=val_loss)
         trainer.drawer.flush()
+
+    def _save_epoch(self, asked: frozenset[Request]) -> bool:
+        """Save the epoch's checkpoint if it is due or a rank has asked for it. Returns whether the run stops here."""
+        asked |= self._saves.asked()
+        stops = bool(asked & {"save_and_stop", "stop_after_epoch"})
+        self._saves.at_epoch_end(must=stops or self.is_at_end or "save" in asked)
+        return stops

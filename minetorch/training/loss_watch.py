@@ -1,4 +1,4 @@
-"""Warns of a loss that is NaN or infinite, where losses are looked at anyway."""
+"""Warns of a loss that is NaN or infinite, where other code reads a loss anyway."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 
 
 class LossWatch:
-    """Says once in a start of the run that its loss is not finite. `NaNGuard` also stops, and finds out why.
+    """Logs once per start of the run that the loss is not finite. `NaNGuard` also stops, and finds the cause.
 
-    To look at a loss makes a GPU wait. So this fetches none: it is told of the bar's, and of the sums that are formed
-    for each checkpoint and at the end of each epoch. A sum stays NaN or infinite from the first such loss on.
+    To read a loss makes a GPU wait. So this class reads none: it gets the losses that the progress bar shows, and the
+    sums that are formed for each checkpoint and at the end of each epoch. A sum stays NaN or infinite from the first
+    such loss on.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -19,13 +20,13 @@ class LossWatch:
         self._said: str | None = None
 
     def look(self, loss: float, *, step: int, epoch: int, which: str = "training") -> None:
-        """Look at a loss, or at a sum of losses.
+        """Check a loss, or a sum of losses, and warn if it is not finite.
 
         Args:
-            loss: its value.
-            step: optimizer steps done.
-            epoch: the epoch under way.
-            which: "training" or "validation". Once the training's is not finite, the validation's is no news.
+            loss: the value.
+            step: the number of optimizer steps so far.
+            epoch: the current epoch.
+            which: "training" or "validation". After a warning about the training loss, there is none about the other.
         """
         if math.isfinite(loss) or self._said in (which, "training"):
             return

@@ -1,4 +1,4 @@
-"""The losses of a pass over the data: computed by the user's function, checked, and summed up over all ranks."""
+"""Computes the losses of a pass over the data, checks them, and sums them over all ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minetorch.training.loss_watch import LossWatch
 
 
 def zero_losses(device: torch.device, *shape: int) -> torch.Tensor:
-    """Sums of losses that stay on the device, where adding to them waits for nothing."""
+    """Make zeros to sum losses in. They stay on the device, so that adding to them does not wait for it."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
     return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -28,26 +28,26 @@ class LossFunction:
 
         Args:
             function: takes the trainer and a batch's data.
-            trainer: what it is given.
-            device: where the loss must be.
+            trainer: the function's first argument.
+            device: the device that the loss must be on.
         """
         self._function = function
         self._trainer = trainer
         self._device = zero_losses(device).device  # with its index
 
     def training(self, data: Any) -> torch.Tensor:
-        """The mean loss of a batch to train on, a scalar.
+        """The mean loss of a training batch, a scalar.
 
         Raises:
-            ConfigurationError: it is none, or no gradient can be computed from it.
+            ConfigurationError: the function returned something else, or a loss without a gradient.
         """
         return self._checked(self._function(self._trainer, data), has_gradient=True)
 
     def validation(self, data: Any) -> torch.Tensor:
-        """The mean loss of a batch to validate on, a scalar.
+        """The mean loss of a validation batch, a scalar.
 
         Raises:
-            ConfigurationError: it is none.
+            ConfigurationError: the function returned something else.
         """
         return self._checked(self._function(self._trainer, data), has_gradient=False)
 
@@ -64,15 +64,15 @@ class LossFunction:
 
 
 class TrainingLoss:
-    """The sum of an epoch's training losses. Each rank adds to its own; `sum_up` brings them together."""
+    """The sum of an epoch's training losses. Each rank adds to its own sum, and `sum_up` exchanges the sums."""
 
     def __init__(self, world: World, progress: Progress, watch: LossWatch) -> None:
-        """Nothing is summed up yet.
+        """Start from zero.
 
         Args:
             world: the ranks.
             progress: keeps the sums of all ranks between epochs, and in checkpoints.
-            watch: told of each sum, on rank 0.
+            watch: gets each sum on rank 0.
         """
         self._world = world
         self._progress = progress
@@ -80,7 +80,7 @@ class TrainingLoss:
         self._own = zero_losses(world.device)
 
     def take_up(self) -> None:
-        """Continue the epoch's sum; at another world size than before, rank 0 has all of it."""
+        """Continue the epoch's sum from `progress`. If the world size has changed, rank 0 continues the whole sum."""
         progress, rank = self._progress, self._world.rank
         own = progress.loss_sum if self._world.is_main else 0.0
         if len(progress.loss_sums) == self._world.size:
@@ -88,11 +88,11 @@ class TrainingLoss:
         self._own = zero_losses(self._world.device) + own
 
     def add(self, loss: torch.Tensor, samples: int) -> None:
-        """Count a mean loss for so many samples."""
+        """Add a mean loss over this number of samples."""
         self._own.add_(loss, alpha=samples)
 
     def sum_up(self) -> None:
-        """Bring the ranks' sums into the counters, from where a resumed epoch goes on. Every rank calls it."""
+        """Write the sums of all ranks to `progress`, so that a resumed epoch can continue them. Every rank calls it."""
         sums = torch.zeros(self._world.size, dtype=self._own.dtype, device=self._world.device)
         sums[self._world.rank] = self._own
         self._progress.loss_sums = self._world.reduce(sums, "sum").tolist()
@@ -104,7 +104,7 @@ class TrainingLoss:
         """The mean over the epoch's samples of all ranks. Every rank calls it.
 
         Raises:
-            ConfigurationError: there was not one sample.
+            ConfigurationError: the epoch had no sample.
         """
         self.sum_up()
         samples = self._progress.samples_in_epoch

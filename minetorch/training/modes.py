@@ -1,4 +1,4 @@
-"""Train mode while an epoch trains, eval mode otherwise, and the user's own choice for single modules."""
+"""Train mode during training, eval mode otherwise, and the user's own choice for single modules."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 
 
 class Modes:
-    """Switches a model between the modes that it trains in and eval mode.
+    """Switches a model between train mode and eval mode.
 
-    A module that the user has put into eval mode, such as a frozen backbone, stays in it while the model trains.
+    A module that the user has put into eval mode, such as a frozen backbone, stays in eval mode during training.
     """
 
     def __init__(self, model: nn.Module, wrapped: Callable[[], nn.Module], logger: logging.Logger) -> None:
@@ -19,20 +19,20 @@ class Modes:
 
         Args:
             model: the user's model.
-            wrapped: gives the model that is called: the same, or DDP around it.
+            wrapped: returns the model to call: the user's model, or its DDP wrapper.
             logger: for a line about modules that are in eval mode at the start.
         """
         self._model = model
         self._wrapped = wrapped
         self._logger = logger
         self._kept: list[nn.Module] | None = None
-        """While the whole model is in eval mode: the modules that stay in it when training continues."""
+        """While the whole model is in eval mode: the modules that stay in eval mode when training continues."""
         self._ends_in_eval = False
 
     def begin(self) -> None:
-        """Remember which modules the user has put into eval mode, and put the whole model into it until `train`.
+        """Remember which modules the user has put into eval mode, and put the whole model into eval mode.
 
-        Where all of them are in eval mode, as in a pretrained model that was just loaded, none of them stays in it.
+        If all modules are in eval mode, as in a pretrained model after loading, `train` puts all into train mode.
         """
         in_eval = {name for name, module in self._model.named_modules() if not module.training}
         self._ends_in_eval = len(in_eval) == sum(1 for _ in self._model.modules())
@@ -50,23 +50,23 @@ class Modes:
             self._logger.info("These modules are in eval mode and stay in it during training: %s%s.", named, more)
 
     def evaluate(self) -> None:
-        """Put the whole model into eval mode. It may be in it already."""
+        """Put the whole model into eval mode. A second call changes nothing."""
         if self._kept is None:
             self._kept = [module for module in self._model.modules() if not module.training]
         self._wrapped().eval()
 
     def train(self) -> None:
-        """Put back the modes of training, as they were before `evaluate`. They may be there already."""
+        """Restore the modes from before `evaluate`. A second call changes nothing."""
         if self._kept is None:
             return
-        # Not flag by flag: a model may override train() to freeze a part of itself, or to prepare its weights.
+        # Call train() instead of setting flags: a model may override it to freeze a part, or to prepare its weights.
         self._wrapped().train()
         for module in self._kept:
             module.training = False
         self._kept = None
 
     def end(self) -> None:
-        """Give the model back in the modes in which the user has handed it over, or has put it since."""
+        """Restore the user's modes: those from before `begin`, with the changes that hooks have made since."""
         self.train()
         if self._ends_in_eval:
             self._wrapped().eval()

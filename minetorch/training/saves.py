@@ -1,4 +1,4 @@
-"""When all ranks save and stop: what was asked for, what is due, and what has become durable."""
+"""Decides when all ranks save: at a request, at a stride, or at the end. Calls the hooks for finished saves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
 
 class Saves:
-    """Saves the run where it is due or asked for. All ranks do it after the same step."""
+    """Saves the run when a save is due or a rank asks for one. All ranks save after the same step."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Saves:
         self._replicas = replicas
         self._heartbeat = heartbeat
         self._after_step: list[tuple[tuple[str, ...], bool]] = []
-        """Names and `wait` of what was to be saved in the middle of an accumulation."""
+        """Names and `wait` of the saves that wait for the end of an accumulation."""
 
     def save(self, names: Sequence[str] = ()) -> str:
         """Copy the state, and start to save the copy. Every rank calls it.
@@ -48,7 +48,7 @@ class Saves:
 
         Raises:
             RanksDifferError: the ranks do not have the same weights.
-            StorageError: the save before it failed.
+            StorageError: the previous save failed.
         """
         trainer = self._trainer
         names = (*names, *trainer._names_of_next_save)
@@ -62,9 +62,9 @@ class Saves:
         return path
 
     def persist(self, names: tuple[str, ...], *, wait: bool) -> str | None:
-        """Save, or do so when the accumulation under way has had its step; see `Trainer.persist`."""
+        """Save now or, in the middle of an accumulation, after its step; see `Trainer.persist`."""
         if self._step.is_open:
-            # The gradients so far are in no checkpoint: going on from here, the step would lack them.
+            # Checkpoints hold no gradients: a run resumed from here would lose those so far.
             self._after_step.append((names, wait))
             return None
         path = self.save(names)
@@ -73,7 +73,7 @@ class Saves:
         return path
 
     def after_step(self) -> frozenset[Request]:
-        """Save if it is time. Returns what any rank asks of the loop. Every rank calls it after every step."""
+        """Save if a save is due. Returns the requests of all ranks to the loop. Every rank calls it after each step."""
         if self._after_step:
             for names, wait in self._after_step:
                 self.persist(names, wait=wait)
@@ -91,7 +91,7 @@ class Saves:
         return asked - {"save", "poll_saves"}
 
     def asked(self) -> frozenset[Request]:
-        """What any rank has asked for up to now. Every rank calls it."""
+        """The requests of all ranks so far, without polls, which it carries out. Every rank calls it."""
         self._ask_for_news()
         asked = self._stop_vote.now()
         if "poll_saves" in asked:
@@ -99,10 +99,10 @@ class Saves:
         return asked - {"poll_saves"}
 
     def at_epoch_end(self, *, must: bool) -> None:
-        """Save at the stride, at the best, and where it must be. Every rank calls it.
+        """Save at the stride, at the best metric so far, and if `must`. Every rank calls it.
 
         Raises:
-            ConfigurationError: `monitor` is no metric of this run. The checkpoint is on its way nevertheless.
+            ConfigurationError: this run has no metric `monitor`. The save continues all the same.
         """
         stride = self._trainer.settings.persist_stride
         due = stride is not None and self._trainer.current_epoch % stride == 0
@@ -111,13 +111,13 @@ class Saves:
         self._persistence.check_monitor()
 
     def poll(self, *, wait: bool = False) -> None:
-        """Tell the hooks of the checkpoints that have become durable. Every rank calls it.
+        """Call the hooks for the checkpoints that have become durable. Every rank calls it.
 
         Args:
-            wait: until nothing is on its way.
+            wait: wait until all saves have finished.
 
         Raises:
-            StorageError: one could not be saved. Every rank raises it.
+            StorageError: a save failed. Every rank raises it.
         """
         before = self._heartbeat.enter(Phase.SAVING) if wait else None
         news = self._persistence.news(wait=wait)

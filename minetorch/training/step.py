@@ -1,4 +1,4 @@
-"""One optimizer step out of one batch, or of several whose gradients are accumulated."""
+"""Makes one optimizer step from one batch, or from several with accumulated gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class TrainStep:
     """Turns the gradients of one or more iterations into one optimizer step.
 
     ```python
-    step.begin(is_last)         # of an iteration
+    step.begin(is_last)         # at the start of each iteration
     step.add_gradients(batch, epoch)
     if step.is_due:
         step.take()
@@ -33,9 +33,9 @@ class TrainStep:
 
         Args:
             strategy: computes and averages gradients, and steps.
-            loss: the user's.
-            sums: where losses are counted.
-            accumulated: iterations whose gradients make one step.
+            loss: the user's loss function.
+            sums: adds up the losses.
+            accumulated: the number of iterations in a step.
             clip_grad_norm: upper limit of the gradients' total 2-norm.
         """
         self._strategy = strategy
@@ -45,22 +45,22 @@ class TrainStep:
         self._clip_grad_norm = clip_grad_norm
         self._added = 0
         self.is_due = True
-        """Whether the iteration under way is the last one of its step."""
+        """Whether the current iteration is the last one of its step."""
 
     @property
     def is_open(self) -> bool:
-        """Whether there are gradients that wait for their step. No checkpoint would hold them."""
+        """Whether gradients wait for their step. No checkpoint holds them."""
         return self._added > 0
 
     def reset(self) -> None:
-        """Forget an accumulation that an error has cut short."""
+        """Forget an accumulation that an error has interrupted."""
         self._added = 0
 
     def begin(self, *, is_last: bool) -> None:
         """Start an iteration.
 
         Args:
-            is_last: of the epoch, so that the step is due even if its accumulation is shorter than others.
+            is_last: whether it is the last one of the epoch. Then the step is due, even after fewer iterations.
         """
         self.is_due = is_last or self._added + 1 == self._accumulated
         if self._added == 0:

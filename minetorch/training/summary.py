@@ -1,4 +1,4 @@
-"""The lines of the log that sum a run up, at its start and at its end. Pure."""
+"""The log lines at the start and at the end of a training. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batches:
-    """How the training data comes."""
+    """The number and the size of the training batches."""
 
     count: int | None
-    """Batches of an epoch; None where the data has no length."""
+    """Batches in an epoch; None if the data has no length."""
     size: int | None
-    """Samples in a batch of all workers; None where the data or a batch sampler makes the batches."""
+    """Samples in a batch of all workers; None if the data or a batch sampler makes the batches."""
 
 
 def starting(model: nn.Module, settings: Settings, batches: Batches, devices: Sequence[str], directory: str) -> str:
-    """What is about to be trained.
+    """The line at the start: model, devices, batches, precision and directory.
 
     Args:
-        model: the user's own.
+        model: the user's own model.
         settings: the options of the run.
-        batches: of the training data.
+        batches: the batches of the training data.
         devices: the device of each rank.
-        directory: of the run.
+        directory: the directory of the run.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters() if not is_lazy(parameter))
     kinds = ", ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in Counter(devices).items())
@@ -50,7 +50,7 @@ def starting(model: nn.Module, settings: Settings, batches: Batches, devices: Se
 
 
 def ending(best: Manifest | None, seconds: float, directory: str) -> str:
-    """What a training came to, how long it took, and where its files are."""
+    """The line at the end: the best metric, the duration, and the directory."""
     found = ""
     if best is not None and best.monitor in best.metrics:
         found = f"Best: {best.monitor} {four_digits(best.metrics[best.monitor])} (epoch {best.epoch}). "
@@ -58,7 +58,7 @@ def ending(best: Manifest | None, seconds: float, directory: str) -> str:
 
 
 def _class_name(model: nn.Module) -> str:
-    """Of the user's own class, where `torch.compile` has put a wrapper around it."""
+    """The name of the user's own class, also inside a wrapper of `torch.compile`."""
     return type(ModelNames(model).modules()[""]).__name__
 
 

@@ -1,4 +1,4 @@
-"""`trival=True`: a trial of the whole script, with a few iterations for each pass over the data."""
+"""`trival=True`: a trial of the whole script, with a few iterations in each pass over the data."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from minetorch.data import Epoch
 from minetorch.options.settings import Settings
 
 TRIVIAL_ITERATIONS = 10
-"""Iterations of a pass over the data under `trival=True`."""
+"""Iterations in a pass over the data with `trival=True`."""
 
 
 def trial_length(iterations: int | None, settings: Settings, done: int = 0) -> int | None:
-    """How many iterations there will be of so many, `done` of which were done before; None where it is not known."""
+    """The number of iterations that remain after `done`, limited by `trival`; None if it is not known."""
     if iterations is None or not settings.trival:
         return iterations
     return min(iterations, max(0, TRIVIAL_ITERATIONS - done))
 
 
 def limited(epoch: Epoch, settings: Settings, done: int = 0) -> Epoch:
-    """The epoch, or its beginning under `trival`, of which `done` iterations were done before."""
+    """The epoch or, with `trival`, its first iterations. `done` of them were done before."""
     if not settings.trival:
         return epoch
     batches = islice(epoch.batches, max(0, TRIVIAL_ITERATIONS - done))

@@ -19,12 +19,12 @@ from minetorch_launch.heartbeat import HeartbeatWriter, Phase
 
 
 class Validated(NamedTuple):
-    """What a validation found."""
+    """The result of a validation."""
 
     loss: float | None
-    """The mean over all ranks' samples; None where there is not one sample."""
+    """The mean over all ranks' samples; None if there is no sample."""
     is_cut_short: bool
-    """Whether a stop was asked for meanwhile. The generators are as before, so that it can be done again."""
+    """Whether a stop has interrupted it. Then the random generators are as before, so that it can be repeated."""
 
 
 class Validation:
@@ -50,7 +50,7 @@ class Validation:
 
     @torch.no_grad()
     def run(self) -> Validated:
-        """Validate on every rank's share of the data. Every rank calls it."""
+        """Validate on this rank's share of the data. Every rank calls it."""
         trainer, strategy, loader = self._trainer, self._trainer.strategy, self._trainer.val_dataloader
         assert loader is not None
         self._heartbeat.enter(Phase.VALIDATING)

@@ -105,7 +105,7 @@ def test_without_validation_every_epoch_still_ends(trained):
     ends = [payload for point, payload in calls if point == "after_epoch_end"]
     assert [end["val_loss"] for end in ends] == [None, None]
     assert run.trainer.lowest_val_loss == math.inf
-    assert not list(run.trainer._store.local_path("models").glob("best*"))
+    assert not list(run.trainer.files.local_path("models").glob("best*"))
 
 
 def test_trival_stops_after_ten_iterations_and_divides_by_what_it_saw(trained):

@@ -1,8 +1,8 @@
-"""The sums that span ranks: each rank's nodes of the tree in, the whole tree's sum out, with the same bits everywhere.
+"""Sums over ranks: each rank puts in its nodes of the tree, and gets the sum of the whole tree, with the same bits.
 
-An all-reduce adds in an order of its own. Collectives that only move data do not: each rank gets one segment of every
-node of every rank, adds these up as the tree says, and hands its segment of the sum to all. Where the nodes divide
-evenly that moves as many bytes as a ring all-reduce.
+An all-reduce decides the order of its additions itself. So this uses collectives that only move data: each rank gets
+one segment of each node of all ranks, adds these in the order of the tree, and sends its segment of the sum to all. If
+the nodes divide evenly, this moves as many bytes as a ring all-reduce.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minetorch.distributed.world import World
 from minetorch.strategies.exact.tree import TreeSum, nodes_by_rank
 
 SMALL_BYTES = 128 * 2**10
-"""Below this a node is sent whole to every rank: one collective's latency is saved, and the bytes do not matter."""
+"""A smaller node is sent whole to every rank. This saves the latency of a collective."""
 
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -30,16 +30,16 @@ class Exchange:
         self._shards = shards
 
     def tree(self, leaves: int) -> TreeSum[list[torch.Tensor]]:
-        """For this rank's leaves: the first `leaves` shards have one each."""
+        """Make the tree for this rank's leaves. The first `leaves` shards have one leaf each."""
         return TreeSum(leaves, _add_lists)
 
     def total(self, tree: TreeSum[list[torch.Tensor]], leaves: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The sum over all ranks' leaves. Every rank calls it, also one that has no leaf.
+        """The sum over all ranks' leaves. Every rank calls it, also a rank without leaves.
 
         Args:
-            tree: with all of this rank's leaves in it.
-            leaves: of all ranks.
-            like: tensors of the types and shapes of a leaf's.
+            tree: the tree, with all of this rank's leaves.
+            leaves: the number of leaves of all ranks.
+            like: tensors with the types and shapes of a leaf's tensors.
         """
         if self._world.size == 1:
             return tree.root
@@ -71,7 +71,7 @@ class Exchange:
         return gathered[: len(total)]
 
     def _sum_rows(self, sent: torch.Tensor, leaves: int) -> torch.Tensor:
-        """The tree's sum of what all ranks send to this one; the same number of rows goes to each."""
+        """Send the same number of rows to each rank, and sum the received rows in the order of the tree."""
         by_rank = nodes_by_rank(leaves, self._shards, self._world.size)
         counts = [len(nodes) for nodes in by_rank]
         received = sent.new_empty(sum(counts), sent.shape[1])
@@ -84,19 +84,19 @@ class Exchange:
 
 
 def _cut(node: torch.Tensor, segments: torch.Tensor) -> None:
-    """Copy a flat tensor into the rows of a matrix, of which the last ones may not be filled."""
+    """Copy a flat tensor into the rows of a matrix, and fill the rest with zeros."""
     rows, width = segments.shape
     full = len(node) // width
     segments[:full] = node[: full * width].view(full, width)
     if full < rows:
         segments[full, : len(node) - full * width] = node[full * width :]
-        # What was never written may be any bits: sums of them could be slow, or signal.
+        # Uninitialized memory can hold any bits, such as denormals or signaling NaNs, which are slow to add.
         segments[full, len(node) - full * width :] = 0
         segments[full + 1 :] = 0
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as bytes, since they are moved only: then any type goes through any backend."""
+    """View the tensor as bytes, so that any backend can move it, whatever its type."""
     return tensor.view(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What the same bits at any world size cannot be promised for: each is an error that says why, and what to do."""
+"""Refuses models and options that cannot have the same bits at any world size. Each error says why, and what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minetorch.strategies.exact.statistics import keeps_statistics
 def check_exact(
     options: Exact, world: World, model: nn.Module, optimizer: torch.optim.Optimizer, *, split_batches: bool
 ) -> None:
-    """Refuse what is known before the training.
+    """Refuse what can be checked before the training.
 
     Raises:
         ConfigurationError: with the first reason found.
@@ -89,13 +89,13 @@ def _reasons_of_model(model: nn.Module, optimizer: torch.optim.Optimizer) -> Ite
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    # Importing it takes a second, and only who compiles has done so.
+    # The import takes a second. A script that compiles has imported it already.
     dynamo = sys.modules.get("torch._dynamo")
     return module._compiled_call_impl is not None or (dynamo is not None and isinstance(module, dynamo.OptimizedModule))
 
 
 def refuse_gradients(model: nn.Module) -> NoReturn:
-    """Say which gradients a shard's backward has left cannot be summed.
+    """Name the gradients of a shard's backward that cannot be summed.
 
     Raises:
         ConfigurationError: always.
@@ -116,10 +116,9 @@ def refuse_gradients(model: nn.Module) -> NoReturn:
 
 
 class BufferGuard:
-    """Sees to it that no forward changes a buffer, but for those that `RunningStatistics` sums up.
+    """Checks that no forward changes a buffer, except those that `RunningStatistics` sums up.
 
-    It would change as often as this rank has shards, or by what they hold, and so differently on another number of
-    ranks.
+    Other changes would depend on the number of this rank's shards and on their samples, and so on the number of ranks.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -135,15 +134,15 @@ class BufferGuard:
         self._began = False
 
     def begin(self) -> None:
-        """At the start of an iteration: note what there is."""
+        """Record the buffers at the start of an iteration."""
         buffers = [module._buffers[name] for module, name, _ in self._places]
         self._before = [(buffer, -1 if buffer is None else buffer._version) for buffer in buffers]
-        # Some kernels write without counting it as a version. The first iteration gives them away.
+        # Some kernels write without a new version number. So the first iteration also compares the values.
         self._copies = None if self._began else [None if buffer is None else buffer.clone() for buffer in buffers]
         self._began = True
 
     def check(self) -> None:
-        """After its shards.
+        """Check the buffers after the iteration's shards.
 
         Raises:
             ConfigurationError: a buffer was changed.

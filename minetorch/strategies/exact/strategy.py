@@ -1,8 +1,8 @@
 """An iteration by virtual shards.
 
-Each iteration's samples, the same at any world size, are split over a fixed number of virtual shards, and each rank
-has a run of these. A shard's forward and backward see nothing of the rank that they run on: not its other samples, not
-its generators, not its number of threads. What comes of them is summed in a tree that is the same at any world size.
+Each iteration's samples, the same at any world size, are split over a fixed number of virtual shards. Each rank has
+several consecutive shards. A shard's forward and backward do not depend on the rank: not on its other samples, its
+random generators or its number of threads. The results are summed in a tree that is the same at any world size.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from minetorch.strategies.exact.refusals import BufferGuard, check_exact, refuse
 from minetorch.strategies.exact.statistics import RunningStatistics
 
 THREADS = 1
-"""Threads of an operator. The gradients of an MLP with 32 samples differ between one and two, and a launcher gives
-each worker as many as there are cores for it."""
+"""Threads of an operator. The gradients of an MLP with 32 samples differ between one thread and two, and a launcher
+gives each worker as many threads as it has cores."""
 
 
 class VirtualShards(Strategy):
@@ -51,7 +51,7 @@ class VirtualShards(Strategy):
         """Check the arguments.
 
         Raises:
-            ConfigurationError: the same bits cannot be promised for this.
+            ConfigurationError: the strategy cannot give the same bits for this model or these options.
         """
         super().__init__(world, model, optimizer, amp)
         check_exact(options, world, model, optimizer, split_batches=split_batches)
@@ -60,7 +60,7 @@ class VirtualShards(Strategy):
         self._threads: int | None = None
 
     def place(self) -> None:
-        """Move the model to the device, and take over the number of threads until `close`."""
+        """Move the model to the device, and set the number of threads until `close`."""
         super().place()
         if self.world.size > 1:
             self._start_alike()
@@ -72,13 +72,13 @@ class VirtualShards(Strategy):
         torch.set_num_threads(THREADS)
 
     def close(self) -> None:
-        """Give the process its threads back."""
+        """Restore the process's number of threads."""
         if self._threads is not None:
             torch.set_num_threads(self._threads)
             self._threads = None
 
     def share_out(self, source: DataLoader[Any], *, training: bool) -> RankLoader:
-        """Split each batch into virtual shards, and give every rank a run of them."""
+        """Split each batch into virtual shards, and give each rank several consecutive ones."""
         return share_out_by_shards(
             source,
             self.world,
@@ -116,7 +116,7 @@ class VirtualShards(Strategy):
         loss, *sums = self._exchange.total(tree, leaves, [figure, *parameters, *self._statistics.like])
         self._statistics.settle(sums[len(parameters) :], leaves)
         _deposit(sums[: len(parameters)], earlier, parameters)
-        # Hooks draw alike on every rank, whatever shards it had.
+        # After this, hooks draw the same numbers on every rank, whatever shards it had.
         self._reseed("hooks", epoch, batch.position, 0)
         return Counted(loss, batch.total if self.world.is_main else 0)
 
@@ -131,11 +131,11 @@ class VirtualShards(Strategy):
 
     @property
     def validation_parts(self) -> int:
-        """One for each virtual shard: added up at the end alone, they do not depend on which rank had which."""
+        """One for each virtual shard. They are added only at the end, so the sum does not depend on the ranks."""
         return self._shards
 
     def validation_loss(self, batch: Batch, loss_of: LossOf, sums: torch.Tensor, *, epoch: int) -> torch.Tensor:
-        """Do the forward of each of this rank's shards, of which there is one at least."""
+        """Do the forward of each of this rank's shards; there is at least one."""
         mean = torch.zeros_like(sums[0])
         for shard, counted, data in batch.parts():
             self._reseed("validate", epoch, batch.position, shard)
@@ -147,11 +147,11 @@ class VirtualShards(Strategy):
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Strategy.state_dict`, with the number of virtual shards."""
+        """The state of `Strategy.state_dict`, with the number of virtual shards."""
         return {**super().state_dict(), "virtual_shards": self._shards}
 
     def check_state(self, state: Mapping[str, Any], path: str, logger: logging.Logger) -> None:
-        """Compare the number of virtual shards with the one that the checkpoint was made with.
+        """Check that the checkpoint has the same number of virtual shards.
 
         Raises:
             CheckpointMismatchError: it is another one.

@@ -1,8 +1,8 @@
-"""A binary tree of sums that is the same however its leaves are spread over ranks. Pure: no process, no tensor.
+"""A binary tree of sums that does not depend on how ranks share its leaves. Pure: no process, no tensor.
 
-Floating-point addition is not associative, so that a sum's bits depend on what is added to what. Here that depends on
-the number of leaves alone. A *node* is a run of leaves that starts at a multiple of a power of two and ends after as
-many leaves, or at the last leaf:
+Floating-point addition is not associative, so a sum's bits depend on the order of the additions. Here the order
+depends only on the number of leaves. A *node* is a range of leaves: its length is a power of two, its start is a
+multiple of the length, and the last leaf may cut it short:
 
 ```
 0───────────┐
@@ -11,7 +11,7 @@ many leaves, or at the last leaf:
 0 1   2 3   4 5
 ```
 
-A rank that has a run of leaves can sum some nodes of the tree alone; those of all ranks, in order, give the rest.
+A rank with a range of leaves can sum some nodes of the tree alone. The nodes of all ranks, in order, give the rest.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ def are_siblings(left: range, right: range, leaves: int) -> bool:
 
 
 class TreeSum(Generic[Value]):
-    """Adds up nodes that come from left to right. It holds one more than log2 of their number at most."""
+    """Adds up nodes that come from left to right. It holds at most one node more than log2 of their number."""
 
     def __init__(self, leaves: int, add: Callable[[Value, Value], Value]) -> None:
-        """Nothing summed yet.
+        """Start without nodes.
 
         Args:
-            leaves: of the whole tree, not only those that will be pushed here.
+            leaves: the number of leaves of the whole tree, not only of those that are pushed here.
             add: returns the sum of a left and a right value; it may overwrite the left one.
         """
         self.nodes: list[tuple[range, Value]] = []
-        """What could not be added up further, from left to right."""
+        """The nodes that could not be added up further, from left to right."""
         self._leaves = leaves
         self._add = add
 
     def push(self, node: range, value: Value) -> None:
-        """Put a node to the right of all that came before, and add up what now can be."""
+        """Add a node to the right of all earlier ones, and add up all siblings."""
         nodes = self.nodes
         nodes.append((node, value))
         while len(nodes) > 1 and are_siblings(nodes[-2][0], nodes[-1][0], self._leaves):
@@ -67,11 +67,11 @@ class TreeSum(Generic[Value]):
 
 @cache
 def nodes_by_rank(leaves: int, shards: int, world_size: int) -> tuple[tuple[range, ...], ...]:
-    """The nodes that each rank is left with when it has summed its own leaves.
+    """The nodes that remain on each rank after it has summed its own leaves.
 
     Args:
-        leaves: shards that have a sample: the first so many.
-        shards: virtual shards, of which each rank has a run.
+        leaves: the number of shards that have a sample. These are the first ones.
+        shards: the number of virtual shards. Each rank has several consecutive ones.
         world_size: at most `shards`.
     """
     return tuple(_nodes(split_evenly(shards, world_size, rank), leaves) for rank in range(world_size))

@@ -125,6 +125,14 @@ def test_a_scripts_own_excepthook_is_called(launches):
 
 
 @pytest.mark.slow
+def test_a_script_that_closes_all_descriptors_still_shows_its_traceback(launches):
+    script = launches.script("import os; os.closerange(3, 1000); raise ValueError('closed too much')")
+    done = launches.run(script)
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: closed too much") == 1
+
+
+@pytest.mark.slow
 def test_at_exit_runs_after_an_exception_and_a_stuck_thread_does_not_hide_it(launches):
     script = launches.script(
         """

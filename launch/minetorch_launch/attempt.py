@@ -103,7 +103,8 @@ class NodeAttempt:
         if self._stop.done():  # the signal came while the last worker started
             self._take_stop(self._stop.result())
         try:
-            while self._ending is None:
+            # The leader may end the attempt without this node, if the launcher was paused and its workers still stop.
+            while self._ending is None or (self._stopping is not None and not self._stopping.done()):
                 await self._take_next_event()
             return self._ending
         finally:
@@ -118,8 +119,10 @@ class NodeAttempt:
 
     async def _pass_on_orders(self) -> None:
         try:
-            while True:
-                self._events.put_nowait(await self._round.next_order())
+            order = None
+            while not isinstance(order, messages.Decision | messages.Finish | messages.Shutdown):
+                order = await self._round.next_order()
+                self._events.put_nowait(order)
         except LeaderLostError as error:
             self._events.put_nowait(error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class NodeAttempt:
         relay: Relay,
         *,
         stop: asyncio.Future[int],
+        warnings: Collection[Preemption],
         unreported: list[dict[str, Any]],
         on_tick: Callable[[], None],
     ) -> None:
@@ -81,6 +82,8 @@ class NodeAttempt:
         self.noticed_at: float | None = None
         self.stopped_at: float | None = None
         self._events: asyncio.Queue[object] = asyncio.Queue()
+        for warning in warnings:
+            self.post(warning)
         self._saving_until: float | None = None  # the workers save before a change of the nodes: until when at most
         self._stopping: asyncio.Task[None] | None = None
         self._evidence: dict[str, Any] = {}  # how the workers ended, once they are stopped

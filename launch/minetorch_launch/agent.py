@@ -54,6 +54,9 @@ class Agent:
         self._failures = 0
         self._restart: Restart | None = None
         self._current: NodeAttempt | None = None
+        self._warnings: set[Preemption] = set()
+        """The preemption warnings so far: workers that start later get them too."""
+
         self._unreported: list[dict[str, Any]] = []
         """How workers here failed in an attempt that no leader has judged, because the leader was lost."""
 
@@ -84,6 +87,8 @@ class Agent:
         """Take a signal."""
         if isinstance(event, Stop) and not self._stop.done():
             self._stop.set_result(event.signum)
+        if isinstance(event, Preemption):
+            self._warnings.add(Preemption(event.signum))
         if self._current is not None:
             self._current.post(event)
 
@@ -117,6 +122,7 @@ class Agent:
                     self._starter,
                     self._relay,
                     stop=self._stop,
+                    warnings=self._warnings,
                     unreported=self._unreported,
                     on_tick=lambda: self._tick(attempt, round_),
                 )

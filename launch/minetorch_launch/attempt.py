@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class NodeAttempt:
         relay: Relay,
         *,
         stop: asyncio.Future[int],
+        warnings: Collection[Preemption],
         unreported: list[dict[str, Any]],
         on_tick: Callable[[], None],
     ) -> None:
@@ -81,6 +82,8 @@ class NodeAttempt:
         self.noticed_at: float | None = None
         self.stopped_at: float | None = None
         self._events: asyncio.Queue[object] = asyncio.Queue()
+        for warning in warnings:
+            self.post(warning)
         self._saving_until: float | None = None  # the workers save before a change of the nodes: until when at most
         self._stopping: asyncio.Task[None] | None = None
         self._evidence: dict[str, Any] = {}  # how the workers ended, once they are stopped
@@ -103,7 +106,8 @@ class NodeAttempt:
         if self._stop.done():  # the signal came while the last worker started
             self._take_stop(self._stop.result())
         try:
-            while self._ending is None:
+            # The leader may end the attempt without this node, if the launcher was paused and its workers still stop.
+            while self._ending is None or (self._stopping is not None and not self._stopping.done()):
                 await self._take_next_event()
             return self._ending
         finally:
@@ -118,8 +122,10 @@ class NodeAttempt:
 
     async def _pass_on_orders(self) -> None:
         try:
-            while True:
-                self._events.put_nowait(await self._round.next_order())
+            order = None
+            while not isinstance(order, messages.Decision | messages.Finish | messages.Shutdown):
+                order = await self._round.next_order()
+                self._events.put_nowait(order)
         except LeaderLostError as error:
             self._events.put_nowait(error)
 

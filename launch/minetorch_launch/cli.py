@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``, the process's own by default, and return its exit code."""
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # paths and arguments need not be text
     try:
@@ -38,6 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null in place of each standard stream that the caller has closed.
+
+    Otherwise the next file or socket takes its number, and the launcher writes the output of the workers into it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 - takes the lowest free number, which is the stream's own
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _run(argv: list[str]) -> int:

@@ -164,3 +164,14 @@ def test_answers_come_without_torch(words, code):
     )
     done = subprocess.run([sys.executable, "-c", probe, *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_caller_may_close_the_standard_streams(launches, closed):
+    launches.script("import os; print('output'); open('ran-' + os.environ['RANK'], 'w').close()")
+    line = f"exec '{sys.executable}' -m minetorch_launch --nproc 2 script.py {closed}"
+    done = launches.run(line, command=("sh", "-c"))
+    assert done.returncode == 0
+    assert "Error" not in done.stderr
+    assert sorted(path.name for path in launches.folder.glob("ran-*")) == ["ran-0", "ran-1"]

@@ -65,6 +65,40 @@ def test_a_worker_without_a_handler_is_warned_once_it_has_one(launches):
 
 
 @pytest.mark.slow
+def test_a_warning_that_comes_before_the_workers_reaches_them(launches):
+    launches.script("import time; print('importing', flush=True); time.sleep(2)", "slow_import.py")
+    process = launches.start("--nproc", 2, "--preload", "slow_import", launches.script(TAKES), 75, "script.py")
+    assert "importing" in process.stdout.readline()
+    process.send_signal(signal.SIGUSR2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert launches.by_rank(out) == {rank: ["waiting", "ready", "told 1"] for rank in range(2)}
+
+
+@pytest.mark.slow
+def test_workers_that_replace_others_get_an_earlier_warning_too(launches):
+    script = launches.script(
+        """
+        import os, signal, sys, time
+
+        def take(signum, frame):
+            if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                raise ValueError("while it saves")
+            sys.exit(75)
+
+        signal.signal(signal.SIGUSR2, take)
+        print("ready", flush=True)
+        time.sleep(100)
+        """
+    )
+    process = launches.start("--nproc", 2, "--max-restarts", 1, script)
+    _lines(process, launches, "ready")
+    process.send_signal(signal.SIGUSR2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+
+
+@pytest.mark.slow
 def test_a_script_without_a_handler_runs_on(launches):
     script = launches.script("print('here', flush=True); input_ = open(__import__('sys').argv[1]); input_.read()")
     fifo = launches.folder / "fifo"

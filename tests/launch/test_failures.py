@@ -125,6 +125,24 @@ def test_a_scripts_own_excepthook_is_called(launches):
 
 
 @pytest.mark.slow
+def test_a_script_that_closes_all_descriptors_still_shows_its_traceback(launches):
+    script = launches.script("import os; os.closerange(3, 1000); raise ValueError('closed too much')")
+    done = launches.run(script)
+    assert done.returncode == 1
+    assert done.stderr.count("ValueError: closed too much") == 1
+
+
+@pytest.mark.slow
+def test_a_very_long_message_is_shown_without_its_middle(launches):
+    script = launches.script("raise ValueError('begin ' + 'x' * 20_000_000 + ' end')")
+    done = launches.run(script)
+    assert done.returncode == 1
+    assert "ValueError: begin xxx" in done.stderr
+    assert done.stderr.endswith("xxx end\n")
+    assert len(done.stderr) < 2_000_000
+
+
+@pytest.mark.slow
 def test_at_exit_runs_after_an_exception_and_a_stuck_thread_does_not_hide_it(launches):
     script = launches.script(
         """

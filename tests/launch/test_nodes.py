@@ -230,6 +230,32 @@ def test_an_elastic_job_goes_on_without_a_node_that_dies_and_takes_it_in_again(l
 
 
 @pytest.mark.slow
+def test_a_launcher_that_was_paused_takes_part_again(launches, nodes):
+    """It finds the orders of the leader all at once, and must not kill the new workers together with the old ones."""
+    script = launches.script(
+        """
+        import os, pathlib, signal, sys, time
+
+        signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), sys.exit(1)))
+        print("start", os.environ["MINETORCH_ATTEMPT"], flush=True)
+        while not pathlib.Path("end").exists():
+            time.sleep(0.05)
+        time.sleep(3)
+        """
+    )
+    first, second = (nodes(script, rank=rank) for rank in (0, 1))
+    for node in (first, second):
+        node.wait_for("start 1")
+    second.process.send_signal(signal.SIGSTOP)
+    first.wait_for("the workers continue from the last checkpoint")
+    second.process.send_signal(signal.SIGCONT)
+    for node in (first, second):
+        node.wait_for("start 2")
+    (launches.folder / "end").touch()
+    assert (first.end(), second.end()) == (0, 0), first.text + second.text
+
+
+@pytest.mark.slow
 def test_the_job_outlives_the_node_that_keeps_the_rendezvous(launches, nodes):
     script = launches.script(COUNTS)
     first, second, third = (nodes(script, 10**6, -1, of="1:3", rank=rank) for rank in (0, 1, 2))

@@ -46,6 +46,8 @@ _GLOO_PLACE = re.compile(r"^\[[^\]\n]*/gloo/[^\]\n]*:\d+\] ", re.MULTILINE)
 # What torch makes of an error in a DataLoader's worker: the traceback, and the message in its last line.
 _OF_DATALOADER = re.compile(r"Caught \w+ in (DataLoader worker process \d+)\.\n(?:.*\n)* {2}.*\n(\S.*)")
 
+_MAX_HALF = 1 << 17
+
 _LIBRARY = re.compile(r"/(?:site|dist)-packages/|/lib(?:64)?/python3|^<")
 _LAUNCHER = (
     *(os.path.join(os.path.dirname(os.path.dirname(__file__)), part) for part in ("worker", "processes")),  # noqa: PTH118, PTH120
@@ -205,7 +207,16 @@ def describe_exit(error: SystemExit) -> dict[str, Any] | None:
 
 def _message(**known: Any) -> dict[str, Any]:
     nothing = {"traceback": "", "error": "", "place": "", "secondary": False, "repeats_peer_error": False}
-    return {"time": time.time(), "uses_trainer": "minetorch" in sys.modules, **nothing, **known}
+    texts = {name: _shortened(value) for name, value in known.items() if isinstance(value, str)}
+    return {"time": time.time(), "uses_trainer": "minetorch" in sys.modules, **nothing, **known, **texts}
+
+
+def _shortened(text: str) -> str:
+    """Leave out the middle of a very long text: an exception may show all its data, and the launcher waits for it."""
+    left_out = len(text) - 2 * _MAX_HALF
+    if left_out <= 0:
+        return text
+    return f"{text[:_MAX_HALF]} ({left_out:,} characters left out) {text[-_MAX_HALF:]}"
 
 
 def is_secondary(error: BaseException) -> bool:

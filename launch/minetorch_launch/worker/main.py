@@ -109,11 +109,13 @@ class _Link:
         """Whether this process is the worker itself: a script may fork a child that comes back here, too."""
         return os.getpid() == self._pid
 
-    def tell(self, message: Mapping[str, object]) -> None:
-        """Send the launcher one message."""
+    def tell(self, message: Mapping[str, object]) -> bool:
+        """Send the launcher one message; whether it is sent: a script may have closed the socket."""
         if self.is_ours:
             with suppress(OSError), self._sending:
                 self._socket.sendall(json.dumps(message).encode() + b"\n")
+                return True
+        return False
 
     def _answer_stack_requests(self, stacks: int) -> None:
         """Write the stacks of all threads whenever the launcher asks.
@@ -217,10 +219,10 @@ def _tell_exit(error: SystemExit, link: _Link) -> int:
 
 def _tell_exception(error: BaseException, link: _Link) -> int:
     message = describe_exception(error)
-    link.tell({"event": "failed", **message})
-    if _has_own_hook() or not link.is_ours:
-        # The script brought a hook of its own (a log, a crash service), or this is a child whose end the launcher does
-        # not see. Otherwise the launcher shows the traceback, once.
+    is_told = link.tell({"event": "failed", **message})
+    if _has_own_hook() or not is_told:
+        # The script brought a hook of its own (a log, a crash service), or the launcher does not know the traceback:
+        # this is a child of the worker, or the script has closed the link. Otherwise the launcher shows it, once.
         sys.excepthook(type(error), error, error.__traceback__)
     return int(message["code"])
 

@@ -108,7 +108,7 @@ RUN = """
 import os, sys, torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from minetorch import Trainer
+from minetorch import Checkpoints, Trainer
 
 def loss_func(trainer, data):
     return nn.functional.mse_loss(trainer.model(data[0]), data[1])
@@ -123,7 +123,7 @@ model = nn.Linear(1, 1)
 inputs = torch.linspace(-1, 1, 16).unsqueeze(1)
 Trainer(
     "runs", model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(TensorDataset(inputs, inputs), batch_size=4),
-    loss_func, max_epochs=3, persist_steps=2, drawer=None, hooks={"after_train_iteration_end": speak},
+    loss_func, max_epochs=3, checkpoints=Checkpoints(every_steps=2), drawer=None, hooks={"after_train_iteration_end": speak},
 ).train()
 """
 

@@ -123,7 +123,8 @@ model = nn.Linear(1, 1)
 inputs = torch.linspace(-1, 1, 16).unsqueeze(1)
 Trainer(
     "runs", model, torch.optim.SGD(model.parameters(), lr=0.1), DataLoader(TensorDataset(inputs, inputs), batch_size=4),
-    loss_func, max_epochs=3, checkpoints=Checkpoints(every_steps=2), drawer=None, hooks={"after_train_iteration_end": speak},
+    loss_func, max_epochs=3, checkpoints=Checkpoints(every_steps=2), drawer=None,
+    hooks={"after_train_iteration_end": speak},
 ).train()
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from minetorch.drawers.drawer import Drawer
 from minetorch.drawers.fanout import Drawers, SilentDrawers
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from minetorch.drawers.drawer import RunStore
 
 
-def _sql() -> Drawer:
+def _sql(**options: Any) -> Drawer:
     from minetorch.drawers.sql import SqlDrawer  # few runs need it
 
-    return SqlDrawer()
+    return SqlDrawer(**options)
 
 
-DRAWERS: dict[str, Callable[[], Drawer]] = {
+DRAWERS: dict[str, Callable[..., Drawer]] = {
     "matplotlib": MatplotlibDrawer,
     "tensorboard": TensorboardDrawer,
     "sql": _sql,

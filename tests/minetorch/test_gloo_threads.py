@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from minetorch import gloo_threads as gloo
+from minetorch.distributed import gloo_threads as gloo
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minetorch import randomness
+from minetorch.data import randomness
 from minetorch.data.randomness import kept_generators
 
 DRAWS = {

@@ -210,7 +210,7 @@ class NodeAttempt:
             report(messages.WorkersSucceeded(node, stopped_early=how == "stopped early"))
 
     def _stop_group(self, *, signum: int = signal.SIGTERM, alone: bool = False) -> None:
-        """Stop the workers, and report their end to the leader; the agent goes on taking events meanwhile."""
+        """Stop the workers, and report their end to the leader; the agent continues to take events."""
         if self._stopping is None:
             self.noticed_at = self.noticed_at or time.monotonic()
             self._stopping = asyncio.ensure_future(self._stop_and_report(signum, alone))
@@ -285,7 +285,7 @@ class NodeAttempt:
         self._ending = Outcome(results=results, stopped_early=stopped_early)
 
     def _gained_nothing(self) -> bool:
-        """Whether the end of the job's time came before a Trainer had made a step of its own."""
+        """Whether the job's time ended before a Trainer had made its first new step."""
         beats, deadline = self.group.heartbeats(), self._plan.deadline
         if not beats or deadline is None or time.time() < deadline.warning_at:
             return False
